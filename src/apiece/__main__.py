@@ -1,0 +1,5 @@
+"""`python -m apiece`, which torchrun needs."""
+
+from apiece.cli import main
+
+main()

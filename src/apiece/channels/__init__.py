@@ -1,0 +1,1 @@
+"""The channels: how one optimizer step turns a batch into loss terms."""

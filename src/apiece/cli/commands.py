@@ -1,0 +1,7 @@
+"""Imports every command module, which registers its commands on the app."""
+
+from __future__ import annotations
+
+from apiece.cli import config, data, evaluate, scenes, train
+
+__all__ = ["config", "data", "evaluate", "scenes", "train"]

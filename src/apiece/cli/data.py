@@ -1,0 +1,186 @@
+"""`apiece data`: bring data in, and find what is wrong with it."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from apiece.cli import app
+
+if TYPE_CHECKING:
+    from apiece.data.check import CheckReport
+    from apiece.data.imported import Imported
+
+MAX_LISTED = 20
+
+data = typer.Typer(no_args_is_help=True, help="Import data sets and check them. One JSONL line an image: docs/data.md.")
+importers = typer.Typer(no_args_is_help=True, help="Convert COCO, YOLO or Pascal VOC labels to the JSONL format.")
+data.add_typer(importers, name="import")
+app.add_typer(data, name="data")
+
+Out = Annotated[Path, typer.Option("--out", help="JSONL file to write.", show_default=False)]
+ImagesFolder = Annotated[Path, typer.Option("--images", help="Folder of the image files.", show_default=False)]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Drop what cannot be converted, with a list, and go on.")]
+
+
+@importers.command()
+def coco(
+    annotations: Annotated[Path, typer.Option("--annotations", help="COCO instances file.", show_default=False)],
+    images: ImagesFolder,
+    out: Out,
+    skip_bad: SkipBad = False,
+) -> None:
+    """Import a COCO annotation file.
+
+    Keeps image ids (as `id`), annotation ids, areas and `iscrowd`. Boxes that stick out by at most one pixel are cut
+    and counted; other dirt is kept for `apiece data check` to name.
+
+    Example: `apiece data import coco --annotations instances_val2017.json --images val2017 --out val.jsonl`
+    """
+    from apiece.data.coco import import_coco
+
+    _finish(import_coco(annotations, images), out, skip_bad)
+
+
+@importers.command()
+def yolo(
+    images: ImagesFolder,
+    labels: Annotated[Path, typer.Option("--labels", help="Folder of label files.", show_default=False)],
+    names: Annotated[Path, typer.Option("--names", help="Class names: one a line, or data.yaml.", show_default=False)],
+    out: Out,
+    skip_bad: SkipBad = False,
+) -> None:
+    """Import YOLO labels: `class cx cy width height` a line, as shares of the image.
+
+    An image without a label file has no objects. Polygons become their bounding boxes.
+
+    Example: `apiece data import yolo --images images/train --labels labels/train --names data.yaml --out train.jsonl`
+    """
+    from apiece.data.yolo import import_yolo
+
+    _finish(import_yolo(images, labels, names), out, skip_bad)
+
+
+@importers.command()
+def voc(
+    annotations: Annotated[Path, typer.Option("--annotations", help="Folder of XML files.", show_default=False)],
+    images: ImagesFolder,
+    out: Out,
+    skip_bad: SkipBad = False,
+) -> None:
+    """Import Pascal VOC annotations: one XML file an image, pixels counted from 1.
+
+    Example: `apiece data import voc --annotations Annotations --images JPEGImages --out train.jsonl`
+    """
+    from apiece.data.voc import import_voc
+
+    _finish(import_voc(annotations, images), out, skip_bad)
+
+
+class Fix(StrEnum):
+    """What `--fix` can do."""
+
+    DROP = "drop"
+
+
+@data.command()
+def check(
+    path: Annotated[Path, typer.Argument(metavar="DATA.jsonl", help="File to check.", show_default=False)],
+    fix: Annotated[
+        Fix | None, typer.Option("--fix", help="`drop`: write a copy without what has an error, to --out.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Where --fix writes its copy.")] = None,
+    json_out: Annotated[Path | None, typer.Option("--json", help="Write all numbers and problems as JSON.")] = None,
+    images: Annotated[bool, typer.Option("--images/--no-images", help="Open every image file.")] = True,
+    max_objects: Annotated[int, typer.Option("--max-objects", min=1, help="Warn of images with more objects.")] = 60,
+    show: Annotated[int, typer.Option("--show", min=-1, help="Warnings to list of each kind; -1 for all.")] = 5,
+) -> None:
+    """Check a data file: list every error with its line, and describe the set.
+
+    Exits with 1 if there are errors; warnings do not fail. With `--fix drop` it exits with 0 once the copy is written.
+
+    Examples:
+
+    `apiece data check train.jsonl`
+
+    `apiece data check train.jsonl --fix drop --out clean.jsonl`
+    """
+    from rich.console import Console
+
+    from apiece.data.check import check_jsonl, require_other
+    from apiece.data.check_report import kinds, plain_line, print_report
+    from apiece.data.problems import counted
+    from apiece.errors import UserError
+    from apiece.files import write_json
+
+    if (fix is None) != (out is None):
+        raise UserError("--fix drop and --out go together", fix="give both or neither", exit_code=2)
+    if out is not None:
+        require_other(out, path)
+    report = check_jsonl(path, open_images=images, max_objects=max_objects)
+    console = Console()
+    print_report(report, console, show=show)
+    if json_out is not None:
+        write_json(json_out, report.as_dict())
+    plain_line(console, "")
+    errors = report.errors
+    if not errors:
+        plain_line(console, f"{path}: no errors")
+    if out is not None:
+        _write_clean(report, out)
+    elif errors:
+        message = f"{counted(len(errors), 'error')}: {kinds(errors)}"
+        raise UserError(message, where=path, fix="mend them, or drop them with `--fix drop --out clean.jsonl`")
+
+
+def _write_clean(report: CheckReport, out: Path) -> None:
+    from apiece.data.check import write_clean
+    from apiece.data.problems import counted
+
+    images, objects = write_clean(report, out)
+    print(
+        f"wrote {out} without the errors above: dropped {counted(images, 'image')}"
+        f" and {counted(objects, 'object')} of other images"
+    )
+
+
+def _finish(imported: Imported, out: Path, skip_bad: bool) -> None:
+    """Write what was imported, or refuse with the problems listed."""
+    from rich.console import Console
+
+    from apiece.data.check_report import kinds, print_problems, printable
+    from apiece.data.jsonl import write_jsonl
+    from apiece.data.problems import Level, counted
+    from apiece.errors import UserError
+
+    errors = imported.errors
+    if errors and not skip_bad:
+        listed = "".join(f"\n  {printable(str(problem))}" for problem in errors[:MAX_LISTED])
+        more = f"\n  ... and {len(errors) - MAX_LISTED:,} more" if len(errors) > MAX_LISTED else ""
+        message = f"{counted(len(errors), 'problem')}, nothing written: {kinds(errors)}{listed}{more}"
+        raise UserError(message, fix="mend them, or leave them out with --skip-bad")
+    if not imported.samples:
+        raise UserError("no images to write", fix="check the paths given")
+    console = Console()
+    if errors:
+        print_problems(errors, f"dropped, {counted(len(errors), 'problem')}", console)
+    warnings = [problem for problem in imported.problems if problem.level is Level.WARNING]
+    if warnings:
+        print_problems(warnings, f"{counted(len(warnings), 'warning')}", console)
+    write_jsonl(out, imported.samples)
+    objects = sum(len(sample.objects) for sample in imported.samples)
+    empty = sum(not sample.objects for sample in imported.samples)
+    crowd = sum(instance.iscrowd for sample in imported.samples for instance in sample.objects)
+    classes = len({instance.desc for sample in imported.samples for instance in sample.objects})
+    print(
+        f"wrote {out}: {counted(len(imported.samples), 'image')} ({empty:,} without objects),"
+        f" {counted(objects, 'object')} ({crowd:,} iscrowd), {counted(classes, 'class')}"
+    )
+    if imported.clipped:
+        print(f"{counted(imported.clipped, 'box')} stuck out of the image by at most one pixel and were cut to it")
+    for note in imported.notes:
+        print(note)
+    print(f"next: apiece data check {out}")

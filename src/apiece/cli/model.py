@@ -1,0 +1,49 @@
+"""`apiece model`: make checkpoints that can be trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from apiece.cli import app
+from apiece.errors import UserError
+
+model_app = typer.Typer(no_args_is_help=True, help="Make checkpoints: a tiny one, or a full-size one with coordinate tokens.")
+app.add_typer(model_app, name="model")
+
+
+@model_app.command()
+def tiny(
+    out: Annotated[Path, typer.Option("--out", "-o", help="New folder.")],
+    seed: Annotated[int, typer.Option(help="Of the weights.")] = 0,
+) -> None:
+    """Write an untrained tiny Qwen3-VL (about 4 M parameters) with its tokenizer and image processor.
+
+    Example: `apiece model tiny --out models/tiny0`
+    """
+    from apiece.model.tiny import build_tiny
+
+    if out.exists():
+        raise UserError("the output exists already and is not overwritten", where=out, fix="choose a new folder", exit_code=2)
+    count = build_tiny(out, seed)
+    typer.echo(f"wrote {out}: {count / 1e6:.2f} M parameters, untrained")
+
+
+@model_app.command()
+def extend(
+    source: Annotated[str, typer.Option("--from", help="Checkpoint folder or downloaded Hugging Face id.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="New folder.")],
+) -> None:
+    """Add the 1000 coordinate tokens to a Qwen3-VL checkpoint.
+
+    Example: `apiece model extend --from Qwen/Qwen3-VL-2B-Instruct --out models/qwen3vl-2b`
+    """
+    from apiece.model.extend import extend_checkpoint
+
+    done = extend_checkpoint(source, out)
+    head = "tied head" if done.tied else "head of its own"
+    typer.echo(
+        f"wrote {done.out}: coordinate tokens from id {done.first_id}, {done.rows_before} -> {done.rows_after} rows, {head}; verified"
+    )

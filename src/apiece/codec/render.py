@@ -1,0 +1,149 @@
+"""Objects to the canonical answer: its text, and its tokens with roles and slots.
+
+Shapes: T tokens, S slots, N objects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from apiece.codec.bins import Bins
+from apiece.codec.vocab import CoordVocab, Tokenizer, coord_token, encode_plain
+from apiece.errors import UserError
+from apiece.types import BinsXYXY, Encoded, Role, Slots
+
+# The text around names and coordinates. `parse.py` reads the same pieces.
+OPEN = '{"objects": ['
+RECORD_OPEN = '{"desc": "'
+BOX_OPEN = '", "bbox_2d": ['
+COORD_SEPARATOR = ", "
+RECORD_CLOSE = "]}"
+RECORD_SEPARATOR = ", "
+CLOSE = "]}"
+
+DescBins = tuple[str, BinsXYXY]
+
+
+def desc_problem(desc: str) -> str | None:
+    """Why a name cannot stand in an answer, or `None` if it can."""
+    if not desc or desc != desc.strip():
+        return "is empty or has spaces around it"
+    if any(ch in '"\\' or ord(ch) < 32 or ord(ch) == 127 for ch in desc):
+        return "holds a quote, a backslash or a control character"
+    if "<|" in desc:
+        return "holds '<|', which starts special tokens"
+    return None
+
+
+def render_text(objects: Sequence[DescBins]) -> str:
+    """The canonical answer as text, without the end token.
+
+    Args:
+        objects: `(desc, bins_xyxy)` in the order to be written.
+    """
+    return OPEN + RECORD_SEPARATOR.join(_record(desc, bins) for desc, bins in objects) + CLOSE
+
+
+def _record(desc: str, bins: BinsXYXY) -> str:
+    _check_desc(desc)
+    return RECORD_OPEN + desc + BOX_OPEN + COORD_SEPARATOR.join(coord_token(k) for k in bins) + RECORD_CLOSE
+
+
+def _check_desc(desc: str) -> None:
+    problem = desc_problem(desc)
+    if problem:
+        raise UserError(f"the name {desc!r} {problem}", fix="rename the class, or clean the data: apiece data check --fix drop")
+
+
+def answer_order(boxes_xyxy: Sequence[Sequence[float]], descs: Sequence[str]) -> list[int]:
+    """Indices in the canonical order: by (y1, x1), ties by (y2, x2, name), so that input order does not matter."""
+    return sorted(range(len(descs)), key=lambda i: (*(boxes_xyxy[i][j] for j in (1, 0, 3, 2)), descs[i]))
+
+
+def objects_to_bins(
+    boxes_xyxy: Sequence[Sequence[float]], descs: Sequence[str], size_wh: tuple[int, int], bins: Bins
+) -> list[DescBins]:
+    """Boxes in pixels to records in bins; a box that collapses to zero bins on a side is left out.
+
+    Such a box (under half a bin, a pixel in a 2000-pixel image) has no canonical record: it would be parsed as
+    `zero_area`. The caller can count them by the difference in length.
+    """
+    rows = bins.to_bins(list(boxes_xyxy), size_wh).tolist()
+    return [(desc, (x1, y1, x2, y2)) for desc, (x1, y1, x2, y2) in zip(descs, rows, strict=True) if x2 > x1 and y2 > y1]
+
+
+@dataclass(frozen=True)
+class Renderer:
+    """Renders answers as tokens for one tokenizer.
+
+    The text is encoded piece by piece, so that every token has one role. `check_desc` makes sure that this gives the
+    ids that the tokenizer gives for the whole text.
+    """
+
+    tokenizer: Tokenizer
+    vocab: CoordVocab
+    _pieces: dict[str, tuple[int, ...]] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def eos_id(self) -> int:
+        """Id of the end token."""
+        eos = self.tokenizer.eos_token_id
+        if eos is None:
+            raise UserError("the tokenizer has no end token", fix="set eos_token in tokenizer_config.json")
+        return eos
+
+    def piece(self, text: str) -> tuple[int, ...]:
+        """Ids of one piece of syntax or of one name."""
+        if text not in self._pieces:
+            self._pieces[text] = tuple(encode_plain(self.tokenizer, text))
+        return self._pieces[text]
+
+    def check_desc(self, desc: str) -> None:
+        """Refuse a name whose tokens would merge with the syntax around it.
+
+        Raises:
+            UserError: The name cannot be written, or the tokenizer joins it with a quote (names that end in
+                punctuation, mostly): training on pieces would then teach ids that the tokenizer never produces.
+        """
+        _check_desc(desc)
+        start, mid = OPEN + RECORD_OPEN, BOX_OPEN
+        pieces = [*self.piece(start), *self.piece(desc), *self.piece(mid)]
+        if pieces != encode_plain(self.tokenizer, start + desc + mid):
+            raise UserError(
+                f"the name {desc!r} merges with the quotes around it in this tokenizer",
+                fix="rename it so that it starts and ends with a letter or digit",
+            )
+
+    def render(self, objects: Sequence[DescBins]) -> Encoded:
+        """The canonical answer as tokens, the end token included.
+
+        Args:
+            objects: `(desc, bins_xyxy)` in the order to be written.
+        """
+        ids: list[int] = []
+        roles: list[int] = []
+        slots: list[tuple[int, int, int, int]] = []
+
+        def put(piece: Sequence[int], role: Role) -> None:
+            ids.extend(piece)
+            roles.extend([role] * len(piece))
+
+        # Neighbouring syntax is encoded as one run, as the tokenizer sees it.
+        lead = OPEN + RECORD_OPEN
+        for index, (desc, bins) in enumerate(objects):
+            put(self.piece(lead), Role.STRUCT)
+            put(self.piece(desc), Role.DESC)
+            put(self.piece(BOX_OPEN), Role.STRUCT)
+            for coordinate, k in enumerate(bins):
+                if coordinate:
+                    put(self.piece(COORD_SEPARATOR), Role.STRUCT)
+                slots.append((len(ids), coordinate, index, k))
+                put([self.vocab.token_id(k)], Role.COORD)
+            lead = RECORD_CLOSE + RECORD_SEPARATOR + RECORD_OPEN
+        put(self.piece(RECORD_CLOSE + CLOSE if objects else OPEN + CLOSE), Role.STRUCT)
+        put([self.eos_id], Role.EOS)
+        columns = np.array(slots, dtype=np.int64).reshape(-1, 4).T
+        return Encoded(np.array(ids, dtype=np.int64), np.array(roles, dtype=np.int8), Slots(*columns))

@@ -1,0 +1,49 @@
+"""What settings must not be combined. Each rule names the settings it reads, the one to change first."""
+
+from __future__ import annotations
+
+from apiece.config.pairs import no_effect, rule
+from apiece.config.schema import Config
+
+
+@rule("prompt.text", "prompt.name")
+def _own_prompt(config: Config) -> str | None:
+    prompt = config.prompt
+    if (prompt.name == "text") == (prompt.text is not None):
+        return None
+    return "prompt.text goes with `prompt.name: text` and only with it: set both or neither"
+
+
+@rule("train.micro_batch_size", "train.batch_size")
+def _micro_batches(config: Config) -> str | None:
+    size, micro = config.train.batch_size, config.train.micro_batch_size
+    if micro is None or size % micro == 0:
+        return None
+    return f"train.batch_size ({size}) must be a multiple of train.micro_batch_size ({micro})"
+
+
+@rule("eval.every_steps", "data.eval")
+def _something_to_evaluate(config: Config) -> str | None:
+    if config.eval.every_steps is None or config.data.eval is not None:
+        return None
+    return "eval.every_steps is set but data.eval is not: name the JSONL to evaluate on"
+
+
+@rule("optim.warmup_steps", "train.steps")
+def _warmup_ends(config: Config) -> str | None:
+    warmup, steps = config.optim.warmup_steps, config.train.steps
+    return None if warmup < steps else f"optim.warmup_steps ({warmup}) must be below train.steps ({steps})"
+
+
+no_effect(
+    "optim.lr_muon",
+    reads="optim.name",
+    unless=lambda config: config.optim.name == "muon",
+    why="with `optim.name: adamw`: set `optim.name: muon`",
+)
+no_effect(
+    "eval.samples",
+    reads="data.eval",
+    unless=lambda config: config.data.eval is not None,
+    why="without data.eval: name the JSONL to evaluate on",
+)

@@ -1,0 +1,287 @@
+"""The settings: strict, frozen models. A field's docstring is its documentation and ends up in the JSON schema.
+
+Everything that can be wrong with a config is found when it is loaded; downstream code takes these objects as they are.
+Rules about several settings at once are in `rules.py`.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from apiece.config.pairs import check_rules
+
+NonNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+PositiveCount = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """Base of every section: unknown keys are errors, values never change after loading."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class CoordDecodeMode(StrEnum):
+    """How a box coordinate is read off a slot's distribution for the geometry losses."""
+
+    EXP = "exp"
+    ST = "st"
+
+
+class ObjectOrder(StrEnum):
+    """In which order objects are written in the answer."""
+
+    SORTED = "sorted"
+    RANDOM = "random"
+
+
+class Precision(StrEnum):
+    """Arithmetic of the forward pass; losses are always float32."""
+
+    AUTO = "auto"
+    FP32 = "fp32"
+    BF16 = "bf16"
+
+
+class ModelSection(Section):
+    """Which model is trained."""
+
+    checkpoint: str = "tiny"
+    """A checkpoint folder, a Hugging Face id, or `tiny` for the model that ships with the package."""
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
+    """Attention implementation; `auto` takes FlashAttention where it is installed on a GPU, else SDPA."""
+    gradient_checkpointing: bool = False
+    """Recompute layers in the backward pass: less memory, about a third more time."""
+    precision: Precision = Precision.AUTO
+    """`auto` is bf16 autocast where the device computes bf16 natively, else fp32. Weights stay float32."""
+
+
+class DataSection(Section):
+    """What is trained on and how images enter the model."""
+
+    train: str | None = None
+    """Training JSONL (docs/data.md), relative to the current folder."""
+    eval: str | None = None
+    """JSONL evaluated during training; none: no evaluation."""
+    max_objects: PositiveCount = 60
+    """Images with more labelled objects are left out of training, with a count; never out of evaluation."""
+    object_order: ObjectOrder = ObjectOrder.SORTED
+    """`sorted` by (y1, x1), or `random`, seeded by sample and epoch."""
+    max_pixels: PositiveCount = 1_048_576
+    """Images above this many pixels are resized down to it; none is ever enlarged beyond rounding to the patch grid."""
+    flip: bool = False
+    """Mirror half of the training images left to right (seeded by sample and epoch)."""
+    scale_jitter: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Crop a random window that keeps at least 1 - this share of each side (seeded by sample and epoch)."""
+    workers: Count = 1
+    """Processes that load and encode images; 0 does it in the main process."""
+
+
+class PromptSection(Section):
+    """The instruction that stands beside the image."""
+
+    name: Literal["plain", "coco_80", "atomic", "text"] = "plain"
+    """A named template (apiece/model/prompts.py), or `text` for your own."""
+    text: str | None = None
+    """Your own instruction; only with `name: text`."""
+
+
+class TokenCEConfig(Section):
+    """Weights inside `token_ce`."""
+
+    desc_ce_weight: NonNegative = 1.0
+    """Weight of the tokens of an object's name, against 1 for syntax and end tokens."""
+
+
+class TokenCE(Section):
+    """Cross-entropy on syntax, name and end tokens; coordinate tokens are not in it."""
+
+    weight: NonNegative = 1.0
+    """Weight of the term."""
+    config: TokenCEConfig = TokenCEConfig()
+    """Its parts."""
+
+
+class BBoxGeoConfig(Section):
+    """Weights inside `bbox_geo`."""
+
+    smoothl1_weight: NonNegative = 2.0
+    """SmoothL1 between decoded and true box, coordinates in [0, 1], mean over the four."""
+    smoothl1_beta: Positive = 1.0
+    """Where SmoothL1 turns from square to straight, in units of the image side."""
+    ciou_weight: NonNegative = 0.2
+    """1 - CIoU of the decoded box."""
+
+
+class BBoxGeo(Section):
+    """Geometry of boxes decoded from the slots."""
+
+    weight: NonNegative = 1.0
+    """Multiplies all parts."""
+    config: BBoxGeoConfig = BBoxGeoConfig()
+    """Its parts."""
+
+
+class CoordRegConfig(Section):
+    """Weights inside `coord_reg`, over the 1000 coordinate logits of each slot."""
+
+    coord_ce_weight: NonNegative = 0.0
+    """Hard cross-entropy to the true bin."""
+    soft_ce_weight: NonNegative = 0.1
+    """Cross-entropy to a truncated Gaussian around the true bin."""
+    w1_weight: NonNegative = 0.1
+    """Wasserstein-1 distance to that Gaussian, in units of the image side."""
+    coord_gate_weight: NonNegative = 1.0
+    """-log of the mass on coordinate tokens at slots, under the full softmax."""
+    text_gate_weight: NonNegative = 0.0
+    """-log of the mass on other tokens at supervised text positions."""
+    target_sigma: Positive = 2.0
+    """Width of the Gaussian target, bins."""
+    target_truncate: PositiveCount = 8
+    """The Gaussian is zero beyond this many bins."""
+    temperature: Positive = 1.0
+    """Divides the coordinate logits in these losses."""
+
+
+class CoordReg(Section):
+    """Losses on the distribution over bins at each slot."""
+
+    weight: NonNegative = 1.0
+    """Multiplies all parts."""
+    config: CoordRegConfig = CoordRegConfig()
+    """Its parts."""
+
+
+class ObjectiveSection(Section):
+    """The loss: a mapping by term."""
+
+    token_ce: TokenCE = TokenCE()
+    """Text of the answer."""
+    bbox_geo: BBoxGeo = BBoxGeo()
+    """Boxes."""
+    coord_reg: CoordReg = CoordReg()
+    """Distributions over bins."""
+
+
+class Stage2Section(Section):
+    """The channels of Stage-2."""
+
+    coord_decode_mode: CoordDecodeMode = CoordDecodeMode.EXP
+    """`exp`: expectation over bins; `st`: the most likely bin forward, the expectation's gradient backward."""
+
+
+class OptimSection(Section):
+    """Optimizer and schedule."""
+
+    name: Literal["adamw", "muon"] = "adamw"
+    """`muon` orthogonalises the momentum of the matrices inside the layers; everything else stays with AdamW."""
+    lr: Positive = 1e-5
+    """Peak learning rate of the language model (AdamW)."""
+    lr_vision: Annotated[float, Field(ge=0)] | None = None
+    """Peak rate of the vision tower; none: as `lr`; 0 freezes it."""
+    lr_merger: Annotated[float, Field(ge=0)] | None = None
+    """Peak rate of the merger between vision and language; none: as `lr`; 0 freezes it."""
+    lr_coord: Annotated[float, Field(ge=0)] | None = None
+    """Peak rate of the embedding and head table that holds the coordinate rows; none: as `lr`."""
+    lr_muon: Positive = 0.02
+    """Peak rate of the matrices under `muon`."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's decay rates of the first and second moment."""
+    weight_decay: NonNegative = 0.01
+    """Decoupled decay; not applied to biases, norms and embeddings."""
+    warmup_steps: Count = 50
+    """Steps of linear warm-up."""
+    min_lr_ratio: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """The cosine ends at this share of the peak rate."""
+    clip_norm: Positive = 1.0
+    """Gradients are scaled down to this global norm."""
+
+
+class TrainSection(Section):
+    """The loop."""
+
+    steps: PositiveCount = 1000
+    """Optimizer steps in all."""
+    batch_size: PositiveCount = 8
+    """Samples in one optimizer step, over all ranks and accumulation."""
+    micro_batch_size: PositiveCount | None = None
+    """Samples in one forward pass on one rank; none: as many as fit `batch_size` on this number of ranks."""
+    length_window: PositiveCount = 8
+    """Batches are cut from windows of this many batches sorted by length: less padding, still shuffled."""
+    save_every: PositiveCount | None = None
+    """Steps between checkpoints; none: only at the end and on interruption."""
+    keep_last: PositiveCount = 2
+    """How many of the newest checkpoints are kept."""
+    log_every: PositiveCount = 10
+    """Steps between lines of metrics."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train; `auto` takes a GPU where there is one."""
+
+
+class GenerateSection(Section):
+    """How answers are written."""
+
+    batch_size: PositiveCount = 16
+    """Images answered at once."""
+    max_objects: PositiveCount = 100
+    """An answer is ended after this many records (finish reason `object_cap`)."""
+    max_new_tokens: PositiveCount = 4096
+    """An answer is ended after this many tokens (finish reason `length`)."""
+    temperature: NonNegative = 0.0
+    """0 is greedy; above it, seeded sampling."""
+
+
+class EvalSection(Section):
+    """Evaluation during training."""
+
+    every_steps: PositiveCount | None = None
+    """Steps between evaluations; none: only at the end."""
+    samples: PositiveCount = 64
+    """Size of the fixed subset of `data.eval`."""
+
+
+class RunSection(Section):
+    """Where a run is written."""
+
+    name: str | None = None
+    """Name of the run's folder; none: the config's file name."""
+    dir: str = "runs"
+    """Folder of all runs. An existing run is never overwritten."""
+
+
+class Config(Section):
+    """A whole run."""
+
+    seed: Count = 0
+    """Every random choice is a function of this and of what it is for."""
+    run: RunSection = RunSection()
+    """Where it is written."""
+    model: ModelSection = ModelSection()
+    """The model."""
+    data: DataSection = DataSection()
+    """The data."""
+    prompt: PromptSection = PromptSection()
+    """The instruction."""
+    objective: ObjectiveSection = ObjectiveSection()
+    """The loss."""
+    stage2_ab: Stage2Section = Stage2Section()
+    """The channels."""
+    optim: OptimSection = OptimSection()
+    """The optimizer."""
+    train: TrainSection = TrainSection()
+    """The loop."""
+    generate: GenerateSection = GenerateSection()
+    """Generation, in evaluation and prediction alike."""
+    eval: EvalSection = EvalSection()
+    """Evaluation during training."""
+
+    @model_validator(mode="after")
+    def _check_rules(self) -> Self:
+        check_rules(self)
+        return self

@@ -1,0 +1,1 @@
+"""Reading, checking and making data: COCO and JSONL samples, crowd scenes."""

@@ -1,0 +1,250 @@
+"""The data contract: one image a line, JSON, as docs/data.md says. Reading it strictly, and writing it."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from apiece.data.problems import Problem, ProblemKind
+from apiece.data.record import Line, parse_record
+from apiece.errors import UserError, require_file
+from apiece.files import atomic_open
+from apiece.types import Instance, Sample
+
+MAX_LISTED = 10
+"""Problems that a strict read tells at once."""
+
+
+def read_jsonl(path: Path) -> list[Sample]:
+    """Read a data file strictly: any error of a line refuses the whole file. Image files are not opened.
+
+    Args:
+        path: The JSONL file. Image paths are joined to its folder.
+
+    Returns:
+        Samples in file order, those without objects included.
+
+    Raises:
+        UserError: The file is missing or empty, or some lines are wrong: the first ones are told with `file:line`.
+    """
+    path = Path(path)
+    samples: list[Sample] = []
+    errors: list[Problem] = []
+    with _without_cycle_search():
+        for line in iter_records(path):
+            if line.problems:
+                errors += line.errors
+                if len(errors) >= MAX_LISTED:
+                    break
+            if line.sample is not None:
+                samples.append(line.sample)
+    if errors:
+        count = "at least " if len(errors) >= MAX_LISTED else ""
+        listed = "".join(f"\n  {error}" for error in errors[:MAX_LISTED])
+        fix = f"see all with `apiece data check {path}`; drop them with `--fix drop --out clean.jsonl`"
+        noun = "error" if len(errors) == 1 else "errors"
+        raise UserError(f"{count}{len(errors[:MAX_LISTED])} {noun}:{listed}", where=path, fix=fix)
+    if not samples:
+        raise UserError("expected one image a line, found an empty file", where=path)
+    return samples
+
+
+@contextmanager
+def _without_cycle_search() -> Iterator[None]:
+    """Pause the cyclic garbage collector: a million live objects without a cycle are searched over and over.
+
+    Half of the time of reading 100,000 lines went there.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def iter_records(path: Path) -> Iterator[Line]:
+    """Read a data file line by line, with what is wrong in each: for the checker.
+
+    Checks everything that the text alone can tell, ids that appear twice included. Blank lines are skipped.
+
+    Args:
+        path: The JSONL file.
+
+    Yields:
+        Each line with its number, its sample without faulty objects, and its problems.
+
+    Raises:
+        UserError: The file is missing or may not be read.
+    """
+    path = require_file(Path(path), "a JSONL data file")
+    folder = path.parent
+    seen = _Seen()
+    try:
+        with open(path, "rb") as file:
+            for number, raw in enumerate(file, 1):
+                if raw.isspace():
+                    continue
+                where = f"{path}:{number}"
+                if number == 1 and b"\0" in raw:
+                    message = "expected UTF-8 text, found a binary file (or UTF-16: save it as UTF-8)"
+                    yield Line(1, problems=[Problem(ProblemKind.NOT_UTF8, where, message, 1)])
+                    return
+                value, problem = _decode(raw, number, where)
+                if problem is not None:
+                    yield Line(number, problems=[problem])
+                    continue
+                line = parse_record(value, folder=folder, number=number, where=where)
+                if line.sample is not None:
+                    seen.check(line, line.sample, where)
+                yield line
+    except PermissionError as error:
+        raise UserError("cannot be read: permission denied", where=path) from error
+
+
+def write_jsonl(path: Path, samples: Iterable[Sample]) -> None:
+    """Write a data file atomically; image paths become relative to its folder.
+
+    Args:
+        path: Target; its folder is made if missing.
+        samples: What to write, one line each, in order.
+
+    Raises:
+        UserError: The disk is full or the folder cannot be written.
+        ValueError: A number is NaN or infinite.
+    """
+    path = Path(path)
+    relative = _RelativePaths(path.parent)
+    encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, check_circular=False).encode
+    with atomic_open(path) as file:
+        for sample in samples:
+            record = {
+                "id": sample.id,
+                "image": relative(sample.image),
+                "width": sample.size_wh[0],
+                "height": sample.size_wh[1],
+                "objects": [_instance_dict(instance) for instance in sample.objects],
+            }
+            try:
+                file.write(encode(record) + "\n")
+            except ValueError as error:
+                raise ValueError(f"sample {sample.id!r}: a box or area is NaN or infinite") from error
+
+
+def _instance_dict(instance: Instance) -> dict[str, Any]:
+    record: dict[str, Any] = {"desc": instance.desc, "bbox": [_short_number(v) for v in instance.bbox_xyxy]}
+    if instance.iscrowd:
+        record["iscrowd"] = True
+    if instance.area is not None:
+        record["area"] = _short_number(instance.area)
+    if instance.id is not None:
+        record["id"] = instance.id
+    return record
+
+
+def _short_number(value: float) -> float:
+    """A whole float as an int, which is the same number in less text."""
+    return int(value) if float(value).is_integer() else value
+
+
+class _RelativePaths:
+    """Paths relative to a folder, with links resolved up to the image's own folder.
+
+    `..` after a link leads from the link's target, not from where the link stands, so both folders are resolved first.
+    The image itself may be a link (to a store of blobs, say) and stays one.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = os.path.realpath(folder)
+        self._known: dict[Path, str] = {}
+
+    def __call__(self, image: Path) -> str:
+        parent = self._known.get(image.parent)
+        if parent is None:
+            try:
+                parent = os.path.relpath(os.path.realpath(image.parent), self._folder)
+            except ValueError as error:  # Windows only
+                message = "the image is on another drive than the JSONL file, and paths in it must be relative"
+                raise UserError(message, where=image, fix="write the JSONL file on the drive of the images") from error
+            self._known[image.parent] = parent
+        return image.name if parent == os.curdir else (Path(parent) / image.name).as_posix()
+
+
+class _Seen:
+    """Ids met so far in a file, with the line where each was met first."""
+
+    def __init__(self) -> None:
+        self._records: dict[str, int] = {}
+        self._objects: dict[int, int] = {}
+
+    def check(self, line: Line, sample: Sample, where: str) -> None:
+        """Drop from `line` what repeats an id, and name it."""
+        first = self._records.setdefault(sample.id, line.number)
+        if first != line.number:
+            message = f"id {sample.id!r} appears twice, first in line {first}; ids must be unique in a file"
+            line.problems.append(Problem(ProblemKind.DUPLICATE_ID, where, message, line.number))
+            line.sample = None
+            return
+        repeated: set[int] = set()
+        for place, instance in enumerate(sample.objects):
+            if instance.id is None:
+                continue
+            known = len(self._objects)
+            first = self._objects.setdefault(instance.id, line.number)
+            if len(self._objects) == known:
+                index = line.kept[place]
+                message = (
+                    f"object {index} ({instance.desc!r}): object id {instance.id} appears twice, first in line {first}"
+                )
+                line.problems.append(Problem(ProblemKind.DUPLICATE_OBJECT_ID, where, message, line.number, index))
+                repeated.add(place)
+        if repeated:
+            kept = [place for place in range(len(sample.objects)) if place not in repeated]
+            line.kept = [line.kept[place] for place in kept]
+            line.sample = Sample(
+                sample.id, sample.image, sample.size_wh, tuple(sample.objects[place] for place in kept)
+            )
+
+
+def _decode(raw: bytes, number: int, where: str) -> tuple[Any, Problem | None]:
+    """A line as a JSON value, or the problem of a line that is none."""
+    try:
+        text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        message = f"not UTF-8 text: byte 0x{raw[error.start]:02x} at column {error.start + 1}"
+        return None, Problem(ProblemKind.NOT_UTF8, where, message, number)
+    try:
+        return _parse(text), None
+    except json.JSONDecodeError as error:
+        message = f"not valid JSON: {error.msg} at column {error.colno}"
+        if number == 1 and text.strip() in ("{", "["):
+            message = (
+                "expected one JSON object a line, found one spread over lines"
+                " (a COCO file? convert it with `apiece data import coco`)"
+            )
+    except _RepeatedKeyError as error:
+        message = f"not valid JSON: key {error.args[0]!r} appears twice in one object"
+    except (ValueError, RecursionError):
+        message = "not valid JSON: nested too deep, or a number of thousands of digits"
+    return None, Problem(ProblemKind.BROKEN_JSON, where, message, number)
+
+
+class _RepeatedKeyError(Exception):
+    """A key twice in one JSON object, of which Python would silently keep the last."""
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        seen: set[str] = set()
+        raise _RepeatedKeyError(next(key for key, _ in pairs if key in seen or seen.add(key)))  # type: ignore[func-returns-value]
+    return value
+
+
+_parse = json.JSONDecoder(object_pairs_hook=_unique_keys).decode

@@ -1,0 +1,273 @@
+"""One record of the JSONL contract: a JSON value in, a `Sample` and its problems out.
+
+This is the one place that says what a valid record is (docs/data.md in words). Nothing is repaired: what is wrong is
+left out of the sample and named.
+"""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from apiece.data.problems import Level, Problem, ProblemKind
+from apiece.errors import nearest
+from apiece.types import BoxXYXY, Instance, Sample
+
+RECORD_KEYS = ("id", "image", "width", "height", "objects")
+OBJECT_KEYS = ("desc", "bbox", "iscrowd", "area", "id")
+MAX_DESC = 100
+"""Characters of a desc."""
+MAX_SIDE = 1_000_000
+"""Pixels of an image side; more is a typing error, not a photo."""
+ROUNDING_PX = 1.0
+"""How far a box may stick out of its image: what rounding does."""
+
+_HUGE = 1e12  # beyond it, a whole number may not even fit a float
+
+Fault = tuple[ProblemKind, str]
+_RECORD_SET, _OBJECT_SET = frozenset(RECORD_KEYS), frozenset(OBJECT_KEYS)
+_CORNERS = ("x1", "y1", "x2", "y2")
+
+
+@dataclass(slots=True)
+class Line:
+    """What one line of a file gave.
+
+    Attributes:
+        number: From 1.
+        sample: The record without its faulty objects; `None` when the record itself is faulty.
+        problems: Errors and warnings, in the order found.
+        kept: Place in the line, from 0, of each object of `sample`.
+    """
+
+    number: int
+    sample: Sample | None = None
+    problems: list[Problem] = field(default_factory=list)
+    kept: list[int] = field(default_factory=list)
+
+    @property
+    def errors(self) -> list[Problem]:
+        """The problems that are errors."""
+        return [problem for problem in self.problems if problem.level is Level.ERROR]
+
+
+def parse_record(value: Any, *, folder: Path, number: int, where: str) -> Line:
+    """Check one decoded JSON value against the contract.
+
+    Args:
+        value: What `json.loads` returned.
+        folder: Folder of the JSONL file, which image paths are relative to.
+        number: Line number, from 1.
+        where: `file:line`, for the problems.
+
+    Returns:
+        The line with its sample and problems.
+    """
+    line = Line(number)
+    faults = _record_faults(value)
+    if faults:
+        line.problems += [Problem(kind, where, message, number) for kind, message in faults]
+        return line
+    size_wh = (value["width"], value["height"])
+    objects: list[Instance] = []
+    for index, raw in enumerate(value["objects"]):
+        instance, object_faults = _parse_object(raw, size_wh)
+        if object_faults:
+            label = f"object {index}" + (f" ({raw['desc']!r})" if _has_text_desc(raw) else "")
+            line.problems += [
+                Problem(kind, where, f"{label}: {message}", number, index) for kind, message in object_faults
+            ]
+        if instance is not None:
+            objects.append(instance)
+            line.kept.append(index)
+    image = value["image"]
+    line.sample = Sample(value.get("id", image), folder / image, size_wh, tuple(objects))
+    return line
+
+
+def _has_text_desc(raw: Any) -> bool:
+    return isinstance(raw, dict) and isinstance(raw.get("desc"), str) and len(raw["desc"]) <= MAX_DESC
+
+
+def _record_faults(value: Any) -> list[Fault]:
+    """Faults of a record outside its objects; none means that every key has its right type and range."""
+    if not isinstance(value, dict):
+        return [(ProblemKind.WRONG_TYPE, f"expected a JSON object, found {_kind(value)}")]
+    faults = _key_faults(value, _RECORD_SET, RECORD_KEYS, ("image", "width", "height", "objects"))
+    if faults and {"images", "annotations"} & value.keys():
+        hint = "this is a COCO file: convert it with `apiece data import coco`"
+        return [(ProblemKind.UNKNOWN_KEY, f"expected one image a line; {hint}")]
+    if "id" in value:
+        faults += _text_faults("id", value["id"])
+    if "image" in value:
+        faults += _text_faults("image", value["image"]) or _path_faults(value["image"])
+    for key in ("width", "height"):
+        if key in value and (type(value[key]) is not int or not 1 <= value[key] <= MAX_SIDE):
+            found = value[key] if type(value[key]) is int and abs(value[key]) < 10**9 else _kind(value[key])
+            message = f"'{key}': expected a whole number of pixels from 1 to {MAX_SIDE:,}, found {found}"
+            faults.append((ProblemKind.BAD_SIZE, message))
+    if "objects" in value and not isinstance(value["objects"], list):
+        faults.append((ProblemKind.WRONG_TYPE, f"'objects': expected a list, found {_kind(value['objects'])}"))
+    return faults
+
+
+def _parse_object(raw: Any, size_wh: tuple[int, int]) -> tuple[Instance | None, list[Fault]]:
+    """One object of a record: the instance if it has no error, and its errors and warnings."""
+    if not isinstance(raw, dict):
+        return None, [(ProblemKind.WRONG_TYPE, f"expected a JSON object, found {_kind(raw)}")]
+    faults: list[Fault] = []
+    if not raw.keys() <= _OBJECT_SET or "desc" not in raw or "bbox" not in raw:
+        faults += _key_faults(raw, _OBJECT_SET, OBJECT_KEYS, ("desc", "bbox"))
+    desc, box, iscrowd = raw.get("desc", "-"), (0.0, 0.0, 1.0, 1.0), raw.get("iscrowd", False)
+    if not isinstance(desc, str):
+        faults.append((ProblemKind.WRONG_TYPE, f"'desc': expected text, found {_kind(desc)}"))
+    else:
+        faults += desc_faults(desc)
+    if "bbox" in raw:
+        box, shape_fault = parse_box(raw["bbox"])
+        box_fault = shape_fault or box_faults(box, size_wh)
+        if box_fault:
+            faults.append(box_fault)
+    if not isinstance(iscrowd, bool):
+        faults.append((ProblemKind.WRONG_TYPE, f"'iscrowd': expected true or false, found {_kind(iscrowd)}"))
+    area, identity = raw.get("area"), raw.get("id")
+    if "area" in raw and (area_fault := area_faults(area)):
+        faults.append(area_fault)
+    if "id" in raw and type(identity) is not int:
+        faults.append((ProblemKind.WRONG_TYPE, f"'id': expected a whole number, found {_kind(identity)}"))
+    if faults and any(kind.level is Level.ERROR for kind, _ in faults):
+        return None, faults
+    return Instance(desc, box, iscrowd, None if area is None else float(area), identity), faults
+
+
+def parse_box(value: Any) -> tuple[BoxXYXY, Fault | None]:
+    """Four finite numbers as floats, or the fault that says what was found instead."""
+    none = (0.0, 0.0, 1.0, 1.0)
+    if type(value) is not list or len(value) != 4:
+        found = f"a list of {len(value)}" if type(value) is list else _kind(value)
+        return none, (ProblemKind.WRONG_TYPE, f"'bbox': expected a list of 4 numbers, found {found}")
+    for corner in value:
+        if type(corner) is not float and type(corner) is not int:
+            return none, (ProblemKind.WRONG_TYPE, f"'bbox': expected 4 numbers, found {_kind(corner)} among them")
+        if not -_HUGE < corner < _HUGE:  # false for NaN too
+            if isinstance(corner, float) and not math.isfinite(corner):
+                return none, (ProblemKind.BOX_NOT_FINITE, f"box is not finite: found {corner} among its 4 numbers")
+            return none, (ProblemKind.BOX_OUTSIDE, f"box is outside any image: found {_kind(corner)} in it")
+    return (float(value[0]), float(value[1]), float(value[2]), float(value[3])), None
+
+
+def box_faults(box_xyxy: BoxXYXY, size_wh: tuple[int, int]) -> Fault | None:
+    """The fault of a finite box in an image of `size_wh` pixels, or `None`."""
+    x1, y1, x2, y2 = box_xyxy
+    width, height = size_wh
+    if x1 >= 0 and y1 >= 0 and x2 <= width and y2 <= height and x2 - x1 >= 1 and y2 - y1 >= 1:
+        return None  # nearly every box
+    shown = "[" + ", ".join(f"{corner:g}" for corner in box_xyxy) + "]"
+    if x2 < x1 or y2 < y1:
+        axis = "x" if x2 < x1 else "y"
+        return (
+            ProblemKind.BOX_INVERTED,
+            f"box is inverted: expected {axis}1 < {axis}2 in [x1, y1, x2, y2], found {shown}",
+        )
+    if x1 == x2 or y1 == y2:
+        side = "width" if x1 == x2 else "height"
+        return ProblemKind.BOX_ZERO_SIZE, f"box has zero {side}: {shown}"
+    far = max(-x1, -y1, x2 - width, y2 - height)
+    if far > ROUNDING_PX or x1 >= width or y1 >= height or x2 <= 0 or y2 <= 0:
+        message = f"box is outside the image: expected it within {width} x {height}, found {shown}"
+        return ProblemKind.BOX_OUTSIDE, message
+    if min(x2 - x1, y2 - y1) < 1:
+        return ProblemKind.BOX_UNDER_ONE_PIXEL, f"box is narrower than one pixel: {shown}"
+    return None
+
+
+def area_faults(area: Any) -> Fault | None:
+    """The fault of an annotation area in square pixels, or `None`."""
+    if type(area) not in (int, float):
+        return ProblemKind.BAD_AREA, f"'area': expected a number, found {_kind(area)}"
+    if not 0 <= area < 1e15:
+        return ProblemKind.BAD_AREA, "'area': expected a finite number from 0, found " + (
+            "NaN" if isinstance(area, float) and math.isnan(area) else "a negative one" if area < 0 else "a huge one"
+        )
+    return None
+
+
+@lru_cache(maxsize=65536)
+def desc_faults(desc: str) -> tuple[Fault, ...]:
+    """Faults of a desc: it must fit between the quotes of the answer as it is, without any escape."""
+    faults: list[Fault] = []
+    if not desc.strip():
+        return ((ProblemKind.DESC_EMPTY, "'desc' is empty"),)
+    if desc != desc.strip():
+        faults.append((ProblemKind.DESC_SPACES, "'desc' starts or ends with space"))
+    if len(desc) > MAX_DESC:
+        message = f"'desc' is too long: expected at most {MAX_DESC} characters, found {len(desc)}"
+        faults.append((ProblemKind.DESC_TOO_LONG, message))
+    if '"' in desc or "\\" in desc:
+        message = "'desc' holds a double quote or backslash, which would break the answer's JSON"
+        faults.append((ProblemKind.DESC_QUOTE, message))
+    if has_control(desc):
+        faults.append((ProblemKind.DESC_CONTROL, "'desc' holds a line break or control character"))
+    elif not desc.isascii():
+        message = "'desc' holds letters beyond ASCII, or emoji, that a tokenizer may cut into several tokens"
+        faults.append((ProblemKind.DESC_NON_ASCII, message))
+    if desc.isascii() and not faults and not desc[-1].isalnum():
+        message = f"'desc' ends in {desc[-1]!r}, which a tokenizer may merge with the closing quote"
+        faults.append((ProblemKind.DESC_PUNCTUATION, message))
+    return tuple(faults)
+
+
+def has_control(text: str) -> bool:
+    """Whether text holds a line break, a control character or half of a surrogate pair."""
+    if text.isprintable():
+        return False
+    return any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in text)
+
+
+def _key_faults(
+    value: dict[str, Any], known: frozenset[str], order: tuple[str, ...], need: tuple[str, ...]
+) -> list[Fault]:
+    faults = [
+        (ProblemKind.UNKNOWN_KEY, f"unknown key {key!r}{nearest(key, order)}; expected {', '.join(order)}")
+        for key in value
+        if key not in known
+    ]
+    missing = [key for key in need if key not in value]
+    if missing:
+        faults.append((ProblemKind.MISSING_KEY, f"missing {', '.join(repr(key) for key in missing)}"))
+    return faults
+
+
+def _text_faults(key: str, value: Any) -> list[Fault]:
+    if not isinstance(value, str):
+        return [(ProblemKind.WRONG_TYPE, f"'{key}': expected text, found {_kind(value)}")]
+    if not value.strip():
+        return [(ProblemKind.WRONG_TYPE, f"'{key}': expected text, found an empty one")]
+    if has_control(value):
+        return [(ProblemKind.WRONG_TYPE, f"'{key}': holds a line break or control character: {value!r}")]
+    return []
+
+
+def _path_faults(image: str) -> list[Fault]:
+    # Checked for both systems: a data set travels, and C:\ would be a relative path on Linux.
+    if image[0] in "/\\" or image[1:3] in (":\\", ":/"):
+        message = f"'image': expected a path relative to this file's folder, found the absolute {image!r}"
+        return [(ProblemKind.BAD_PATH, message)]
+    return []
+
+
+def _kind(value: Any) -> str:
+    """A JSON value in words, short enough for a message."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return f"the number {value:g}" if isinstance(value, float) or abs(value) < 10**15 else "a huge number"
+    if isinstance(value, str):
+        return f"the text {value if len(value) <= 30 else value[:30] + '...'!r}"
+    return "a list" if isinstance(value, list) else "a JSON object"

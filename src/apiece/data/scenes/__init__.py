@@ -1,0 +1,20 @@
+"""Crowd scenes with complete truth: drawn images in which it is known what an annotator left out."""
+
+from __future__ import annotations
+
+from apiece.data.scenes.families import Family
+from apiece.data.scenes.generate import ALL, Scene, SceneSettings, generate_scene, parse_families
+from apiece.data.scenes.sprites import CLASSES
+from apiece.data.scenes.write import Written, write_scenes
+
+__all__ = [
+    "ALL",
+    "CLASSES",
+    "Family",
+    "Scene",
+    "SceneSettings",
+    "Written",
+    "generate_scene",
+    "parse_families",
+    "write_scenes",
+]

@@ -1,0 +1,143 @@
+"""One scene from two numbers: the picture, what is in it, and what an annotator would have labelled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from apiece.data.scenes.backdrop import develop
+from apiece.data.scenes.canvas import Dice, render
+from apiece.data.scenes.families import Family, sparse, stands, street
+from apiece.data.scenes.labelling import observe
+from apiece.data.scenes.shelf import shelf
+from apiece.errors import UserError, nearest
+from apiece.types import Instance
+
+ALL: tuple[Family, ...] = tuple(Family)
+MIN_SIZE, MAX_SIZE = 64, 1024
+_LAYOUTS = {Family.SHELF: shelf, Family.STANDS: stands, Family.STREET: street, Family.SPARSE: sparse}
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """One drawn image with its truth.
+
+    Attributes:
+        image: RGB, `size` x `size`.
+        family: What kind of scene it is.
+        complete: Every object in the picture, back to front; boxes are tight to what can be seen, `area` is the visible
+            area in square pixels, ids run from 1.
+        observed: What an annotator would have labelled. Ids are those of `complete`; group boxes and `iscrowd` regions
+            have ids after the last of them.
+    """
+
+    image: Image.Image
+    family: Family
+    complete: tuple[Instance, ...]
+    observed: tuple[Instance, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SceneSettings:
+    """What scenes are drawn, and how well they are labelled.
+
+    Attributes:
+        size: Side of the images in pixels, 64 to 1024.
+        families: Families in turn: scene k is of family k mod their number.
+        unlabelled: Mean share of the crowd that is left out of `observed`, in [0, 1).
+        group_boxes: Probability for each row that a run of its labelled members becomes one box.
+        iscrowd_rows: Probability for each row that it becomes one `iscrowd` region.
+
+    Raises:
+        UserError: A value is out of its range.
+    """
+
+    size: int = 192
+    families: tuple[Family, ...] = ALL
+    unlabelled: float = 0.0
+    group_boxes: float = 0.0
+    iscrowd_rows: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not MIN_SIZE <= self.size <= MAX_SIZE:
+            raise _usage(f"size must be {MIN_SIZE} to {MAX_SIZE} pixels, got {self.size}")
+        if not self.families:
+            raise _usage(f"expected at least one family of {', '.join(ALL)}, got none")
+        if not 0 <= self.unlabelled < 1:
+            raise _usage(f"unlabelled must be a share from 0 up to but not 1, got {self.unlabelled}")
+        for name, value in (("group_boxes", self.group_boxes), ("iscrowd_rows", self.iscrowd_rows)):
+            if not 0 <= value <= 1:
+                raise _usage(f"{name} must be a probability from 0 to 1, got {value}")
+
+
+def _usage(message: str) -> UserError:
+    return UserError(message, exit_code=2)
+
+
+def parse_families(names: str) -> tuple[Family, ...]:
+    """Families from a list with commas, such as `shelf,stands`.
+
+    Raises:
+        UserError: A name is unknown.
+    """
+    families = []
+    for name in (part.strip() for part in names.split(",")):
+        if name not in ALL:
+            raise _usage(f"unknown family '{name}'{nearest(name, ALL)}; known: {', '.join(ALL)}")
+        families.append(Family(name))
+    return tuple(families)
+
+
+def generate_scene(
+    seed: int,
+    index: int,
+    *,
+    size: int = 192,
+    families: Sequence[Family] = ALL,
+    unlabelled: float = 0.0,
+    group_boxes: float = 0.0,
+    iscrowd_rows: float = 0.0,
+) -> Scene:
+    """Draw scene `index` of the series `seed`.
+
+    The picture depends on seed, index, families and size alone; the labelling settings change `observed` only.
+
+    Args:
+        seed: Of the series, 0 or more.
+        index: Of the scene, 0 or more: the same whatever number of scenes is drawn.
+        size: See `SceneSettings`, as for all others.
+        families: Families in turn.
+        unlabelled: Mean share of the crowd left out of `observed`.
+        group_boxes: Probability for each row.
+        iscrowd_rows: Probability for each row.
+
+    Raises:
+        UserError: A setting is out of its range.
+    """
+    return draw_scene(seed, index, SceneSettings(size, tuple(families), unlabelled, group_boxes, iscrowd_rows))
+
+
+def draw_scene(seed: int, index: int, settings: SceneSettings) -> Scene:
+    """`generate_scene` with settings that are already checked."""
+    if seed < 0 or index < 0:
+        raise _usage(f"seed and index must be 0 or more, got {seed} and {index}")
+    family = settings.families[index % len(settings.families)]
+    dice = Dice(np.random.default_rng([seed, index]))
+    backdrop, items = _LAYOUTS[family](dice)
+    picture, seen = render(backdrop, items, settings.size)
+    complete = tuple(
+        Instance(str(entry.item.desc), entry.bbox_xyxy, area=entry.area, id=number)
+        for number, entry in enumerate(seen, start=1)
+    )
+    observed = observe(
+        Dice(np.random.default_rng([seed, index, 1])),
+        seen,
+        complete,
+        unlabelled=settings.unlabelled,
+        group_boxes=settings.group_boxes,
+        iscrowd_rows=settings.iscrowd_rows,
+    )
+    return Scene(develop(dice, picture), family, complete, observed)

@@ -1,0 +1,98 @@
+"""Official COCO AP by hotcoco, the only file that imports it.
+
+The protocol of https://cocodataset.org/#detection-eval: AP over IoU 0.50:0.05:0.95, original boxes, `iscrowd` regions
+ignored, size ranges by annotation area, at most 100 detections an image and class. The figures equal pycocotools';
+-1 is its word for "no label to find here" and is kept.
+
+Shapes: I images, C classes, N rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import hotcoco
+import numpy as np
+
+from apiece.boxes import FloatArray
+from apiece.evaluate.forms import Detections, GroundTruth
+from apiece.types import IntArray
+
+FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+"""The 12 official figures, in the order in which pycocotools prints them."""
+
+
+@dataclass(frozen=True, slots=True)
+class CocoScores:
+    """What the COCO protocol says of a split.
+
+    Attributes:
+        figures: The 12 of `FIGURES`; -1 where there is no label to find.
+        by_class: Class name to its `AP` and `AP50`; -1 for a class without labels.
+        by_subset: Subset name to the 12 figures of its images alone.
+    """
+
+    figures: dict[str, float]
+    by_class: dict[str, dict[str, float]]
+    by_subset: dict[str, dict[str, float]]
+
+
+def coco_scores(
+    truth: GroundTruth, detections: Detections, subsets: Mapping[str, IntArray] | None = None
+) -> CocoScores:
+    """Score detections by the official COCO protocol.
+
+    Args:
+        truth: Labels of the split.
+        detections: In the order written: at equal scores, AP depends on it.
+        subsets: Name to image numbers (indices into `truth.images`) to score by themselves as well.
+
+    Raises:
+        ValueError: A detection's image or class is not one of `truth`.
+    """
+    detections.check_against(truth)
+    # Numbered from 1: evaluators take annotation id 0 for "unmatched". Order by id is kept, as it decides ties.
+    labels = hotcoco.COCO.from_arrays(
+        [{"id": i + 1} for i in range(len(truth.images))],
+        [{"id": i + 1, "name": category.name} for i, category in enumerate(truth.categories)],
+        truth.image + 1,
+        truth.category + 1,
+        truth.bbox_xywh,
+        ids=np.arange(1, len(truth) + 1),
+        area=truth.area,
+        iscrowd=truth.iscrowd.astype(np.int64),
+    )
+    rows = np.column_stack([detections.image + 1, detections.bbox_xywh, detections.score, detections.category + 1])
+    evaluator = hotcoco.COCOeval(labels, labels.load_res(rows), "bbox")
+    evaluator.evaluate()
+    evaluator.accumulate()
+    evaluator.summary_lines()  # fills `stats` as summarize() does, without printing
+    stats: list[float] = np.asarray(evaluator.stats).tolist()
+    assert evaluator.eval is not None
+    return CocoScores(
+        figures=dict(zip(FIGURES, stats, strict=True)),
+        by_class=_by_class(evaluator.eval["precision"], truth.names),
+        by_subset=_by_subset(evaluator, subsets or {}),
+    )
+
+
+def _by_class(precision: FloatArray, names: tuple[str, ...]) -> dict[str, dict[str, float]]:
+    """AP and AP50 of each class from the precision array `[IoU, recall, class, area range, detections]`."""
+    ap = precision[:, :, :, 0, -1]  # all areas, 100 detections
+    return {
+        name: {"AP": _mean_known(ap[:, :, number]), "AP50": _mean_known(ap[0, :, number])}
+        for number, name in enumerate(names)
+    }
+
+
+def _mean_known(values: FloatArray) -> float:
+    known = values[values > -1]
+    return float(known.mean()) if known.size else -1.0
+
+
+def _by_subset(evaluator: hotcoco.COCOeval, subsets: Mapping[str, IntArray]) -> dict[str, dict[str, float]]:
+    if not subsets:
+        return {}
+    slices = evaluator.slice_by({name: (images + 1).tolist() for name, images in subsets.items()})
+    return {name: {figure: float(slices[name][figure]) for figure in FIGURES} for name in subsets}

@@ -1,0 +1,138 @@
+"""Samples to tokens and patches: what the data workers do."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from apiece.codec import Bins, answer_order, objects_to_bins
+from apiece.codec.vocab import encode_plain
+from apiece.data.augment import mirror, random_crop
+from apiece.data.collate import EncodedSample
+from apiece.data.images import open_image
+from apiece.errors import UserError
+from apiece.model.load import TextSide
+from apiece.model.prompts import chat_prompt, prompt_hash
+from apiece.types import Instance, IntArray, Sample
+
+
+@dataclass(frozen=True)
+class PromptTokens:
+    """The prompt's tokens around the image placeholder.
+
+    Attributes:
+        before: Up to the first image token.
+        after: From behind it to where the answer begins.
+        hash: Identifies the prompt.
+    """
+
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    hash: str
+
+    @classmethod
+    def of(cls, side: TextSide, instruction: str) -> PromptTokens:
+        """Apply the chat template to an instruction and cut at the one image placeholder."""
+        text = chat_prompt(side.tokenizer, instruction)
+        ids = encode_plain(side.tokenizer, text)
+        if ids.count(side.image_token_id) != 1:
+            raise UserError(
+                f"expected the chat template to write one image placeholder, found {ids.count(side.image_token_id)}",
+                where=side.path,
+                fix="use the model's own chat_template, and an instruction without special tokens",
+            )
+        cut = ids.index(side.image_token_id)
+        return cls(tuple(ids[:cut]), tuple(ids[cut + 1 :]), prompt_hash(text))
+
+    def prefix_ids(self, num_image_tokens: int, image_token_id: int) -> IntArray:
+        """Ids `[P]` with the placeholder repeated once per image token."""
+        return np.array([*self.before, *[image_token_id] * num_image_tokens, *self.after], dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random changes of training images; a function of (seed, sample, epoch)."""
+
+    flip: bool = False
+    scale_jitter: float = 0.0
+    shuffle_objects: bool = False
+    seed: int = 0
+
+    def rng(self, sample_id: str, epoch: int) -> np.random.Generator:
+        """The generator of one sample in one epoch."""
+        return np.random.default_rng([self.seed, zlib.crc32(sample_id.encode()), epoch])
+
+
+@dataclass(frozen=True)
+class SampleEncoder:
+    """Encodes samples for one model and prompt.
+
+    Attributes:
+        side: Tokenizer, images, renderer.
+        prompt: The prompt's tokens.
+        max_length: Longest prefix plus answer that the model takes.
+    """
+
+    side: TextSide
+    prompt: PromptTokens
+    max_length: int
+    load: Callable[..., Image.Image] = open_image
+
+    def question(self, sample: Sample) -> EncodedSample:
+        """Image and prompt alone, for generation."""
+        return self._prefix(sample, self.load(sample.image))
+
+    def training(self, sample: Sample, augment: Augmentation, epoch: int) -> EncodedSample:
+        """Image, prompt and answer.
+
+        Raises:
+            UserError: The answer does not fit the model's context.
+        """
+        image = self.load(sample.image)
+        objects = [o for o in sample.objects if not o.iscrowd]
+        rng = augment.rng(sample.id, epoch)
+        if augment.flip and rng.random() < 0.5:
+            image, objects = mirror(image, objects)
+        if augment.scale_jitter:
+            image, objects = random_crop(image, objects, augment.scale_jitter, rng)
+        order = self._order(objects, rng if augment.shuffle_objects else None)
+        objects = [objects[i] for i in order]
+        records = objects_to_bins([o.bbox_xyxy for o in objects], [o.desc for o in objects], image.size, Bins())
+        encoded = self._prefix(sample, image)
+        answer = self.side.renderer.render(records)
+        length = len(encoded.prefix_ids) + len(answer.ids)
+        if length > self.max_length:
+            raise UserError(
+                f"sample {sample.id} needs {length} tokens, the model takes {self.max_length}",
+                where=sample.image,
+                fix="lower data.max_objects or data.max_pixels",
+            )
+        return EncodedSample(
+            encoded.sample_id,
+            encoded.prefix_ids,
+            encoded.pixel_values,
+            encoded.grid_thw,
+            answer,
+            num_collapsed=len(objects) - len(records),
+        )
+
+    def estimate_length(self, sample: Sample) -> int:
+        """About how many tokens a training sample has, without opening its image; for cutting batches by length."""
+        tokens = self.side.images.num_tokens(sample.size_wh)
+        return tokens + sum(7 + len(self.side.renderer.piece(o.desc)) for o in sample.objects if not o.iscrowd)
+
+    def _prefix(self, sample: Sample, image: Image.Image) -> EncodedSample:
+        pixels, grid = self.side.images.encode(image)
+        merge = self.side.images.processor.merge_size
+        tokens = grid[0] * grid[1] * grid[2] // merge**2
+        return EncodedSample(sample.id, self.prompt.prefix_ids(tokens, self.side.image_token_id), pixels, grid)
+
+    @staticmethod
+    def _order(objects: list[Instance], rng: np.random.Generator | None) -> list[int]:
+        if rng is not None:
+            return [int(i) for i in rng.permutation(len(objects))]
+        return answer_order([o.bbox_xyxy for o in objects], [o.desc for o in objects])

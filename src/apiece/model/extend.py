@@ -1,0 +1,97 @@
+"""Adding the coordinate tokens to a Qwen3-VL checkpoint: embedding rows, head rows, tokenizer, verified by reloading."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import AddedToken
+from torch import Tensor
+from transformers import AutoTokenizer, Qwen2VLImageProcessorPil
+
+from apiece.codec import NUM_BINS, CoordVocab, coord_token
+from apiece.errors import UserError
+from apiece.model.coord_rows import ordinal_rows
+from apiece.model.load import load_model, load_text_side, resolve_checkpoint, save_pretrained
+
+PAD_MULTIPLE = 128
+"""Rows of the embedding are padded to a multiple of this: matrix kernels like it, and shards split evenly."""
+
+
+@dataclass(frozen=True, slots=True)
+class Extended:
+    """What was added.
+
+    Attributes:
+        out: The new checkpoint.
+        first_id: Id of the coordinate token of bin 0.
+        rows_before: Rows of the embedding before.
+        rows_after: And after, padding included.
+        tied: Whether head and embedding are one table.
+    """
+
+    out: Path
+    first_id: int
+    rows_before: int
+    rows_after: int
+    tied: bool
+
+
+def extend_checkpoint(source: str, out: Path) -> Extended:
+    """Write a copy of a checkpoint that knows the coordinate tokens.
+
+    The new rows start from smooth ordinal features around the mean of the existing rows. All other weights are
+    bit-equal to the source's, in the source's dtype.
+
+    Raises:
+        UserError: `out` exists, the source is not a Qwen3-VL checkpoint or has the tokens already.
+    """
+    if out.exists():
+        raise UserError("the output exists already and is not overwritten", where=out, fix="choose a new folder")
+    folder = resolve_checkpoint(source)
+    model = load_model(source, attention="sdpa", dtype="auto")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if coord_token(0) in tokenizer.get_vocab():
+        raise UserError("the checkpoint has coordinate tokens already", where=source, fix="use it as it is")
+    rows_before = model.get_input_embeddings().weight.shape[0]
+    used = len(tokenizer)
+    tokenizer.add_tokens([AddedToken(coord_token(k), special=True, normalized=False) for k in range(NUM_BINS)], special_tokens=True)
+    vocab = CoordVocab.of(tokenizer, where=source)
+    # Published checkpoints are padded already: new tokens take the unused rows first.
+    _resize(model, max(rows_before, -(-len(tokenizer) // PAD_MULTIPLE) * PAD_MULTIPLE))
+    tied = bool(model.config.tie_word_embeddings)
+    _write_rows(model.get_input_embeddings().weight, vocab, used)
+    if not tied:
+        _write_rows(model.get_output_embeddings().weight, vocab, used)
+    save_pretrained(model, tokenizer, Qwen2VLImageProcessorPil.from_pretrained(folder), out)
+    _verify(model, out, vocab)
+    return Extended(out, vocab.first_id, rows_before, model.get_input_embeddings().weight.shape[0], tied)
+
+
+def _resize(model: Any, rows: int) -> None:
+    """Grow embedding and head to `rows`; existing rows stay as they are."""
+    if rows == model.get_input_embeddings().weight.shape[0]:
+        return
+    model.resize_token_embeddings(rows, mean_resizing=False)
+    model.config.text_config.vocab_size = rows
+
+
+def _write_rows(table: Tensor, vocab: CoordVocab, used: int) -> None:
+    """Ordinal rows around the mean of the `used` rows, as spread out as those are around it."""
+    with torch.no_grad():
+        existing = table[:used].float()
+        mean = existing.mean(0)
+        rows = ordinal_rows(NUM_BINS, table.shape[1], scale=float((existing - mean).std()), mean=mean)
+        table[vocab.first_id : vocab.end_id] = rows.to(table.dtype)
+
+
+def _verify(model: Any, out: Path, vocab: CoordVocab) -> None:
+    """Reload what was written and compare every tensor."""
+    side = load_text_side(str(out))
+    assert side.vocab == vocab, "the saved tokenizer gives other ids than the one in memory"
+    again = load_model(str(out), attention="sdpa", dtype="auto")
+    for (name, before), (_, after) in zip(model.state_dict().items(), again.state_dict().items(), strict=True):
+        if not torch.equal(before, after):
+            raise UserError(f"{name} changed on the way to the disk", where=out, fix="check the disk; try again")

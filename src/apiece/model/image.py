@@ -1,0 +1,83 @@
+"""A photo as the patches that the vision tower reads.
+
+The size is chosen here: multiples of patch x merge under a pixel budget, never enlarged beyond rounding. Values and patch
+order are the library's.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+def target_size(size_wh: tuple[int, int], factor: int, max_pixels: int) -> tuple[int, int]:
+    """Width and height that an image is resized to: multiples of `factor`, at most `max_pixels`, no needless enlarging.
+
+    Each side is rounded to the nearest multiple (up to one factor at least); above the budget both are scaled down
+    together and rounded down. The aspect ratio is kept as nearly as the multiples allow.
+    """
+    width, height = size_wh
+    if width * height > max_pixels:
+        shrink = math.sqrt(width * height / max_pixels)
+        width, height = width / shrink, height / shrink
+    w = max(factor, round(width / factor) * factor)
+    h = max(factor, round(height / factor) * factor)
+    while w * h > max_pixels and max(w, h) > factor:
+        # Rounding up can overshoot the budget: take one step off the side that was rounded up most.
+        if w > factor and (h == factor or w / width >= h / height):
+            w -= factor
+        else:
+            h -= factor
+    return w, h
+
+
+@dataclass(frozen=True)
+class ImageEncoder:
+    """Resizes, normalises and cuts photos into patches with the checkpoint's own image processor.
+
+    Attributes:
+        processor: `Qwen2VLImageProcessorPil` (needs no torchvision).
+        max_pixels: Budget; the processor's own `longest_edge` if `None`.
+    """
+
+    processor: Any
+    max_pixels: int | None = None
+
+    def with_max_pixels(self, max_pixels: int) -> ImageEncoder:
+        """The same under another budget, never above the processor's own."""
+        return replace(self, max_pixels=min(max_pixels, int(self.processor.size["longest_edge"])))
+
+    @property
+    def factor(self) -> int:
+        """Sides are multiples of this: patch size times merge size, in pixels."""
+        return int(self.processor.patch_size * self.processor.merge_size)
+
+    def size_for(self, size_wh: tuple[int, int]) -> tuple[int, int]:
+        """Width and height in pixels that an image of `size_wh` is resized to."""
+        budget = int(self.processor.size["longest_edge"]) if self.max_pixels is None else self.max_pixels
+        return target_size(size_wh, self.factor, budget)
+
+    def num_tokens(self, size_wh: tuple[int, int]) -> int:
+        """Image tokens that the language model sees for an image of `size_wh`."""
+        width, height = self.size_for(size_wh)
+        return (width // self.factor) * (height // self.factor)
+
+    def encode(self, image: Image.Image) -> tuple[NDArray[np.float32], tuple[int, int, int]]:
+        """Patches of an RGB image.
+
+        Returns:
+            `pixel_values` `[P, 3 * 2 * patch^2]` float32 and the grid `(1, rows, columns)` in patches.
+        """
+        target = self.size_for(image.size)
+        if image.size != target:
+            image = image.resize(target, Image.Resampling.BICUBIC)
+        out = self.processor(images=[image], do_resize=False, return_tensors="np")
+        t, h, w = (int(v) for v in out["image_grid_thw"][0])
+        return np.asarray(out["pixel_values"], dtype=np.float32), (t, h, w)

@@ -1,0 +1,179 @@
+"""Loading and saving checkpoints: model, tokenizer, image processor, coordinate vocabulary, and the prompt's hash.
+
+A checkpoint is a folder as Hugging Face writes it (safetensors and JSON only), plus `apiece.json` with what the weights
+were trained under.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import AutoConfig, AutoTokenizer, Qwen2VLImageProcessorPil, Qwen3VLForConditionalGeneration
+
+from transformers.utils import is_flash_attn_2_available
+from transformers.utils import logging as transformers_logging
+
+from apiece.codec import CoordVocab, Renderer
+from apiece.errors import UserError
+from apiece.files import write_json
+from apiece.model.image import ImageEncoder
+
+SUPPORTED = {"qwen3_vl": Qwen3VLForConditionalGeneration}
+CARD = "apiece.json"
+
+# Loading and saving take a second; our own progress bars are enough.
+transformers_logging.disable_progress_bar()
+
+
+@dataclass(frozen=True, slots=True)
+class TextSide:
+    """What is needed to write and read answers and to encode images, without the weights: workers get this.
+
+    Attributes:
+        tokenizer: Hugging Face tokenizer.
+        images: Turns a photo into patches.
+        vocab: Coordinate tokens.
+        renderer: Answers as tokens.
+        image_token_id: Placeholder that the image's features replace.
+        card: Contents of `apiece.json`; empty if there is none.
+    """
+
+    tokenizer: Any
+    images: ImageEncoder
+    vocab: CoordVocab
+    renderer: Renderer
+    image_token_id: int
+    card: dict[str, Any]
+    path: Path
+
+    def with_max_pixels(self, max_pixels: int) -> TextSide:
+        """The same with at most `max_pixels` an image (never more than the checkpoint's own limit)."""
+        return replace(self, images=self.images.with_max_pixels(max_pixels))
+
+
+def resolve_checkpoint(name: str) -> Path:
+    """Folder of a checkpoint: `tiny`, a checkpoint folder, a run's folder (its newest checkpoint), or a Hugging Face id.
+
+    Raises:
+        UserError: No such folder, or a folder that holds no checkpoint.
+    """
+    if name == "tiny":
+        folder = Path(str(resources.files("apiece"))) / "assets" / "tiny"
+        if not (folder / "config.json").is_file():
+            raise UserError("the embedded checkpoint is missing from this installation", where=folder, fix="reinstall apiece")
+        return folder
+    folder = Path(name)
+    if not folder.exists():
+        cached = _from_hub_cache(name)
+        if cached is not None:
+            return cached
+        raise UserError(
+            "expected a checkpoint folder, a run folder, `tiny`, or a downloaded Hugging Face id; found nothing",
+            where=name,
+            fix="check the path, or download the model first: hf download " + name,
+        )
+    if (folder / "config.json").is_file():
+        return folder
+    steps = sorted((folder / "checkpoints").glob("step_*")) if (folder / "checkpoints").is_dir() else []
+    complete = [s / "model" for s in steps if (s / "model" / "config.json").is_file()]
+    if complete:
+        return complete[-1]
+    raise UserError("the folder holds no checkpoint (no config.json)", where=folder, fix="name a checkpoint or a run folder")
+
+
+def _from_hub_cache(name: str) -> Path | None:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, local_files_only=True))
+    except (HFValidationError, LocalEntryNotFoundError):
+        return None
+
+
+def load_text_side(checkpoint: str, max_pixels: int | None = None) -> TextSide:
+    """Tokenizer, image processor and coordinate vocabulary of a checkpoint.
+
+    Raises:
+        UserError: Not a supported model, files missing, or no coordinate tokens (with the command that adds them).
+    """
+    folder = resolve_checkpoint(checkpoint)
+    config = _read_config(folder)
+    for file in ("tokenizer.json", "preprocessor_config.json"):
+        if not (folder / file).is_file():
+            raise UserError(f"{file} is missing from the checkpoint", where=folder, fix="copy it from the original model")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    vocab = CoordVocab.of(tokenizer, where=str(checkpoint))
+    images = ImageEncoder(Qwen2VLImageProcessorPil.from_pretrained(folder))
+    side = TextSide(
+        tokenizer=tokenizer,
+        images=images,
+        vocab=vocab,
+        renderer=Renderer(tokenizer, vocab),
+        image_token_id=config.image_token_id,
+        card=_read_card(folder),
+        path=folder,
+    )
+    return side if max_pixels is None else side.with_max_pixels(max_pixels)
+
+
+def load_model(checkpoint: str, *, attention: str = "auto", dtype: torch.dtype | Literal["auto"] = torch.float32) -> Any:
+    """The model of a checkpoint, in evaluation mode, on the CPU.
+
+    Args:
+        attention: `sdpa`, `eager`, `flash_attention_2`, or `auto` for FlashAttention where it can run, else SDPA.
+        dtype: Of the weights; `auto` keeps the file's.
+    """
+    folder = resolve_checkpoint(checkpoint)
+    config = _read_config(folder)
+    if not list(folder.glob("*.safetensors")):
+        raise UserError(
+            "the checkpoint has no safetensors weights", where=folder, fix="convert it first; pickled weights are never loaded"
+        )
+    if attention == "auto":
+        attention = "flash_attention_2" if is_flash_attn_2_available() else "sdpa"
+    cls = SUPPORTED[config.model_type]
+    return cls.from_pretrained(folder, dtype=dtype, attn_implementation=attention, use_safetensors=True).eval()
+
+
+def save_pretrained(
+    model: Any, tokenizer: Any, image_processor: Qwen2VLImageProcessorPil, out: Path, card: dict[str, Any] | None = None
+) -> None:
+    """Write a checkpoint folder that the ordinary loading code reads."""
+    out.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    image_processor.save_pretrained(out)
+    write_json(out / CARD, card or {})
+
+
+def _read_config(folder: Path) -> Any:
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"config.json cannot be read: {error}", where=folder) from error
+    if config.model_type not in SUPPORTED:
+        raise UserError(
+            f"expected a model of type {', '.join(SUPPORTED)}, found {config.model_type!r}",
+            where=folder,
+            fix="start from a Qwen3-VL checkpoint",
+        )
+    return config
+
+
+def _read_card(folder: Path) -> dict[str, Any]:
+    path = folder / CARD
+    if not path.is_file():
+        return {}
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"broken JSON: {error}", where=path, fix="delete the file to go on without it") from error
+    if not isinstance(card, dict):
+        raise UserError(f"expected a JSON object, found {type(card).__name__}", where=path)
+    return card

@@ -1,0 +1,1 @@
+"""Pictures and pages made from dumped files; nothing here imports torch."""

@@ -1,0 +1,209 @@
+"""One image with boxes on it, a caption above and a legend below.
+
+Every line has a light rim, so that it shows on any photo. Tags are drawn only where there is room: in a crowd the
+legend takes their place.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from PIL import Image, ImageDraw
+
+from apiece.report.palette import BACKGROUND, BLACK, MATCHED, WHITE, Style, ink_on
+from apiece.report.text import CAPTION_FONT, TAG_FONT, fit, line_height, text_width, wrap
+from apiece.types import BoxXYXY
+
+MIN_SIDE, MAX_SIDE = 480, 1000
+"""Pixels of the longer side: smaller images are enlarged, larger ones reduced."""
+
+CROWD = 12
+"""With more boxes than this, tags hold a short name only and stay off small boxes."""
+
+_Rectangle = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """One box to draw.
+
+    Attributes:
+        box_xyxy: Pixels of the original image.
+        style: Colour and line.
+        desc: Class name.
+        note: What its tag says after the name, such as a score.
+    """
+
+    box_xyxy: BoxXYXY
+    style: Style
+    desc: str
+    note: str = ""
+
+
+def overlay(image: Image.Image, marks: Sequence[Mark], caption: str, *, by_class: bool = False) -> Image.Image:
+    """Draw `marks` on a copy of `image`.
+
+    Args:
+        image: The original; small ones are enlarged by a whole number, so that their pixels stay crisp.
+        marks: Boxes in pixels of the original.
+        caption: Line above the image.
+        by_class: Styles stand for classes, so the legend need not count classes once more.
+
+    Returns:
+        An RGB picture at least `MIN_SIDE` wide.
+    """
+    scale = _scale(image.size)
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    resample = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS
+    picture = image.convert("RGB").resize(size, resample)
+    boxes = [_placed(mark.box_xyxy, scale) for mark in marks]
+    crowded = len(marks) > CROWD
+    short = short_names(mark.desc for mark in marks) if crowded else {}
+    _draw_boxes(picture, marks, boxes, width=2 if crowded else 3)
+    _draw_tags(picture, marks, boxes, short)
+    width = max(picture.width, MIN_SIDE)
+    kinds = _legend_places(marks, width)
+    classes = (
+        [] if by_class and not any(short.values()) else wrap(_class_words(marks, short), CAPTION_FONT, width, 3, "   ")
+    )
+    step = line_height(CAPTION_FONT)
+    rows = 1 + max((row for row, _, _, _ in kinds), default=-1)
+    foot = step + picture.height + 4
+    panel = Image.new("RGB", (width, foot + step * (rows + len(classes))), BACKGROUND)
+    draw = ImageDraw.Draw(panel)
+    draw.text((0, 1), fit(caption, CAPTION_FONT, width), fill=BLACK, font=CAPTION_FONT)
+    panel.paste(picture, (0, step))
+    for row, x, style, words in kinds:
+        _draw_legend(draw, (x, foot + step * row), style, words)
+    for i, line in enumerate(classes):
+        draw.text((0, foot + step * (rows + i)), line, fill=BLACK, font=CAPTION_FONT)
+    return panel
+
+
+def short_names(descs: Iterable[str]) -> dict[str, str]:
+    """Each name's shortest beginning that no other name shares; nothing where there is one name only."""
+    names = sorted(set(descs))
+    if len(names) < 2:
+        return dict.fromkeys(names, "")
+    return {name: next(filter(partial(_only, names), _beginnings(name)), name) for name in names}
+
+
+def _beginnings(name: str) -> Iterator[str]:
+    return (name[:n] for n in range(1, len(name)) if not name[n - 1].isspace())
+
+
+def _only(names: Sequence[str], beginning: str) -> bool:
+    return sum(name.startswith(beginning) for name in names) == 1
+
+
+def _scale(size_wh: tuple[int, int]) -> float:
+    longest = max(size_wh)
+    return MAX_SIDE / longest if longest > MAX_SIDE else float(-(-MIN_SIDE // longest))
+
+
+def _placed(box: BoxXYXY, scale: float) -> _Rectangle:
+    x1, y1, x2, y2 = (round(value * scale) for value in box)
+    return x1, y1, x2, y2
+
+
+def _draw_boxes(picture: Image.Image, marks: Sequence[Mark], boxes: Sequence[_Rectangle], width: int) -> None:
+    """All rims first, then all lines: large boxes first, matched ones last, so that small and sure ones stay on top."""
+    draw = ImageDraw.Draw(picture)
+    area = [(x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in boxes]
+    order = sorted(range(len(marks)), key=lambda i: (marks[i].style == MATCHED, -area[i], i))
+    strokes = [(marks[i].style, list(_strokes(boxes[i], picture.size, marks[i].style.dash, width))) for i in order]
+    for _, rectangles in strokes:
+        for x1, y1, x2, y2 in rectangles:
+            draw.rectangle((x1 - 1, y1 - 1, x2 + 1, y2 + 1), fill=WHITE)
+    for style, rectangles in strokes:
+        for rectangle in rectangles:
+            draw.rectangle(rectangle, fill=style.colour)
+
+
+def _strokes(box: _Rectangle, size_wh: tuple[int, int], dash: tuple[int, int], width: int) -> Iterator[_Rectangle]:
+    """The dashes of a box's four sides as filled rectangles, kept inside the picture."""
+    farthest = [max(side - width, 0) for side in size_wh * 2]
+    x1, y1, x2, y2 = (min(max(v - width // 2, 0), most) for v, most in zip(box, farthest, strict=True))
+    for start, end in _dashes(x1, x2 + width - 1, dash):
+        yield start, y1, end, y1 + width - 1
+        yield start, y2, end, y2 + width - 1
+    for start, end in _dashes(y1, y2 + width - 1, dash):
+        yield x1, start, x1 + width - 1, end
+        yield x2, start, x2 + width - 1, end
+
+
+def _dashes(start: int, end: int, dash: tuple[int, int]) -> Iterator[tuple[int, int]]:
+    """Pieces of a line from `start` to `end`, both drawn; on short lines shorter pieces, so that gaps remain."""
+    on, off = dash
+    if not off:
+        yield start, end
+        return
+    on = min(on, max(3, (end - start) // 5))
+    for at in range(start, end + 1, on + off):
+        yield at, min(at + on - 1, end)
+
+
+def _draw_tags(picture: Image.Image, marks: Sequence[Mark], boxes: Sequence[_Rectangle], short: dict[str, str]) -> None:
+    """A tag at each box where there is room that no other tag takes; `short` names are for crowds.
+
+    In a crowd a tag must not cover a box that is small beside it.
+    """
+    draw = ImageDraw.Draw(picture)
+    height = int(TAG_FONT.size) + 3
+    small = [box for box in boxes if short and min(box[2] - box[0], box[3] - box[1]) < 2 * height]
+    taken: list[_Rectangle] = []
+    for i in sorted(range(len(marks)), key=lambda i: marks[i].style != MATCHED):
+        mark, (x1, y1, x2, y2) = marks[i], boxes[i]
+        text = short[mark.desc] if short else f"{fit(mark.desc, TAG_FONT, 160)} {mark.note}".strip()
+        if not text:
+            continue
+        width = text_width(text, TAG_FONT) + 5
+        corners = ((x1, y1 - height), (x1 + 2, y1 + 2), (x2 - width, y1 - height), (x1, y2 + 1), (x2 - width, y2 + 1))
+        for x, y in corners:
+            spot = (x, y, x + width, y + height)
+            inside = x >= 0 and y >= 0 and spot[2] <= picture.width and spot[3] <= picture.height
+            if inside and not any(_overlap(spot, other) for other in (*taken, *small)):
+                taken.append(spot)
+                draw.rectangle(spot, fill=mark.style.colour)
+                draw.text((x + 3, y), text, fill=ink_on(mark.style.colour), font=TAG_FONT)
+                break
+
+
+def _overlap(a: _Rectangle, b: _Rectangle) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def _class_words(marks: Sequence[Mark], short: dict[str, str]) -> list[str]:
+    """`cup 5`, or `c = cup 5` where tags hold a short name; most frequent first."""
+    counts = sorted(Counter(mark.desc for mark in marks).items(), key=lambda item: (-item[1], item[0]))
+    return [f"{short[desc]} = {desc} {n}" if short.get(desc) else f"{desc} {n}" for desc, n in counts]
+
+
+def _legend_places(marks: Sequence[Mark], width: int) -> list[tuple[int, int, Style, str]]:
+    """Row, x, style and words of each legend entry, in lines of `width` pixels."""
+    places: list[tuple[int, int, Style, str]] = []
+    row = x = 0
+    solid_first = sorted(
+        Counter(mark.style for mark in marks).items(),
+        key=lambda item: (item[0].dash[1] > 0, -item[0].dash[0], -item[1]),
+    )
+    for style, count in solid_first:
+        words = f"{fit(style.word, CAPTION_FONT, 240)} {count}"
+        length = 36 + text_width(words, CAPTION_FONT)
+        if x and x + length > width:
+            row, x = row + 1, 0
+        places.append((row, x, style, words))
+        x += length + 18
+    return places
+
+
+def _draw_legend(draw: ImageDraw.ImageDraw, at: tuple[int, int], style: Style, words: str) -> None:
+    x, y = at
+    middle = y + int(CAPTION_FONT.size) // 2
+    on, off = style.dash
+    for start in range(x, x + 30, on + off) if off else (x,):
+        draw.rectangle((start, middle, min(start + on - 1, x + 30) if off else x + 30, middle + 2), fill=style.colour)
+    draw.text((x + 36, y), words, fill=BLACK, font=CAPTION_FONT)

@@ -1,0 +1,1 @@
+"""Training: the loop, batches, optimizer, checkpoints, the run's folder."""

@@ -1,0 +1,130 @@
+"""Which samples make which batch, and the workers that encode them.
+
+Batch k of a run is a function of the seed and k alone, so resuming at step k needs no saved sampler state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from apiece.data.collate import Batch, collate
+from apiece.model.encode import Augmentation, SampleEncoder
+from apiece.types import Sample
+
+Draw = tuple[int, int]
+"""Index of a sample and the epoch it is drawn in."""
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """Cuts every epoch into batches of samples of like length.
+
+    An epoch is a seeded permutation, cut into windows of `window` batches; each window is sorted by length and cut, and
+    the batches of an epoch are then shuffled. Batches may straddle two epochs only in so far as the last, short batch
+    of an epoch is filled up from the front of the same permutation.
+
+    Attributes:
+        lengths: About how many tokens each sample has.
+        batch_size: Samples in one optimizer step.
+        window: Batches that are sorted together.
+        seed: Of the permutations.
+    """
+
+    lengths: Sequence[int]
+    batch_size: int
+    window: int
+    seed: int
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Batches in one pass over the data."""
+        return -(-len(self.lengths) // self.batch_size)
+
+    def epoch(self, epoch: int) -> list[list[int]]:
+        """The batches of one epoch, as indices."""
+        rng = np.random.default_rng([self.seed, epoch])
+        order = rng.permutation(len(self.lengths))
+        order = np.resize(order, self.batches_per_epoch * self.batch_size)  # fill the last batch from the front
+        lengths = np.asarray(self.lengths)
+        size = self.window * self.batch_size
+        windows = [order[i : i + size] for i in range(0, len(order), size)]
+        windows = [w[np.argsort(lengths[w], kind="stable")] for w in windows]
+        batches = [w[i : i + self.batch_size] for w in windows for i in range(0, len(w), self.batch_size)]
+        return [batches[i].tolist() for i in rng.permutation(len(batches))]
+
+    def steps(self, start: int, stop: int) -> Iterator[list[Draw]]:
+        """The batches of steps `start` to `stop - 1`, counted over epochs."""
+        epoch, skip = divmod(start, self.batches_per_epoch)
+        step = start
+        while step < stop:
+            for batch in self.epoch(epoch)[skip:]:
+                yield [(index, epoch) for index in batch]
+                step += 1
+                if step == stop:
+                    return
+            epoch, skip = epoch + 1, 0
+
+
+class _TrainingSet(Dataset):  # type: ignore[type-arg]
+    def __init__(self, samples: Sequence[Sample], encoder: SampleEncoder, augment: Augmentation) -> None:
+        self.samples, self.encoder, self.augment = samples, encoder, augment
+
+    def __getitems__(self, draws: Sequence[Draw]) -> Batch:
+        encoded = [self.encoder.training(self.samples[i], self.augment, epoch) for i, epoch in draws]
+        side = self.encoder.side
+        return collate(encoded, side.tokenizer.pad_token_id, side.image_token_id)
+
+    def __getitem__(self, draw: Draw) -> Batch:
+        return self.__getitems__([draw])
+
+
+class _Draws(Sampler[list[Draw]]):
+    def __init__(self, plan: BatchPlan, start: int, stop: int, rank: int, world: int, micro: int) -> None:
+        self.args = (plan, start, stop, rank, world, micro)
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        plan, start, stop, rank, world, micro = self.args
+        for batch in plan.steps(start, stop):
+            own = batch[rank::world]
+            yield from (own[i : i + micro] for i in range(0, len(own), micro))
+
+
+def _first(item: Batch) -> Batch:
+    return item
+
+
+def micro_batches(
+    samples: Sequence[Sample],
+    encoder: SampleEncoder,
+    augment: Augmentation,
+    plan: BatchPlan,
+    *,
+    start: int,
+    stop: int,
+    rank: int,
+    world: int,
+    micro: int,
+    workers: int,
+) -> Iterator[list[Batch]]:
+    """For every step from `start` on, this rank's micro-batches, encoded ahead by worker processes.
+
+    Args:
+        micro: Samples in one forward pass.
+        workers: Processes; 0 encodes in this one.
+    """
+    loader = DataLoader(
+        _TrainingSet(samples, encoder, augment),
+        batch_sampler=_Draws(plan, start, stop, rank, world, micro),
+        num_workers=workers,
+        collate_fn=_first,
+        prefetch_factor=4 if workers else None,
+        persistent_workers=False,
+    )
+    per_step = -(-len(range(rank, plan.batch_size, world)) // micro)
+    stream = iter(loader)
+    for _ in range(start, stop):
+        yield [next(stream) for _ in range(per_step)]

@@ -1,0 +1,99 @@
+"""Checkpoints of a run: the model as an ordinary folder, the optimizer's state, and the step. Complete or absent.
+
+Nothing is pickled: tensors are safetensors, the rest is JSON. Batches are a function of the step, so the step is all
+that is needed of the sampler; the loop draws no other random numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from apiece.errors import UserError
+from apiece.files import write_json
+from apiece.model.load import TextSide, save_pretrained
+from apiece.train.optim import load_optimizer_tensors, optimizer_tensors
+
+
+def checkpoint_folder(run: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return run / "checkpoints" / f"step_{step:06d}"
+
+
+def save_checkpoint(
+    run: Path,
+    step: int,
+    model: Any,
+    side: TextSide,
+    optimizers: Sequence[torch.optim.Optimizer],
+    card: dict[str, Any],
+    keep_last: int,
+) -> Path:
+    """Write the checkpoint after `step` steps under a temporary name, rename it, then drop the oldest.
+
+    Returns:
+        The checkpoint's folder.
+    """
+    folder = checkpoint_folder(run, step)
+    if folder.exists():
+        return folder
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        save_pretrained(model, side.tokenizer, side.images.processor, temporary / "model", card | {"step": step})
+        state = {k: v.contiguous() for k, v in optimizer_tensors(model, optimizers).items()}
+        save_file(state, temporary / "optimizer.safetensors")
+        write_json(temporary / "state.json", {"step": step})
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                _sync(file)
+        os.replace(temporary, folder)
+    except OSError as error:
+        raise UserError(f"the checkpoint could not be written: {error}", where=folder, fix="free some space, then --resume") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    for old in complete_checkpoints(run)[:-keep_last]:
+        shutil.rmtree(old)
+    return folder
+
+
+def _sync(file: Path) -> None:
+    with open(file, "rb") as handle:
+        os.fsync(handle.fileno())
+
+
+def complete_checkpoints(run: Path) -> list[Path]:
+    """Folders of the run's complete checkpoints, oldest first."""
+    return sorted(p for p in (run / "checkpoints").glob("step_*") if (p / "state.json").is_file())
+
+
+def load_checkpoint(folder: Path, model: Any, optimizers: Sequence[torch.optim.Optimizer]) -> int:
+    """Put a checkpoint's weights and optimizer state back.
+
+    Returns:
+        The number of steps done.
+    """
+    try:
+        weights = {}
+        for file in sorted((folder / "model").glob("*.safetensors")):
+            weights |= load_file(file)
+        state = load_file(folder / "optimizer.safetensors")
+        step = int(json.loads((folder / "state.json").read_text(encoding="utf-8"))["step"])
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"the checkpoint cannot be read: {error}", where=folder, fix="delete it to resume from the one before") from error
+    missing = set(model.load_state_dict(weights, strict=False).missing_keys) - _tied(model)
+    if missing:
+        raise UserError(f"the checkpoint lacks {sorted(missing)[0]} and {len(missing) - 1} more", where=folder)
+    load_optimizer_tensors(model, optimizers, state)
+    return step
+
+
+def _tied(model: Any) -> set[str]:
+    return {"lm_head.weight"} if model.config.tie_word_embeddings else set()

@@ -1,0 +1,77 @@
+"""The processes of a run: one without torchrun, several with it. The only module that imports torch.distributed."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """This process among all of the run.
+
+    Attributes:
+        rank: 0 is the one that writes files.
+        size: Number of processes.
+        device: Where this process computes.
+    """
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files."""
+        return self.rank == 0
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over all processes (in place where there are several)."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on any process."""
+        return bool(self.sum(torch.tensor(float(flag), device=self.device)) > 0)
+
+    def barrier(self) -> None:
+        """Wait for all."""
+        if self.size > 1:
+            dist.barrier()
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """The module as it is trained here: replicated with averaged gradients where there are several processes."""
+        if self.size == 1:
+            return module
+        ids: Any = [self.device.index] if self.device.type == "cuda" else None
+        return DistributedDataParallel(module, device_ids=ids)
+
+
+def join_world(device: str) -> World:
+    """Join the processes that torchrun started; alone without it.
+
+    Args:
+        device: `auto`, `cpu` or `cuda`.
+    """
+    cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    where = torch.device("cuda", local) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(where)
+    if size > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if cuda else "gloo")
+    return World(rank, size, where)
+
+
+def leave_world(world: World) -> None:
+    """Close what `join_world` opened."""
+    if world.size > 1:
+        dist.destroy_process_group()

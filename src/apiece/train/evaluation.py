@@ -1,0 +1,40 @@
+"""Evaluation in the middle of training, with the engine and settings of `apiece evaluate`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from apiece.config.schema import Config
+from apiece.evaluate.metrics import write_metrics
+from apiece.evaluate.predict import Predictor, evaluate_samples
+from apiece.model.encode import SampleEncoder
+from apiece.rollout.generate import LocalEngine
+from apiece.types import Sample
+
+LOGGED = ("coco/AP", "coco/AP50", "f1/f1", "f1/precision", "f1/recall", "f1/mean_iou", "parse/dropped", "parse/finish_eos")
+
+
+def eval_subset(samples: Sequence[Sample], size: int, seed: int) -> list[Sample]:
+    """A fixed choice of `size` samples, in the order of the file; all if there are no more."""
+    if len(samples) <= size:
+        return list(samples)
+    chosen = np.random.default_rng([seed, 0xE7A1]).choice(len(samples), size, replace=False)
+    return [samples[i] for i in sorted(chosen)]
+
+
+def evaluate_step(
+    run: Path, step: int, model: Any, encoder: SampleEncoder, samples: Sequence[Sample], config: Config
+) -> dict[str, float]:
+    """Evaluate on the fixed subset into `eval/step_*/`; returns the figures that go to the metrics."""
+    out = run / "eval" / f"step_{step:06d}"
+    was_training = model.training
+    model.eval()
+    predictor = Predictor(encoder, LocalEngine(model, encoder.side, config.generate, config.seed), config.generate.batch_size)
+    metrics, _ = evaluate_samples(predictor, samples, out)
+    write_metrics(out / "metrics.json", metrics)
+    model.train(was_training)
+    return {f"eval/{key}": float(metrics[key]) for key in LOGGED}

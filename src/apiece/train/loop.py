@@ -1,0 +1,268 @@
+"""The training loop: it reads top to bottom; every stage is one call."""
+
+from __future__ import annotations
+
+import logging
+import resource
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from apiece.channels.teacher_forced import TeacherForced
+from apiece.config.dump import dump_config
+from apiece.config.schema import Config, ObjectOrder
+from apiece.data.jsonl import read_jsonl
+from apiece.errors import UserError
+from apiece.losses.compose import Objective
+from apiece.model.encode import Augmentation, PromptTokens, SampleEncoder
+from apiece.model.load import TextSide, load_model, load_text_side
+from apiece.model.prompts import prompt_text
+from apiece.progress import progress_bar
+from apiece.train.batches import BatchPlan, micro_batches
+from apiece.train.checkpoint import complete_checkpoints, load_checkpoint, save_checkpoint
+from apiece.train.distributed import World, join_world, leave_world
+from apiece.train.evaluation import eval_subset, evaluate_step
+from apiece.train.optim import build_optimizers, lr_scale, set_lr
+from apiece.train.run import Metrics, create_run, log_to, make_manifest
+from apiece.train.step import StepResult, autocast_dtype, train_step
+from apiece.types import Sample
+
+log = logging.getLogger("apiece")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        run: Its folder.
+        step: Steps done.
+        finished: False if it was interrupted.
+    """
+
+    run: Path
+    step: int
+    finished: bool
+
+
+def train(config: Config, name: str, *, resume: Path | None = None) -> Outcome:
+    """Train as the config says, or go on with the run in `resume`.
+
+    Args:
+        config: Of the run; when resuming, the run's own.
+        name: Name of a new run's folder.
+        resume: Folder of an interrupted run.
+    """
+    world = join_world(config.train.device)
+    side = load_text_side(config.model.checkpoint, config.data.max_pixels)
+    prompt = PromptTokens.of(side, prompt_text(config.prompt.name, config.prompt.text))
+    samples, dropped = training_samples(config, side)
+    eval_samples = eval_subset(read_jsonl(Path(config.data.eval)), config.eval.samples, config.seed) if config.data.eval else []
+
+    model = load_model(config.model.checkpoint, attention=config.model.attention)
+    model = prepare_model(model, config, world)
+    objective = Objective(config.objective, config.stage2_ab.coord_decode_mode, side.vocab.first_id, side.vocab.num_bins)
+    optimizers = build_optimizers(model, config.optim)
+    channel = world.wrap(TeacherForced(model, objective))
+    dtype = autocast_dtype(config.model.precision, world.device)
+    encoder = SampleEncoder(side, prompt, model.config.text_config.max_position_embeddings)
+    card = {"prompt": config.prompt.model_dump(mode="json"), "prompt_hash": prompt.hash, "max_pixels": config.data.max_pixels}
+
+    run, start = open_run(config, name, resume, world, model, optimizers, dropped)
+    plan = BatchPlan(
+        [encoder.estimate_length(s) for s in samples], config.train.batch_size, config.train.length_window, config.seed
+    )
+    stream = training_stream(config, samples, encoder, plan, start, world)
+    step, steps = start, config.train.steps
+    with logged(run, world), Metrics(run, start) as metrics, progress_bar() as bar, stop_signals() as stopped:
+        task = bar.add_task("train", total=steps, completed=start, note="")
+        meter = Meter(config)
+        for step, batches in enumerate(stream, start + 1):
+            rates = set_lr(optimizers, lr_scale(step - 1, steps, config.optim))
+            batches = [b.to(world.device) for b in batches]
+            result = train_step(
+                channel, objective, optimizers, batches, world, clip_norm=config.optim.clip_norm, dtype=dtype
+            )
+            meter.add(result, len(batches[0].sample_ids) * len(batches) * world.size)
+            if step % config.train.log_every == 0 or step == steps:
+                figures = meter.read(rates)
+                if world.is_main:
+                    metrics.log(step, figures)
+                    log.info("step %d  loss %.4f  %.1f samples/s", step, figures["loss/total"], figures["speed/samples_per_s"])
+                bar.update(task, note=f"loss {figures['loss/total']:.3f}  {figures['speed/samples_per_s']:.1f} samples/s")
+            bar.update(task, completed=step)
+            interrupted = world.any(stopped.now) if world.size > 1 else stopped.now
+            if world.is_main and (interrupted or step == steps or step % (config.train.save_every or steps) == 0):
+                save_checkpoint(run, step, model, side, optimizers, card, config.train.keep_last)
+            if eval_samples and not interrupted and (step == steps or step % (config.eval.every_steps or steps) == 0):
+                if world.is_main:
+                    metrics.log(step, evaluate_step(run, step, model, encoder, eval_samples, config))
+                world.barrier()
+                meter.restart_clock()
+            if interrupted:
+                break
+    leave_world(world)
+    return Outcome(run, step, finished=step == steps)
+
+
+def training_samples(config: Config, side: TextSide) -> tuple[list[Sample], int]:
+    """The samples that are trained on, and how many were left out for having too many objects.
+
+    Every name is checked against the tokenizer before anything is trained.
+    """
+    if config.data.train is None:
+        raise UserError("data.train is not set", where="config", fix="name the training JSONL: data.train=X.jsonl")
+    path = Path(config.data.train)
+    samples = read_jsonl(path)
+    for desc in sorted({o.desc for s in samples for o in s.objects}):
+        side.renderer.check_desc(desc)
+    kept = [s for s in samples if sum(not o.iscrowd for o in s.objects) <= config.data.max_objects]
+    if not kept:
+        raise UserError(
+            f"no image to train on: {len(samples)} read, {len(samples) - len(kept)} above data.max_objects", where=path
+        )
+    return kept, len(samples) - len(kept)
+
+
+def prepare_model(model: Any, config: Config, world: World) -> Any:
+    """Move to the device, set to training, recompute layers if asked."""
+    if config.model.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model.to(world.device).train()
+
+
+def open_run(
+    config: Config,
+    name: str,
+    resume: Path | None,
+    world: World,
+    model: Any,
+    optimizers: list[torch.optim.Optimizer],
+    dropped: int,
+) -> tuple[Path, int]:
+    """The run's folder and the step to start from: new, or as the newest complete checkpoint left it."""
+    if resume is not None:
+        found = complete_checkpoints(resume)
+        start = load_checkpoint(found[-1], model, optimizers) if found else 0
+        log.info("resuming %s from step %d", resume, start)
+        return resume, start
+    parent = Path(config.run.dir)
+    if world.is_main:
+        paths = [Path(p) for p in (config.data.train, config.data.eval) if p]
+        extra = {"samples_over_max_objects": dropped, "world_size": world.size, "device": str(world.device)}
+        create_run(parent, name, dump_config(config), make_manifest(config.seed, paths, extra))
+    world.barrier()
+    return parent / name, 0
+
+
+def training_stream(
+    config: Config, samples: list[Sample], encoder: SampleEncoder, plan: BatchPlan, start: int, world: World
+) -> Iterator[Any]:
+    """This rank's micro-batches of every step from `start` on."""
+    micro = config.train.micro_batch_size or -(-config.train.batch_size // world.size)
+    augment = Augmentation(
+        flip=config.data.flip,
+        scale_jitter=config.data.scale_jitter,
+        shuffle_objects=config.data.object_order is ObjectOrder.RANDOM,
+        seed=config.seed,
+    )
+    return micro_batches(
+        samples,
+        encoder,
+        augment,
+        plan,
+        start=start,
+        stop=config.train.steps,
+        rank=world.rank,
+        world=world.size,
+        micro=micro,
+        workers=config.data.workers,
+    )
+
+
+class Meter:
+    """Means of the figures between two lines of metrics."""
+
+    def __init__(self, config: Config) -> None:
+        self._results: list[StepResult] = []
+        self._samples = 0
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Leave out time that was not spent training."""
+        self._since = time.perf_counter()
+
+    def add(self, result: StepResult, num_samples: int) -> None:
+        """Count one step."""
+        self._results.append(result)
+        self._samples += num_samples
+
+    def read(self, rates: dict[str, float]) -> dict[str, float]:
+        """The figures since the last reading, which start afresh."""
+        rows, seconds = self._results, time.perf_counter() - self._since
+        atoms = {k: sum(float(r.atoms[k]) for r in rows) / len(rows) for k in rows[0].atoms}
+        values = {f"raw/{k}": sum(float(r.values[k]) for r in rows) / len(rows) for k in rows[0].values}
+        figures = {
+            "loss/total": sum(atoms.values()),
+            **{f"loss/{k}": v for k, v in atoms.items()},
+            **values,
+            "grad_norm": sum(float(r.grad_norm) for r in rows) / len(rows),
+            **{f"items/{k}": sum(float(r.counts[k]) for r in rows) / len(rows) for k in rows[0].counts},
+            **{f"lr/{part}": rate for part, rate in rates.items()},
+            "speed/samples_per_s": self._samples / seconds,
+            "speed/tokens_per_s": sum(r.num_tokens for r in rows) / seconds,
+            "padding_share": sum(r.padding_share for r in rows) / len(rows),
+            "memory/peak_mb": peak_memory_mb(),
+        }
+        self._results, self._samples = [], 0
+        self.restart_clock()
+        return figures
+
+
+def peak_memory_mb() -> float:
+    """Most memory in use so far: the GPU's where there is one, else the process's, in MB."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+
+@dataclass
+class StopFlag:
+    """Set by Ctrl-C or SIGTERM: finish the step, save, end."""
+
+    now: bool = False
+
+
+@contextmanager
+def stop_signals() -> Iterator[StopFlag]:
+    """The first signal asks the loop to save and stop; a second one ends it at once."""
+    flag = StopFlag()
+
+    def ask(number: int, _: object) -> None:
+        if flag.now:
+            raise KeyboardInterrupt
+        flag.now = True
+
+    before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield flag
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def logged(run: Path, world: World) -> Iterator[None]:
+    """Write the log to the run's folder while the block runs."""
+    handler = log_to(run) if world.is_main else logging.NullHandler()
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        handler.close()

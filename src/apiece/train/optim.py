@@ -1,0 +1,127 @@
+"""Parameter groups, optimizers and the learning rate over time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from enum import StrEnum
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from apiece.config.schema import OptimSection
+
+
+class Part(StrEnum):
+    """Parts of the model that have a learning rate of their own."""
+
+    VISION = "vision"
+    MERGER = "merger"
+    LANGUAGE = "language"
+    COORD = "coord"
+
+
+def part_of(name: str) -> Part:
+    """The part that a parameter of a Qwen3-VL belongs to, by its name."""
+    if "visual." in name:
+        return Part.MERGER if "merger" in name else Part.VISION
+    return Part.COORD if "embed_tokens" in name or "lm_head" in name else Part.LANGUAGE
+
+
+def _is_hidden_matrix(name: str, parameter: Tensor) -> bool:
+    return parameter.ndim == 2 and not any(x in name for x in ("embed", "lm_head"))
+
+
+def build_optimizers(model: nn.Module, config: OptimSection) -> list[torch.optim.Optimizer]:
+    """One or two optimizers over the trainable parameters.
+
+    Parameters of a part with rate 0 are frozen. Each group carries `peak_lr` for the schedule and `part`.
+
+    Args:
+        model: The bare model (not a distributed wrapper).
+        config: The `optim` section.
+    """
+    rates = {
+        Part.VISION: config.lr if config.lr_vision is None else config.lr_vision,
+        Part.MERGER: config.lr if config.lr_merger is None else config.lr_merger,
+        Part.LANGUAGE: config.lr,
+        Part.COORD: config.lr if config.lr_coord is None else config.lr_coord,
+    }
+    adamw: dict[tuple[Part, bool], list[Tensor]] = {}
+    muon: list[Tensor] = []
+    for name, parameter in model.named_parameters():
+        part = part_of(name)
+        parameter.requires_grad_(rates[part] > 0)
+        if not parameter.requires_grad:
+            continue
+        matrix = _is_hidden_matrix(name, parameter)
+        if config.name == "muon" and matrix:
+            muon.append(parameter)
+        else:
+            adamw.setdefault((part, matrix), []).append(parameter)
+    groups: list[dict[str, Any]] = [
+        {
+            "params": params,
+            "lr": rates[part],
+            "peak_lr": rates[part],
+            "part": str(part),
+            "weight_decay": config.weight_decay if decays else 0.0,
+        }
+        for (part, decays), params in adamw.items()
+    ]
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, betas=config.betas)]
+    if muon:
+        group = {"params": muon, "lr": config.lr_muon, "peak_lr": config.lr_muon, "part": "matrices"}
+        # Scaled so that an update has AdamW's usual size (Liu et al. 2025, "Muon is scalable for LLM training").
+        optimizers.append(
+            torch.optim.Muon([group], weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw")
+        )
+    return optimizers
+
+
+def lr_scale(step: int, steps: int, config: OptimSection) -> float:
+    """Share of the peak rate at a step (from 0): linear warm-up, then a cosine to `min_lr_ratio`."""
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    done = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
+    return config.min_lr_ratio + (1 - config.min_lr_ratio) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def set_lr(optimizers: Iterable[torch.optim.Optimizer], scale: float) -> dict[str, float]:
+    """Set every group's rate to `scale` of its peak; returns the rates by part."""
+    rates = {}
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = scale * group["peak_lr"]
+            rates[group["part"]] = group["lr"]
+    return rates
+
+
+def optimizer_tensors(model: nn.Module, optimizers: Iterable[torch.optim.Optimizer]) -> dict[str, Tensor]:
+    """All optimizer state as named tensors: `<parameter>/<state>`."""
+    names = {p: name for name, p in model.named_parameters()}
+    return {
+        f"{names[p]}/{key}": torch.as_tensor(value)
+        for optimizer in optimizers
+        for p, state in optimizer.state.items()
+        for key, value in state.items()
+    }
+
+
+def load_optimizer_tensors(
+    model: nn.Module, optimizers: Iterable[torch.optim.Optimizer], tensors: dict[str, Tensor]
+) -> None:
+    """Put back what `optimizer_tensors` gave."""
+    by_name: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        name, _, state = key.rpartition("/")
+        by_name.setdefault(name, {})[state] = tensor
+    parameters = dict(model.named_parameters())
+    owner = {p: optimizer for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
+    for name, state in by_name.items():
+        parameter = parameters[name]
+        # `step` stays on the CPU, as AdamW keeps it; moments go to the parameter's device.
+        owner[parameter].state[parameter] = {
+            key: value if key == "step" else value.to(parameter.device) for key, value in state.items()
+        }

@@ -1,0 +1,133 @@
+"""A run's folder: config, manifest, metrics, log, checkpoints, evaluations. A name is never overwritten."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import platform
+import subprocess
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import IO, Any, Protocol, Self
+
+from apiece.errors import UserError
+from apiece.files import write_json, write_text
+
+PACKAGES = ("apiece", "torch", "transformers", "tokenizers", "hotcoco", "numpy", "scipy", "pillow", "pydantic")
+log = logging.getLogger("apiece")
+
+
+def create_run(parent: Path, name: str, config_yaml: str, manifest: dict[str, Any]) -> Path:
+    """Make the folder of a new run and write its config and manifest.
+
+    Raises:
+        UserError: The name is taken.
+    """
+    run = parent / name
+    if run.exists():
+        raise UserError(
+            "this run exists already, and runs are never overwritten",
+            where=run,
+            fix=f"go on with it (apiece train --resume {run}) or name another (run.name=...)",
+        )
+    run.mkdir(parents=True)
+    write_text(run / "config.yaml", config_yaml)
+    write_json(run / "manifest.json", manifest)
+    return run
+
+
+def make_manifest(seed: int, data: list[Path], extra: dict[str, Any]) -> dict[str, Any]:
+    """Versions, git state, data hashes, seed and command of a run."""
+    return {
+        "command": sys.argv,
+        "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "data": {str(p): file_hash(p) for p in data},
+        "git": git_state(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "seed": seed,
+        "versions": {name: package_version(name) for name in PACKAGES},
+        **extra,
+    }
+
+
+def package_version(name: str) -> str | None:
+    """Installed version of a package, `None` if it is not installed."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def git_state() -> dict[str, Any] | None:
+    """Commit of the current folder and whether it has changes; `None` outside git."""
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
+        status = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"commit": commit.stdout.strip(), "dirty": bool(status.stdout.strip())}
+
+
+class Tracker(Protocol):
+    """Where figures go besides `metrics.jsonl`: TensorBoard, or a service."""
+
+    def start(self, run: Path, config: dict[str, Any]) -> None:
+        """Called once."""
+
+    def log(self, step: int, figures: dict[str, float]) -> None:
+        """Figures of a step."""
+
+    def close(self) -> None:
+        """Called at the end, also after an error."""
+
+
+class Metrics:
+    """`metrics.jsonl`: one line a logged step. It is the truth; trackers get copies.
+
+    Lines after the step that a run resumes from are dropped, so no step stands there twice.
+    """
+
+    def __init__(self, run: Path, resumed_at: int = 0) -> None:
+        path = run / "metrics.jsonl"
+        if path.exists():
+            kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= resumed_at]
+            write_text(path, "".join(line + "\n" for line in kept))
+        self._file: IO[str] = open(path, "a", encoding="utf-8")
+
+    def log(self, step: int, figures: dict[str, float]) -> None:
+        """Append one line."""
+        self._file.write(json.dumps({"step": step, **figures}) + "\n")
+        self._file.flush()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+def _step_of(line: str) -> float:
+    """Step of a metrics line; a half-written last line counts as beyond every step, so it is dropped."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
+
+
+def log_to(run: Path) -> logging.Handler:
+    """Also write the log to the run's `train.log`; returns the handler to remove at the end."""
+    handler = logging.FileHandler(run / "train.log", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    return handler

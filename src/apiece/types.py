@@ -1,0 +1,248 @@
+"""The exchange forms: what one part of the package hands to another.
+
+All frozen and checked when made. Data flows one way: JSONL -> `Sample` -> render -> `Encoded` with `Slots` -> model ->
+slot logits -> `LossTerm`s; generation -> `Rollout` -> parse -> `ParseResult` -> `Prediction` -> metrics and pictures.
+
+Shapes: T tokens of an answer, S slots (coordinate tokens), N objects. Boxes are `xyxy` in pixels of the original image
+unless the name says `bins`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum, StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import torch
+
+BoxXYXY = tuple[float, float, float, float]
+BinsXYXY = tuple[int, int, int, int]
+IntArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """One labelled object.
+
+    Attributes:
+        desc: Its name, as the model must write it.
+        bbox_xyxy: Pixels of the original image.
+        iscrowd: COCO's crowd region: not one object, ignored in matching and never trained on.
+        area: COCO's annotation area (of the mask) in square pixels; `None` means the box's own.
+        id: Annotation id, kept for the way back to COCO.
+    """
+
+    desc: str
+    bbox_xyxy: BoxXYXY
+    iscrowd: bool = False
+    area: float | None = None
+    id: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One image with its labels.
+
+    Attributes:
+        id: Unique in its file, and stable: panels and runs are joined on it.
+        image: Path of the image file (absolute, or relative to the current folder).
+        size_wh: Width and height in pixels after EXIF rotation.
+        objects: Labels; may be empty.
+    """
+
+    id: str
+    image: Path
+    size_wh: tuple[int, int]
+    objects: tuple[Instance, ...] = ()
+
+    def __post_init__(self) -> None:
+        if min(self.size_wh) < 1:
+            raise ValueError(f"sample {self.id}: size must be at least 1 x 1, got {self.size_wh}")
+
+
+class Role(IntEnum):
+    """What a token of the answer is for; every token has exactly one role."""
+
+    STRUCT = 0
+    DESC = 1
+    COORD = 2
+    EOS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Slots:
+    """The coordinate tokens of one answer, in order.
+
+    Attributes:
+        position: `[S]` index in the answer's ids. The slot's logits are the row before it.
+        coordinate: `[S]` 0..3 for x1, y1, x2, y2.
+        object: `[S]` index of the object in the order written.
+        target_bin: `[S]` 0..num_bins-1.
+    """
+
+    position: IntArray
+    coordinate: IntArray
+    object: IntArray
+    target_bin: IntArray
+
+    def __post_init__(self) -> None:
+        lengths = {len(self.position), len(self.coordinate), len(self.object), len(self.target_bin)}
+        if len(lengths) != 1:
+            raise ValueError(f"slot arrays must have one length, got {sorted(lengths)}")
+
+    def __len__(self) -> int:
+        return len(self.position)
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """An answer as tokens.
+
+    Attributes:
+        ids: `[T]` token ids, the end token included.
+        roles: `[T]` of `Role`.
+        slots: The coordinate tokens.
+    """
+
+    ids: IntArray
+    roles: NDArray[np.int8]
+    slots: Slots
+
+    def __post_init__(self) -> None:
+        if len(self.ids) != len(self.roles):
+            raise ValueError(f"ids and roles must have one length, got {len(self.ids)} and {len(self.roles)}")
+
+
+class ParseStatus(StrEnum):
+    """Why a record of an answer was dropped."""
+
+    TRUNCATED = "truncated"
+    MALFORMED = "malformed"
+    WRONG_ARITY = "wrong_arity"
+    NOT_A_COORD = "not_a_coord"
+    EMPTY_DESC = "empty_desc"
+    UNKNOWN_DESC = "unknown_desc"
+    INVERTED_BOX = "inverted_box"
+    ZERO_AREA = "zero_area"
+
+
+class FinishReason(StrEnum):
+    """Why generation of an answer ended."""
+
+    EOS = "eos"
+    LENGTH = "length"
+    OBJECT_CAP = "object_cap"
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedObject:
+    """One complete record of an answer.
+
+    Attributes:
+        desc: Its name.
+        bins_xyxy: x1, y1, x2, y2 in bins.
+        span: `(start, end)` offsets of the record in the text of the answer.
+        coord_positions: Positions of its four coordinate tokens in the ids; `None` when text was parsed.
+    """
+
+    desc: str
+    bins_xyxy: BinsXYXY
+    span: tuple[int, int]
+    coord_positions: tuple[int, int, int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ParseResult:
+    """All that an answer said: what was kept, and what was dropped by reason."""
+
+    objects: tuple[ParsedObject, ...]
+    dropped: Mapping[ParseStatus, int] = field(default_factory=dict)
+    closed: bool = True
+    """Whether the outermost object was closed: false for an answer that was cut off."""
+
+    @property
+    def num_records(self) -> int:
+        """Records seen, kept or dropped."""
+        return len(self.objects) + sum(self.dropped.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """One generated answer.
+
+    Attributes:
+        sample_id: Of the sample it answers.
+        ids: `[T]` generated ids, the end token included where one was written.
+        logprobs: `[T]` log-probability of each id under the model's full softmax at temperature 1.
+        text: The ids decoded, special tokens kept.
+        finish_reason: Why it ended.
+    """
+
+    sample_id: str
+    ids: IntArray
+    logprobs: NDArray[np.float32]
+    text: str
+    finish_reason: FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class Detection:
+    """One predicted box with its score.
+
+    Attributes:
+        desc: Class name.
+        bbox_xyxy: Pixels of the original image.
+        score: In [0, 1] under a named policy.
+    """
+
+    desc: str
+    bbox_xyxy: BoxXYXY
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """A one-to-one assignment between N predictions and M truths.
+
+    Attributes:
+        pairs: `[K, 2]` of (prediction, truth).
+        iou: `[K]` IoU of each pair.
+        unmatched_predictions: Indices left over.
+        unmatched_truths: Indices left over (misses).
+    """
+
+    pairs: IntArray
+    iou: NDArray[np.float64]
+    unmatched_predictions: IntArray
+    unmatched_truths: IntArray
+
+
+class Per(StrEnum):
+    """What a loss term is a mean over: the denominator is counted over the whole optimizer step and all ranks."""
+
+    TOKENS = "tokens"
+    OBJECTS = "objects"
+    SLOTS = "slots"
+
+
+@dataclass(frozen=True, slots=True)
+class LossTerm:
+    """One part of the loss, as a sum over its items.
+
+    Attributes:
+        name: Exact name, such as `bbox_geo/smoothl1`.
+        weight: Its weight in the total; 0 for a figure that is only logged.
+        total: Scalar float32 tensor: the unweighted sum over the items of this forward pass.
+        per: Which count it is divided by.
+    """
+
+    name: str
+    weight: float
+    total: torch.Tensor
+    per: Per
