@@ -35,7 +35,9 @@ _ONCE_A_DESC = (ProblemKind.DESC_NON_ASCII, ProblemKind.DESC_PUNCTUATION)
 
 @dataclass(slots=True)
 class CheckReport:
-    """What a check found. Numbers describe the valid images and, in them, the valid objects.
+    """What a check found.
+
+    Numbers describe the records that are valid as text (whatever their image files are like) and their valid objects.
 
     Attributes:
         path: The file.

@@ -215,14 +215,14 @@ class _Seen:
 def _decode(raw: bytes, number: int, where: str) -> tuple[Any, Problem | None]:
     """A line as a JSON value, or the problem of a line that is none."""
     try:
-        text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+        text = raw.rstrip(b"\r\n").decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
         message = f"not UTF-8 text: byte 0x{raw[error.start]:02x} at column {error.start + 1}"
         return None, Problem(ProblemKind.NOT_UTF8, where, message, number)
     try:
         return _parse(text), None
     except json.JSONDecodeError as error:
-        message = f"not valid JSON: {error.msg} at column {error.colno}"
+        message = f"not valid JSON: {error.msg.removesuffix(' at')} at column {error.colno}"
         if number == 1 and text.strip() in ("{", "["):
             message = (
                 "expected one JSON object a line, found one spread over lines"
