@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import settings
+
+# No deadlines: on a busy machine they fail for no reason of ours.
+settings.register_profile("apiece", deadline=None)
+settings.load_profile("apiece")
 
 
 @pytest.fixture(scope="session")
@@ -14,3 +20,46 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}")
     return folder
+
+
+# The model side is imported inside the fixtures: tests that need neither torch nor transformers start fast.
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A freshly built tiny checkpoint with random weights. Read only."""
+    from apiece.model.tiny import build_tiny
+
+    folder = tmp_path_factory.mktemp("tiny") / "checkpoint"
+    build_tiny(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_side(tiny_checkpoint: Path) -> Any:
+    """Its tokenizer, images and renderer."""
+    from apiece.model.load import load_text_side
+
+    return load_text_side(str(tiny_checkpoint))
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_checkpoint: Path) -> Any:
+    """Its weights, in float32 and evaluation mode. A test that changes them works on a copy."""
+    from apiece.model.load import load_model
+
+    return load_model(str(tiny_checkpoint), attention="sdpa")
+
+
+@pytest.fixture(scope="session")
+def qwen3_tokenizer(shared_data: Path) -> Any:
+    """The real Qwen3 tokenizer with the coordinate tokens added."""
+    from tokenizers import AddedToken
+    from transformers import AutoTokenizer
+
+    from apiece.codec import NUM_BINS, coord_token
+
+    tokenizer = AutoTokenizer.from_pretrained(shared_data / "qwen3-tokenizer")
+    coords = [AddedToken(coord_token(k), special=True, normalized=False) for k in range(NUM_BINS)]
+    tokenizer.add_tokens(coords, special_tokens=True)
+    return tokenizer

@@ -51,5 +51,7 @@ def require_file(path: Path, what: str) -> Path:
     if path.is_dir():
         raise UserError(f"expected {what}, found a folder", where=path)
     if not path.is_file():
-        raise UserError(f"{what} not found", where=path, fix="check the path; it is read relative to the current folder")
+        raise UserError(
+            f"{what} not found", where=path, fix="check the path; it is read relative to the current folder"
+        )
     return path

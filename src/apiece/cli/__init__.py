@@ -7,11 +7,26 @@ import sys
 from typing import Annotated
 
 import typer
+from typer.core import TyperGroup
 
 from apiece.errors import UserError
 
+ORDER = ("demo", "scenes", "data", "model", "config", "train", "evaluate", "predict", "env")
+INTERRUPTED = 130
+"""Exit code after Ctrl-C: 128 and the signal's number, as shells count it."""
+
+
+class _InOrder(TyperGroup):
+    """Lists commands in the order in which they are used, not in which they were registered."""
+
+    def list_commands(self, ctx: object) -> list[str]:
+        rank = {name: i for i, name in enumerate(ORDER)}
+        return sorted(self.commands, key=lambda name: (rank.get(name, len(rank)), name))
+
+
 app = typer.Typer(
     name="apiece",
+    cls=_InOrder,
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
@@ -19,23 +34,52 @@ app = typer.Typer(
 )
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        from apiece import __version__
+
+        print(f"apiece {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def root(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
 ) -> None:
-    """Train vision-language models to detect objects by writing coordinate tokens: **one box apiece**."""
+    """Train vision-language models to detect objects by writing coordinate tokens: **one box apiece**.
+
+    The usual order:
+
+    ```text
+    apiece scenes OUT                draw crowd scenes, or take your own photos:
+    apiece data import coco ...      from COCO, YOLO or Pascal VOC labels
+    apiece data check X.jsonl        find what is wrong with the labels
+    apiece model extend ...          make a Qwen3-VL ready (`tiny` is ready)
+    apiece train CONFIG              train; all of a run is in runs/NAME
+    apiece evaluate runs/NAME ...    official COCO AP, F1; by class, by crowding
+    apiece predict runs/NAME PHOTOS  boxes on your photos
+    ```
+
+    `apiece COMMAND --help` tells a command's options, with an example.
+    `apiece demo` goes through all of it in a few minutes.
+    """
     if debug:
         os.environ["APIECE_DEBUG"] = "1"
 
 
 def main() -> None:
     """Entry point: run the command; a `UserError` becomes one message and an exit code."""
-    from apiece.cli import commands  # noqa: F401  registers every command
-
     try:
+        from apiece.cli import commands  # noqa: F401  registers every command
+
         app()
     except UserError as error:
         if os.environ.get("APIECE_DEBUG"):
             raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)

@@ -12,7 +12,7 @@ from apiece.cli import app
 from apiece.errors import UserError
 
 
-@app.command()
+@app.command(short_help="Print a config in full, or every mistake in it.")
 def config(
     file: Annotated[
         str | None, typer.Argument(metavar="FILE", help="YAML file; none: the defaults.", show_default=False)

@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
 MAX_LISTED = 20
 
-data = typer.Typer(no_args_is_help=True, help="Import data sets and check them. One JSONL line an image: docs/data.md.")
+data = typer.Typer(
+    no_args_is_help=True,
+    help="Import data sets and check them. One JSONL line an image: docs/data.md.",
+    short_help="Import data sets, and find what is wrong with them.",
+)
 importers = typer.Typer(no_args_is_help=True, help="Convert COCO, YOLO or Pascal VOC labels to the JSONL format.")
 data.add_typer(importers, name="import")
 app.add_typer(data, name="data")

@@ -8,16 +8,20 @@ from typing import Annotated
 import typer
 
 from apiece.cli import app
+from apiece.cli.options import BatchSize, Device, MaxObjects, Prompt, PromptText, chosen_prompt
 from apiece.errors import UserError
 
 _FORMS = "apiece evaluate CHECKPOINT --data X.jsonl  or  apiece evaluate --predictions DETS.json --annotations GT.json"
+_OF_CHECKPOINTS = ("batch_size", "max_objects", "prompt", "prompt_text", "device", "pictures")
 
 
 @app.command()
 def evaluate(
+    context: typer.Context,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for `metrics.json`; made if missing.")],
     checkpoint: Annotated[
-        Path | None, typer.Argument(help="Checkpoint folder of a run; with `--data`.", show_default=False)
+        str | None,
+        typer.Argument(help="Checkpoint or run folder, Hugging Face id, or `tiny`; with `--data`.", show_default=False),
     ] = None,
     data: Annotated[Path | None, typer.Option(help="apiece JSONL to run the model on.", show_default=False)] = None,
     predictions: Annotated[
@@ -28,26 +32,59 @@ def evaluate(
     ] = None,
     min_score: Annotated[float, typer.Option(help="Leave lower scores out of F1 (never out of AP).")] = 0.0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the metrics in `--out`.")] = False,
+    batch_size: BatchSize = 16,
+    max_objects: MaxObjects = 100,
+    prompt: Prompt = None,
+    prompt_text: PromptText = None,
+    device: Device = "auto",
+    pictures: Annotated[int, typer.Option(min=0, help="How many images to draw, labels beside predictions.")] = 16,
 ) -> None:
     """Score a checkpoint on a split, or detections on their annotations.
 
     Gives the official COCO AP, F1 at IoU 0.5 (one prediction a label, of its class), the ceiling of the coordinate
     bins, and the same by class and by crowding, in `OUT/metrics.json` and as a table. docs/metrics.md explains each.
+
+    For a checkpoint also `predictions.jsonl` (raw answers, boxes, scores), `coco.json` and `results.json` (the same as
+    COCO labels and results), `pictures/` and `contact_sheet.png` (labels beside predictions, from few objects to many).
+
+    Examples:
+
+    `apiece evaluate tiny --data data/crowd/complete.jsonl --out out`
+
+    `apiece evaluate --predictions dets.json --annotations instances_val2017.json --out out`
     """
-    _check_usage(checkpoint, data, predictions, annotations)
+    _check_usage(context, checkpoint, data, predictions, annotations)
     from apiece.evaluate.metrics import new_metrics_path
 
     path = new_metrics_path(out, overwrite=overwrite)
     if checkpoint is not None and data is not None:
+        from apiece.config.schema import GenerateSection
+        from apiece.evaluate.metrics import print_table
         from apiece.evaluate.predict import evaluate_checkpoint
 
-        evaluate_checkpoint(checkpoint, data, out, min_score=min_score)
+        metrics = evaluate_checkpoint(
+            checkpoint,
+            data,
+            out,
+            min_score=min_score,
+            settings=GenerateSection(batch_size=batch_size, max_objects=max_objects),
+            prompt=chosen_prompt(prompt, prompt_text),
+            device=device,
+            pictures=pictures,
+            warn=lambda message: typer.echo(f"warning: {message}", err=True),
+        )
+        print_table(metrics)
+        typer.echo(f"\nwrote {path}" + (f"; look at {out / 'contact_sheet.png'}" if pictures else ""))
     elif predictions is not None and annotations is not None:
         _evaluate_files(predictions, annotations, path, min_score)
 
 
 def _check_usage(
-    checkpoint: Path | None, data: Path | None, predictions: Path | None, annotations: Path | None
+    context: typer.Context,
+    checkpoint: str | None,
+    data: Path | None,
+    predictions: Path | None,
+    annotations: Path | None,
 ) -> None:
     """Raise a `UserError` unless exactly one of the two forms is given in full."""
     model = {"CHECKPOINT": checkpoint, "--data": data}
@@ -61,6 +98,14 @@ def _check_usage(
         missing = [name for name, value in form.items() if value is None]
         if len(missing) == 1:
             raise UserError(f"{given[0]} needs {missing[0]} as well", fix=_FORMS, exit_code=2)
+    idle = [f"--{name.replace('_', '-')}" for name in _OF_CHECKPOINTS if _typed(context, name)]
+    if checkpoint is None and idle:
+        raise UserError(f"only for a CHECKPOINT: {', '.join(idle)}", fix=_FORMS, exit_code=2)
+
+
+def _typed(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def _evaluate_files(predictions: Path, annotations: Path, path: Path, min_score: float) -> None:

@@ -10,7 +10,11 @@ import typer
 from apiece.cli import app
 from apiece.errors import UserError
 
-model_app = typer.Typer(no_args_is_help=True, help="Make checkpoints: a tiny one, or a full-size one with coordinate tokens.")
+model_app = typer.Typer(
+    no_args_is_help=True,
+    help="Make checkpoints: a tiny one, or a full-size one with coordinate tokens.",
+    short_help="Make checkpoints that can be trained.",
+)
 app.add_typer(model_app, name="model")
 
 
@@ -26,7 +30,9 @@ def tiny(
     from apiece.model.tiny import build_tiny
 
     if out.exists():
-        raise UserError("the output exists already and is not overwritten", where=out, fix="choose a new folder", exit_code=2)
+        raise UserError(
+            "the output exists already and is not overwritten", where=out, fix="choose a new folder", exit_code=2
+        )
     count = build_tiny(out, seed)
     typer.echo(f"wrote {out}: {count / 1e6:.2f} M parameters, untrained")
 
@@ -45,5 +51,6 @@ def extend(
     done = extend_checkpoint(source, out)
     head = "tied head" if done.tied else "head of its own"
     typer.echo(
-        f"wrote {done.out}: coordinate tokens from id {done.first_id}, {done.rows_before} -> {done.rows_after} rows, {head}; verified"
+        f"wrote {done.out}: coordinate tokens from id {done.first_id},"
+        f" {done.rows_before} -> {done.rows_after} rows, {head}; verified"
     )

@@ -8,36 +8,74 @@ from typing import Annotated
 import typer
 
 from apiece.cli import app
+from apiece.cli.options import BatchSize, Device, MaxObjects, Prompt, PromptText, chosen_prompt
+from apiece.errors import UserError
+
+INTERRUPTED = 130
 
 
 @app.command()
 def predict(
-    checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="Checkpoint or run folder, or `tiny`.")],
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE_OR_DIR...", help="Photos, or folders of photos.")],
+    checkpoint: Annotated[
+        str, typer.Argument(metavar="CHECKPOINT", help="Checkpoint or run folder, Hugging Face id, or `tiny`.")
+    ],
+    images: Annotated[
+        list[Path],
+        typer.Argument(metavar="IMAGE_OR_DIR...", help="Photos, and folders of photos (searched at any depth)."),
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="New or empty folder.")],
-    batch_size: Annotated[int, typer.Option(min=1, help="Images at once.")] = 16,
-    max_objects: Annotated[int, typer.Option(min=1, help="End an answer after this many objects.")] = 100,
+    batch_size: BatchSize = 16,
+    max_objects: MaxObjects = 100,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy; above it, seeded sampling.")] = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="Of sampling.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    prompt: Prompt = None,
+    prompt_text: PromptText = None,
+    device: Device = "auto",
     overlays: Annotated[bool, typer.Option(help="Draw the boxes on each photo.")] = True,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in `--out`: do what is missing.")
+    ] = False,
 ) -> None:
     """Detect objects in photos.
 
-    Writes `predictions.jsonl` (boxes in pixels of the original photo, scores, raw answers), `coco.json` (annotation-free
-    COCO images and categories), `results.json` (COCO results) and an overlay PNG per photo. Folders stream.
+    Writes `predictions.jsonl` (boxes in pixels of the original photo, scores, raw answers), `coco.json` and
+    `results.json` (COCO images and categories, COCO results), `protocol.json` (checkpoint, prompt, settings) and
+    `overlays/NAME.png` for each photo. Photos stream, so a folder may be of any size. One that cannot be read is named
+    and skipped (exit code 1 at the end). Ctrl-C keeps what is done; `--resume` does the rest.
 
     Example: `apiece predict tiny photos/ --out predictions`
     """
     from apiece.config.schema import GenerateSection
+    from apiece.data.photos import find_photos
+    from apiece.evaluate.answer_file import check_out
     from apiece.evaluate.photos import predict_photos
+    from apiece.evaluate.predict import load_predictor
 
+    # Everything that can be refused is refused before a large model is loaded.
+    asked = chosen_prompt(prompt, prompt_text)
+    check_out(out, resume=resume)
+    photos = find_photos(images, leave_out=out)
     settings = GenerateSection(batch_size=batch_size, max_objects=max_objects, temperature=temperature)
-    done = predict_photos(checkpoint, images, out, settings, device=device, seed=seed, overlays=overlays)
-    if done.warning:
-        typer.echo(f"warning: {done.warning}", err=True)
+    predictor, warning = load_predictor(checkpoint, settings, prompt=asked, device=device, seed=seed)
+    if warning:
+        typer.echo(f"warning: {warning}", err=True)
+    try:
+        done = predict_photos(predictor, photos, out, overlays=overlays, resume=resume)
+    except KeyboardInterrupt:
+        raise UserError(
+            "interrupted; what is done is kept", where=out, fix="the same command with --resume", exit_code=INTERRUPTED
+        ) from None
     for problem in done.skipped:
         typer.echo(f"skipped: {problem}", err=True)
-    typer.echo(f"{done.images} photos, {done.objects} objects, {done.dropped} records dropped; wrote {out}")
+    earlier = f" ({done.resumed:,} of them earlier)" if done.resumed else ""
+    counts = (
+        f"{_count(done.images, 'photo')}{earlier}, {_count(done.objects, 'object')}, {_count(done.dropped, 'record')}"
+    )
+    typer.echo(f"{counts} dropped; wrote {out}")
     if done.skipped:
+        typer.echo(f"{_count(len(done.skipped), 'photo')} skipped", err=True)
         raise typer.Exit(1)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

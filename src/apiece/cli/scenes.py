@@ -10,7 +10,7 @@ import typer
 from apiece.cli import app
 
 
-@app.command()
+@app.command(short_help="Draw crowd scenes of which every object is known.")
 def scenes(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="New or empty folder.", show_default=False)],
     n: Annotated[int, typer.Option("--n", help="Number of scenes.")] = 2000,

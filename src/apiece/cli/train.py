@@ -15,7 +15,8 @@ from apiece.errors import UserError
 def train(
     config: Annotated[Path | None, typer.Argument(metavar="CONFIG", help="YAML file.", show_default=False)] = None,
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings on top of the file.", show_default=False)
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Settings on top of the file.", show_default=False),
     ] = None,
     resume: Annotated[Path | None, typer.Option(help="Folder of an interrupted run.", show_default=False)] = None,
 ) -> None:
@@ -32,9 +33,6 @@ def train(
 
     `torchrun --nproc-per-node 2 -m apiece train CONFIG` (several processes)
     """
-    from apiece.config.load import load_config
-    from apiece.train.loop import train as run_training
-
     if (config is None) == (resume is None):
         raise UserError("name a CONFIG, or a run to --resume: one of the two", exit_code=2)
     if resume is not None:
@@ -42,11 +40,16 @@ def train(
             raise UserError("a resumed run keeps its own config; found settings on top", exit_code=2)
         if not (resume / "config.yaml").is_file():
             raise UserError("expected a run's folder with config.yaml", where=resume, exit_code=2)
+    from apiece.config.load import load_config
+
+    if resume is not None:
         loaded, name = load_config(resume / "config.yaml"), resume.name
     else:
         assert config is not None, "checked above"
         loaded = load_config(config, overrides or [])
         name = loaded.config.run.name or config.stem
+    from apiece.train.loop import train as run_training  # loads torch: only once the config is known to be right
+
     outcome = run_training(loaded.config, name, resume=resume)
     if outcome.finished:
         typer.echo(f"done: {outcome.step} steps in {outcome.run}")

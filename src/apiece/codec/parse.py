@@ -1,7 +1,9 @@
-"""The canonical answer back to objects: strict, with every dropped record counted by reason.
+"""The canonical answer back to objects: strict, with all that is dropped counted by reason.
 
-Nothing is repaired. A record is kept only if it is exactly what `render` would have written for it; after a bad record
-reading goes on at the next record.
+An answer is read as `frame record frame record ... frame`, where a record starts at every `{"desc": "`. Nothing is
+repaired: a record is kept only if it is exactly what `render` would have written for it. Every other record, and every
+frame that is not `render`'s, counts once; reading goes on at the next record. The end of the text is `truncated`, also
+counted once, if more text could make it right, and `malformed` if none could.
 """
 
 from __future__ import annotations
@@ -11,12 +13,27 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
-from apiece.codec.render import BOX_OPEN, CLOSE, COORD_SEPARATOR, OPEN, RECORD_CLOSE, RECORD_OPEN, RECORD_SEPARATOR, desc_problem
-from apiece.codec.vocab import CoordVocab, Tokenizer, decode_exact
+from apiece.codec.bins import NUM_BINS
+from apiece.codec.render import (
+    BOX_OPEN,
+    CLOSE,
+    COORD_SEPARATOR,
+    OPEN,
+    RECORD_CLOSE,
+    RECORD_OPEN,
+    RECORD_SEPARATOR,
+    desc_problem,
+)
+from apiece.codec.vocab import CoordVocab, Tokenizer, coord_token, decode_exact
 from apiece.types import BinsXYXY, ParsedObject, ParseResult, ParseStatus
 
-_COORD = re.compile(r"<\|coord_(0|[1-9]\d{0,2})\|>")
-_ANY_COORD = re.compile(r"<\|coord_\d+\|>")
+# What has the shape of a record; whether name and box are right is decided after.
+_RECORD = re.compile(f'{re.escape(RECORD_OPEN)}([^"]*){re.escape(BOX_OPEN)}([^]]*){re.escape(RECORD_CLOSE)}')
+_RECORD_START = re.compile(re.escape(RECORD_OPEN))
+_COORD_START = re.compile(re.escape("<|"))
+_BIN_OF = {coord_token(k): k for k in range(NUM_BINS)}
+# After the name: one of these alternatives after the other.
+_BOX_STEPS = ((BOX_OPEN,), *((_BIN_OF, (COORD_SEPARATOR,)) * 3), _BIN_OF, (RECORD_CLOSE,))
 
 
 def parse(text: str, known_descs: Collection[str] | None = None) -> ParseResult:
@@ -27,79 +44,94 @@ def parse(text: str, known_descs: Collection[str] | None = None) -> ParseResult:
         known_descs: If given, a record with another name is dropped as `unknown_desc`.
 
     Returns:
-        Kept records in the order written, with character spans; dropped ones counted. Text outside records that is not
-        the canonical frame counts as one `malformed` record.
+        Kept records in the order written, with character spans; dropped ones counted.
     """
+    starts = [m.start() for m in _RECORD_START.finditer(text)]
+    if not starts:
+        return _without_records(text)
     kept: list[ParsedObject] = []
     dropped: Counter[ParseStatus] = Counter()
-    if text == OPEN + CLOSE:
-        return ParseResult((), {}, closed=True)
-    starts = [m.start() for m in re.finditer(re.escape(RECORD_OPEN), text)]
-    if not starts:
-        status = ParseStatus.TRUNCATED if (OPEN + RECORD_OPEN).startswith(text) else ParseStatus.MALFORMED
-        return ParseResult((), {status: 1}, closed=False)
     if text[: starts[0]] != OPEN:
         dropped[ParseStatus.MALFORMED] += 1
-    closed = False
-    for start, end in zip(starts, [*starts[1:], None], strict=True):
-        chunk = text[start:end]
-        item, tail = _read_record(chunk, known_descs)
-        if isinstance(item, ParseStatus):
-            dropped[item] += 1
-            closed = closed or (end is None and item is not ParseStatus.TRUNCATED and tail == CLOSE)
+    for start, end in zip(starts, [*starts[1:], len(text)], strict=True):
+        shape = _RECORD.match(text, start, end)
+        if shape is None:
+            cut = end == len(text) and _is_cut_record(text[start:])
+            dropped[ParseStatus.TRUNCATED if cut else ParseStatus.MALFORMED] += 1
             continue
-        kept.append(replace(item, span=(start, start + len(chunk) - len(tail))))
-        if end is None:
-            closed = tail == CLOSE
-            if not closed and not any(whole.startswith(tail) for whole in (CLOSE, RECORD_SEPARATOR + RECORD_OPEN)):
-                dropped[ParseStatus.MALFORMED] += 1
-            elif not closed and tail:
-                dropped[ParseStatus.TRUNCATED] += 1
-        elif tail != RECORD_SEPARATOR:
-            dropped[ParseStatus.MALFORMED] += 1
+        item = _read_record(shape, known_descs)
+        if isinstance(item, ParsedObject):
+            kept.append(item)
+        else:
+            dropped[item] += 1
+        problem = _frame_problem(text[shape.end() : end], last=end == len(text))
+        if problem:
+            dropped[problem] += 1
+    closed = text.endswith(RECORD_CLOSE[-1] + CLOSE) and ParseStatus.TRUNCATED not in dropped
     return ParseResult(tuple(kept), dict(dropped), closed)
 
 
-def _read_record(chunk: str, known: Collection[str] | None) -> tuple[ParsedObject | ParseStatus, str]:
-    """One record from `RECORD_OPEN` on: the object or why it is dropped, and the text left after it."""
-    body = chunk[len(RECORD_OPEN) :]
-    desc, quote, rest = body.partition(BOX_OPEN)
+def _without_records(text: str) -> ParseResult:
+    """An answer in which no record starts."""
+    if text == OPEN + CLOSE:
+        return ParseResult((), {}, closed=True)
+    cut = _is_cut(text, OPEN + CLOSE, OPEN + RECORD_OPEN)
+    return ParseResult((), {ParseStatus.TRUNCATED if cut else ParseStatus.MALFORMED: 1}, closed=False)
+
+
+def _frame_problem(frame: str, *, last: bool) -> ParseStatus | None:
+    """What is wrong with the text between a record and the next one, or between the last one and the end."""
+    if frame == (CLOSE if last else RECORD_SEPARATOR):
+        return None
+    cut = last and _is_cut(frame, CLOSE, RECORD_SEPARATOR + RECORD_OPEN)
+    return ParseStatus.TRUNCATED if cut else ParseStatus.MALFORMED
+
+
+def _is_cut(text: str, *wholes: str) -> bool:
+    """Whether a text is the beginning of one of the given ones."""
+    return any(whole.startswith(text) for whole in wholes)
+
+
+def _is_cut_record(text: str) -> bool:
+    """Whether a text, from `RECORD_OPEN` on, is a proper prefix of some canonical record."""
+    body = text[len(RECORD_OPEN) :]
+    desc, quote, _ = body.partition('"')
     if not quote:
-        return (ParseStatus.TRUNCATED if _is_cut(body) else ParseStatus.MALFORMED), ""
-    inside, close, tail = rest.partition(RECORD_CLOSE)
-    if not close:
-        return (ParseStatus.TRUNCATED if _ANY_COORD.sub("", inside).strip(", ]<|cord_0123456789>") == "" else ParseStatus.MALFORMED), ""
-    if not desc.strip():
-        return ParseStatus.EMPTY_DESC, tail
+        return desc_problem(desc + "x") is None  # any letter: would it be a name if it went on?
     if desc_problem(desc):
-        return ParseStatus.MALFORMED, tail
+        return False
+    rest = body[len(desc) :]
+    for alternatives in _BOX_STEPS:
+        step = next((a for a in alternatives if rest.startswith(a)), None)
+        if step is None:
+            return _is_cut(rest, *alternatives)
+        rest = rest[len(step) :]
+    return False
+
+
+def _read_record(shape: re.Match[str], known: Collection[str] | None) -> ParsedObject | ParseStatus:
+    """The object that a text in the shape of a record stands for, or why it stands for none."""
+    desc, inside = shape.groups()
+    if not desc.strip():
+        return ParseStatus.EMPTY_DESC
+    if desc_problem(desc):
+        return ParseStatus.MALFORMED
     if known is not None and desc not in known:
-        return ParseStatus.UNKNOWN_DESC, tail
+        return ParseStatus.UNKNOWN_DESC
     box = _read_box(inside)
-    if isinstance(box, ParseStatus):
-        return box, tail
-    return ParsedObject(desc, box, (0, 0)), tail
-
-
-def _is_cut(body: str) -> bool:
-    """Whether a record without a box may simply have ended too early: a name, perhaps a part of what follows it."""
-    name, quote, rest = body.partition('"')
-    return desc_problem(name.strip() or "x") is None and BOX_OPEN.startswith(quote + rest)
+    return box if isinstance(box, ParseStatus) else ParsedObject(desc, box, shape.span())
 
 
 def _read_box(inside: str) -> BinsXYXY | ParseStatus:
-    items = inside.split(COORD_SEPARATOR) if inside else []
-    matches = [_COORD.fullmatch(item) for item in items]
-    if not all(matches):
+    bins = [_BIN_OF.get(item) for item in inside.split(COORD_SEPARATOR)] if inside else []
+    if None in bins:
         return ParseStatus.NOT_A_COORD
-    if len(matches) != 4:
-        return ParseStatus.WRONG_ARITY
-    x1, y1, x2, y2 = (int(m[1]) for m in matches if m)
-    if x2 < x1 or y2 < y1:
-        return ParseStatus.INVERTED_BOX
-    if x2 == x1 or y2 == y1:
-        return ParseStatus.ZERO_AREA
-    return (x1, y1, x2, y2)
+    match bins:
+        case [int(x1), int(y1), int(x2), int(y2)]:
+            if x2 < x1 or y2 < y1:
+                return ParseStatus.INVERTED_BOX
+            return ParseStatus.ZERO_AREA if x2 == x1 or y2 == y1 else (x1, y1, x2, y2)
+    return ParseStatus.WRONG_ARITY
 
 
 def parse_ids(
@@ -108,22 +140,33 @@ def parse_ids(
     """Read an answer from its token ids (the end token is left out if it is there).
 
     Returns:
-        As `parse`, each object also with the positions of its four coordinate tokens in `ids`.
+        As `parse`, each object also with the positions of its four coordinate tokens in `ids`. A record whose
+        coordinates are spelled with other tokens is dropped as `not_a_coord`.
     """
     answer = list(ids)
     if answer and answer[-1] == tokenizer.eos_token_id:
         answer.pop()
-    text = decode_exact(tokenizer, answer)
+    text, position_at = _decode_with_positions(answer, tokenizer, vocab)
     result = parse(text, known_descs)
-    positions = [p for p, i in enumerate(answer) if vocab.bin_of(i) is not None]
-    offsets = [m.start() for m in _ANY_COORD.finditer(text)]
-    if len(positions) != len(offsets):
-        # Plain text that spells a coordinate token: only the ids can tell, and then no box is to be trusted.
-        return ParseResult((), {ParseStatus.NOT_A_COORD: max(result.num_records, 1)}, result.closed)
-    at = dict(zip(offsets, positions, strict=True))
-    objects = []
+    kept: list[ParsedObject] = []
+    dropped = Counter(result.dropped)
     for item in result.objects:
         start, end = item.span
-        p1, p2, p3, p4 = (at[o] for o in offsets if start <= o < end)
-        objects.append(replace(item, coord_positions=(p1, p2, p3, p4)))
-    return replace(result, objects=tuple(objects))
+        # A kept record holds `<|` nowhere else: its name cannot.
+        match [position_at.get(m.start()) for m in _COORD_START.finditer(text, start, end)]:
+            case [int(p1), int(p2), int(p3), int(p4)]:
+                kept.append(replace(item, coord_positions=(p1, p2, p3, p4)))
+            case _:
+                dropped[ParseStatus.NOT_A_COORD] += 1
+    return ParseResult(tuple(kept), dict(dropped), result.closed)
+
+
+def _decode_with_positions(ids: Sequence[int], tokenizer: Tokenizer, vocab: CoordVocab) -> tuple[str, dict[int, int]]:
+    """The text of an answer, and the position of each coordinate token by the offset at which it starts in the text."""
+    text, position_at, done = "", {}, 0
+    for position, token in enumerate(ids):
+        if vocab.bin_of(token) is not None:
+            text += decode_exact(tokenizer, ids[done:position])
+            position_at[len(text)] = position
+            done = position
+    return text + decode_exact(tokenizer, ids[done:]), position_at

@@ -5,13 +5,14 @@ Shapes: T tokens, S slots, N objects.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from apiece.codec.bins import Bins
-from apiece.codec.vocab import CoordVocab, Tokenizer, coord_token, encode_plain
+from apiece.codec.bins import NUM_BINS, Bins
+from apiece.codec.vocab import CoordVocab, Tokenizer, coord_token, decode_exact, encode_plain
 from apiece.errors import UserError
 from apiece.types import BinsXYXY, Encoded, Role, Slots
 
@@ -24,6 +25,9 @@ RECORD_CLOSE = "]}"
 RECORD_SEPARATOR = ", "
 CLOSE = "]}"
 
+# Quote and backslash, control characters, line and paragraph separators, halves of surrogate pairs.
+_UNWRITABLE = re.compile(r'["\\\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]')
+
 DescBins = tuple[str, BinsXYXY]
 
 
@@ -31,8 +35,8 @@ def desc_problem(desc: str) -> str | None:
     """Why a name cannot stand in an answer, or `None` if it can."""
     if not desc or desc != desc.strip():
         return "is empty or has spaces around it"
-    if any(ch in '"\\' or ord(ch) < 32 or ord(ch) == 127 for ch in desc):
-        return "holds a quote, a backslash or a control character"
+    if _UNWRITABLE.search(desc):
+        return "holds a quote, a backslash, a line break or a control character"
     if "<|" in desc:
         return "holds '<|', which starts special tokens"
     return None
@@ -48,14 +52,23 @@ def render_text(objects: Sequence[DescBins]) -> str:
 
 
 def _record(desc: str, bins: BinsXYXY) -> str:
-    _check_desc(desc)
+    _check_record(desc, bins)
     return RECORD_OPEN + desc + BOX_OPEN + COORD_SEPARATOR.join(coord_token(k) for k in bins) + RECORD_CLOSE
+
+
+def _check_record(desc: str, bins: BinsXYXY) -> None:
+    _check_desc(desc)
+    x1, y1, x2, y2 = bins
+    if not (0 <= x1 < x2 < NUM_BINS and 0 <= y1 < y2 < NUM_BINS):
+        raise ValueError(f"bins of {desc!r} must be x1 < x2, y1 < y2 in 0..{NUM_BINS - 1}, got {tuple(bins)}")
 
 
 def _check_desc(desc: str) -> None:
     problem = desc_problem(desc)
     if problem:
-        raise UserError(f"the name {desc!r} {problem}", fix="rename the class, or clean the data: apiece data check --fix drop")
+        raise UserError(
+            f"the name {desc!r} {problem}", fix="rename the class, or clean the data: apiece data check --fix drop"
+        )
 
 
 def answer_order(boxes_xyxy: Sequence[Sequence[float]], descs: Sequence[str]) -> list[int]:
@@ -102,11 +115,12 @@ class Renderer:
         return self._pieces[text]
 
     def check_desc(self, desc: str) -> None:
-        """Refuse a name whose tokens would merge with the syntax around it.
+        """Refuse a name that its tokens do not give back, or whose tokens merge with the syntax around it.
 
         Raises:
             UserError: The name cannot be written, or the tokenizer joins it with a quote (names that end in
-                punctuation, mostly): training on pieces would then teach ids that the tokenizer never produces.
+                punctuation, mostly): training on pieces would then teach ids that the tokenizer never produces. Or the
+                tokenizer changes it (decomposed accents): no answer could ever match the label.
         """
         _check_desc(desc)
         start, mid = OPEN + RECORD_OPEN, BOX_OPEN
@@ -115,6 +129,12 @@ class Renderer:
             raise UserError(
                 f"the name {desc!r} merges with the quotes around it in this tokenizer",
                 fix="rename it so that it starts and ends with a letter or digit",
+            )
+        back = decode_exact(self.tokenizer, self.piece(desc))
+        if back != desc:
+            raise UserError(
+                f"the name {desc!r} is read back as {back!r} by this tokenizer",
+                fix="write it in the form that is read back (Unicode NFC, for most tokenizers)",
             )
 
     def render(self, objects: Sequence[DescBins]) -> Encoded:
@@ -134,6 +154,7 @@ class Renderer:
         # Neighbouring syntax is encoded as one run, as the tokenizer sees it.
         lead = OPEN + RECORD_OPEN
         for index, (desc, bins) in enumerate(objects):
+            _check_record(desc, bins)
             put(self.piece(lead), Role.STRUCT)
             put(self.piece(desc), Role.DESC)
             put(self.piece(BOX_OPEN), Role.STRUCT)

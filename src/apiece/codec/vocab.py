@@ -57,7 +57,8 @@ class CoordVocab:
         first = ids[0]
         if found < NUM_BINS or first is None:
             raise UserError(
-                f"expected the {NUM_BINS} coordinate tokens {coord_token(0)} to {coord_token(NUM_BINS - 1)}, found {found}",
+                f"expected the {NUM_BINS} coordinate tokens {coord_token(0)} to {coord_token(NUM_BINS - 1)}, "
+                f"found {found}",
                 where=where,
                 fix=f"add them: apiece model extend --from {where} --out NEW_DIR",
             )

@@ -100,6 +100,7 @@ class Batch:
         answer_mask: `[B, T]` bool.
         roles: `[B, T]` int8 of `Role`; -1 at padding.
         slots: Coordinate tokens.
+        num_collapsed: Objects left out because their box is thinner than a bin.
     """
 
     sample_ids: tuple[str, ...]
@@ -108,6 +109,7 @@ class Batch:
     answer_mask: Tensor
     roles: Tensor
     slots: BatchSlots
+    num_collapsed: int = 0
 
     @property
     def num_objects(self) -> int:
@@ -163,6 +165,7 @@ def collate(samples: Sequence[EncodedSample], pad_id: int, image_token_id: int) 
         answer_mask=answer_mask,
         roles=roles.to(torch.int8),
         slots=slots,
+        num_collapsed=sum(s.num_collapsed for s in samples),
     )
 
 

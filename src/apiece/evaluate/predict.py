@@ -4,21 +4,32 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
-from apiece.config.schema import GenerateSection
+from apiece.config.schema import GenerateSection, PromptSection
+from apiece.data.collate import EncodedSample
+from apiece.data.images import image_size
 from apiece.data.jsonl import read_jsonl
 from apiece.errors import UserError
+from apiece.evaluate.answer_file import PREDICTIONS_FILE
 from apiece.evaluate.answers import DEFAULT_POLICY, Answer, read_answer
-from apiece.evaluate.detections import predictions_to_detections, samples_to_ground_truth
-from apiece.evaluate.metrics import Metrics, ParseCounts, evaluate_detections
-from apiece.files import atomic_open
+from apiece.evaluate.detections import (
+    predictions_to_detections,
+    samples_to_ground_truth,
+    to_coco,
+    write_coco_results,
+)
+from apiece.evaluate.metrics import METRICS_FILE, Metrics, ParseCounts, evaluate_detections, write_metrics
+from apiece.evaluate.pictures import write_pictures
+from apiece.files import atomic_open, file_hash, write_json
+from apiece.model.device import pick_device
 from apiece.model.encode import PromptTokens, SampleEncoder
 from apiece.model.load import load_model, load_text_side
 from apiece.model.prompts import prompt_text
@@ -26,7 +37,11 @@ from apiece.progress import track
 from apiece.rollout.generate import Engine, LocalEngine
 from apiece.types import Sample
 
-PREDICTIONS_FILE = "predictions.jsonl"
+COCO_FILE = "coco.json"
+RESULTS_FILE = "results.json"
+
+T = TypeVar("T")
+log = logging.getLogger("apiece")
 
 
 @dataclass(frozen=True)
@@ -38,23 +53,38 @@ class Predictor:
         engine: Writes the answers.
         batch_size: Images asked about at once.
         policy: Name of the score policy.
+        protocol: What the answers depend on, as JSON: checkpoint, prompt, generation. Kept beside the figures.
     """
 
     encoder: SampleEncoder
     engine: Engine
     batch_size: int
     policy: str = DEFAULT_POLICY
+    protocol: Mapping[str, Any] = field(default_factory=dict)
 
     def answers(self, samples: Iterable[Sample]) -> Iterator[Answer]:
         """One answer per sample, in order, a batch at a time: any number of images streams through."""
+        return self.answer_questions((sample, self.encoder.question(sample)) for sample in samples)
+
+    def answer_questions(self, questions: Iterable[tuple[Sample, EncodedSample]]) -> Iterator[Answer]:
+        """The same for images that are encoded already; `questions` is read one batch ahead at most.
+
+        Raises:
+            UserError: A batch does not fit into the device's memory.
+        """
         side = self.encoder.side
-        for group in _batched(samples, self.batch_size):
-            rollouts = self.engine.generate([self.encoder.question(s) for s in group])
-            for sample, rollout in zip(group, rollouts, strict=True):
+        for group in _batched(questions, self.batch_size):
+            try:
+                rollouts = self.engine.generate([question for _, question in group])
+            except torch.OutOfMemoryError as error:
+                raise UserError(
+                    f"{len(group)} images at once do not fit into memory", fix="lower --batch-size"
+                ) from error
+            for (sample, _), rollout in zip(group, rollouts, strict=True):
                 yield read_answer(sample, rollout, side.tokenizer, side.vocab, self.policy)
 
 
-def _batched(items: Iterable[Sample], size: int) -> Iterator[tuple[Sample, ...]]:
+def _batched(items: Iterable[T], size: int) -> Iterator[tuple[T, ...]]:
     iterator = iter(items)
     while group := tuple(itertools.islice(iterator, size)):
         yield group
@@ -64,7 +94,7 @@ def load_predictor(
     checkpoint: str,
     settings: GenerateSection,
     *,
-    prompt: dict[str, Any] | None = None,
+    prompt: PromptSection | None = None,
     device: str = "auto",
     seed: int = 0,
 ) -> tuple[Predictor, str | None]:
@@ -73,23 +103,38 @@ def load_predictor(
     Args:
         checkpoint: As `resolve_checkpoint` takes it.
         settings: Of generation.
-        prompt: `{"name": ..., "text": ...}`; the checkpoint's own if `None`.
+        prompt: The checkpoint's own if `None`.
         device: `auto`, `cpu` or `cuda`.
         seed: Of sampling.
     """
+    where = pick_device(device)
     side = load_text_side(checkpoint)
     if "max_pixels" in side.card:
         side = side.with_max_pixels(side.card["max_pixels"])
     trained = side.card.get("prompt", {"name": "plain", "text": None})
-    chosen = prompt or trained
+    chosen = trained if prompt is None else prompt.model_dump(mode="json")
     tokens = PromptTokens.of(side, prompt_text(chosen["name"], chosen.get("text")))
-    where = "cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu"
     model = load_model(checkpoint).to(where)
+    trained_hash = side.card.get("prompt_hash")
     warning = None
-    if side.card.get("prompt_hash") not in (None, tokens.hash):
+    if trained_hash not in (None, tokens.hash):
         warning = f"the checkpoint was trained under prompt {trained['name']!r}, it is asked under {chosen['name']!r}"
     encoder = SampleEncoder(side, tokens, model.config.text_config.max_position_embeddings)
-    return Predictor(encoder, LocalEngine(model, side, settings, seed), settings.batch_size), warning
+    protocol = {
+        "checkpoint": checkpoint,
+        "checkpoint_path": str(side.path),
+        "step": side.card.get("step"),
+        "prompt": chosen,
+        "prompt_hash": tokens.hash,
+        "trained_prompt_hash": trained_hash,
+        "max_pixels": side.images.max_pixels,
+        "generate": settings.model_dump(mode="json"),
+        "seed": seed,
+        "score_policy": DEFAULT_POLICY,
+        "device": where.type,
+    }
+    engine = LocalEngine(model, side, settings, seed)
+    return Predictor(encoder, engine, settings.batch_size, protocol=protocol), warning
 
 
 @contextmanager
@@ -121,9 +166,79 @@ def evaluate_samples(
     return score_answers(samples, answers, policy=predictor.policy, min_score=min_score), answers
 
 
+def evaluate_checkpoint(
+    checkpoint: str,
+    data: Path,
+    out: Path,
+    *,
+    min_score: float = 0.0,
+    settings: GenerateSection | None = None,
+    prompt: PromptSection | None = None,
+    device: str = "auto",
+    pictures: int = 16,
+    warn: Callable[[str], None] = log.warning,
+) -> Metrics:
+    """Answer a split and score it, into `out`.
+
+    Writes `predictions.jsonl`, `coco.json` and `results.json` (COCO labels and results with the same figures),
+    `pictures/`, `contact_sheet.png`, and last `metrics.json`.
+
+    Args:
+        checkpoint: As `resolve_checkpoint` takes it.
+        data: JSONL of the split.
+        out: Folder; files of an earlier evaluation are replaced.
+        min_score: Detections below it are left out of F1 and pictures.
+        settings: Of generation.
+        prompt: The checkpoint's own if `None`.
+        device: `auto`, `cpu` or `cuda`.
+        pictures: How many images are drawn.
+        warn: Told before anything is generated if the prompt is not the one the checkpoint was trained under.
+
+    Returns:
+        What is in `metrics.json`: the figures, and under `protocol` what they depend on.
+    """
+    samples = read_split(data)
+    predictor, warning = load_predictor(checkpoint, settings or GenerateSection(), prompt=prompt, device=device)
+    if warning:
+        warn(warning)
+    metrics, answers = evaluate_samples(predictor, samples, out, min_score=min_score)
+    write_coco_files(samples, answers, out)
+    write_pictures(answers, out, pictures, min_score=min_score)
+    metrics["protocol"] = {**predictor.protocol, "data": str(data), "data_sha256": file_hash(data)}
+    write_metrics(out / METRICS_FILE, metrics)
+    return metrics
+
+
+def write_coco_files(samples: Sequence[Sample], answers: Sequence[Answer], out: Path) -> None:
+    """`coco.json` (labels, and every class that was predicted) and `results.json`: scoring them gives equal figures."""
+    truth, detections = predictions_to_detections(
+        samples_to_ground_truth(samples), {a.sample.id: a.detections for a in answers}
+    )
+    files = {sample.id: sample.image.as_posix() for sample in samples}
+    coco = to_coco(truth)
+    for image, info in zip(coco["images"], truth.images, strict=True):
+        image["file_name"] = files[info.name]
+    write_json(out / COCO_FILE, coco)
+    write_coco_results(out / RESULTS_FILE, truth, detections)
+
+
 def read_split(data: Path) -> list[Sample]:
-    """The samples of a JSONL; at least one."""
+    """The samples of a JSONL; at least one.
+
+    Raises:
+        UserError: A line is wrong, or an image file is missing or not of the size in its line: better told now than in
+            the middle of a long run, and a box in another frame would be scored as wrong without a word.
+    """
     samples = read_jsonl(data)
     if not samples:
         raise UserError("expected at least one image, found none", where=data)
+    for sample in samples:
+        size = image_size(sample.image)
+        if size != sample.size_wh:
+            raise UserError(
+                f"sample {sample.id}: expected an image of {sample.size_wh[0]} x {sample.size_wh[1]} pixels, "
+                f"found {size[0]} x {size[1]}",
+                where=sample.image,
+                fix=f"see all problems with `apiece data check {data}`",
+            )
     return samples

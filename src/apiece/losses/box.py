@@ -11,7 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-EPS = 1e-7
+EPS = 1e-12
+"""Keeps areas off zero; far below the least area of a box, one square bin (1e-6)."""
+MIN_SIDE = 1e-4
+"""Sides below this (a tenth of a bin) count as this long in the aspect ratio, whose gradient goes like 1 / side."""
 
 
 def decode_expectation(logits_SK: Tensor) -> Tensor:
@@ -44,17 +47,19 @@ def smoothl1(boxes_N4: Tensor, truth_N4: Tensor, beta: float) -> Tensor:
 def ciou(boxes_N4: Tensor, truth_N4: Tensor) -> Tensor:
     """Complete IoU, `[N]` (Zheng et al. 2020): IoU minus centre distance minus aspect difference.
 
-    `alpha`, the weight of the aspect term, is a constant for the gradient, as published.
+    `alpha`, the weight of the aspect term, is a constant for the gradient, as published. Corners must be in order.
     """
     wh, truth_wh = (b[:, 2:] - b[:, :2] for b in (boxes_N4, truth_N4))
-    overlap = (torch.minimum(boxes_N4[:, 2:], truth_N4[:, 2:]) - torch.maximum(boxes_N4[:, :2], truth_N4[:, :2])).clamp_min(0)
+    overlap = (
+        torch.minimum(boxes_N4[:, 2:], truth_N4[:, 2:]) - torch.maximum(boxes_N4[:, :2], truth_N4[:, :2])
+    ).clamp_min(0)
     inter = overlap.prod(1)
-    iou = inter / (wh.prod(1) + truth_wh.prod(1) - inter + EPS)
+    iou = inter / (wh.prod(1) + truth_wh.prod(1) - inter).clamp_min(EPS)
     hull = torch.maximum(boxes_N4[:, 2:], truth_N4[:, 2:]) - torch.minimum(boxes_N4[:, :2], truth_N4[:, :2])
     centres = (boxes_N4[:, :2] + boxes_N4[:, 2:] - truth_N4[:, :2] - truth_N4[:, 2:]) / 2
-    distance = centres.pow(2).sum(1) / (hull.pow(2).sum(1) + EPS)
-    angle = torch.atan(truth_wh[:, 0] / (truth_wh[:, 1] + EPS)) - torch.atan(wh[:, 0] / (wh[:, 1] + EPS))
-    v = (4 / math.pi**2) * angle.pow(2)
+    distance = centres.pow(2).sum(1) / hull.pow(2).sum(1).clamp_min(EPS)
+    angle, truth_angle = (torch.atan2(*x.clamp_min(MIN_SIDE).unbind(1)) for x in (wh, truth_wh))
+    v = (4 / math.pi**2) * (truth_angle - angle).pow(2)
     with torch.no_grad():
-        alpha = v / (1 - iou + v + EPS)
+        alpha = v / (1 - iou + v).clamp_min(EPS)
     return iou - distance - alpha * v

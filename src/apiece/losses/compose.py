@@ -65,7 +65,9 @@ class Objective:
         slots = torch.tensor(float(len(batch.slots)), dtype=torch.float64, device=text.device)
         return {Per.TOKENS: text.sum().double(), Per.OBJECTS: slots / 4, Per.SLOTS: slots}
 
-    def terms(self, logits: AnswerLogits, text_target_R: Tensor, text_role_R: Tensor, target_bin_S: Tensor) -> list[LossTerm]:
+    def terms(
+        self, logits: AnswerLogits, text_target_R: Tensor, text_role_R: Tensor, target_bin_S: Tensor
+    ) -> list[LossTerm]:
         """All terms of one forward pass, as sums."""
         token = self.config.token_ce
         terms = token_ce(

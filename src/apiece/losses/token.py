@@ -11,7 +11,9 @@ from torch import Tensor
 from apiece.types import LossTerm, Per, Role
 
 
-def token_ce(logits_RV: Tensor, target_R: Tensor, role_R: Tensor, *, weight: float, desc_ce_weight: float) -> list[LossTerm]:
+def token_ce(
+    logits_RV: Tensor, target_R: Tensor, role_R: Tensor, *, weight: float, desc_ce_weight: float
+) -> list[LossTerm]:
     """One term per role: syntax, names, end. All are means over all supervised text tokens.
 
     Args:

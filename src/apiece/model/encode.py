@@ -82,9 +82,9 @@ class SampleEncoder:
     max_length: int
     load: Callable[..., Image.Image] = open_image
 
-    def question(self, sample: Sample) -> EncodedSample:
-        """Image and prompt alone, for generation."""
-        return self._prefix(sample, self.load(sample.image))
+    def question(self, sample: Sample, image: Image.Image | None = None) -> EncodedSample:
+        """Image and prompt alone, for generation; the image is opened unless it is given."""
+        return self._prefix(sample, self.load(sample.image) if image is None else image)
 
     def training(self, sample: Sample, augment: Augmentation, epoch: int) -> EncodedSample:
         """Image, prompt and answer.

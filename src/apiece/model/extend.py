@@ -1,4 +1,4 @@
-"""Adding the coordinate tokens to a Qwen3-VL checkpoint: embedding rows, head rows, tokenizer, verified by reloading."""
+"""Adding the coordinate tokens to a Qwen3-VL checkpoint: embedding and head rows, tokenizer, verified by reloading."""
 
 from __future__ import annotations
 
@@ -57,7 +57,9 @@ def extend_checkpoint(source: str, out: Path) -> Extended:
         raise UserError("the checkpoint has coordinate tokens already", where=source, fix="use it as it is")
     rows_before = model.get_input_embeddings().weight.shape[0]
     used = len(tokenizer)
-    tokenizer.add_tokens([AddedToken(coord_token(k), special=True, normalized=False) for k in range(NUM_BINS)], special_tokens=True)
+    tokenizer.add_tokens(
+        [AddedToken(coord_token(k), special=True, normalized=False) for k in range(NUM_BINS)], special_tokens=True
+    )
     vocab = CoordVocab.of(tokenizer, where=source)
     # Published checkpoints are padded already: new tokens take the unused rows first.
     _resize(model, max(rows_before, -(-len(tokenizer) // PAD_MULTIPLE) * PAD_MULTIPLE))

@@ -1,7 +1,7 @@
 """A photo as the patches that the vision tower reads.
 
-The size is chosen here: multiples of patch x merge under a pixel budget, never enlarged beyond rounding. Values and patch
-order are the library's.
+The size is chosen here: multiples of patch x merge under a pixel budget, never enlarged beyond rounding. Values and
+patch order are the library's.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def target_size(size_wh: tuple[int, int], factor: int, max_pixels: int) -> tuple
     Each side is rounded to the nearest multiple (up to one factor at least); above the budget both are scaled down
     together and rounded down. The aspect ratio is kept as nearly as the multiples allow.
     """
-    width, height = size_wh
+    width, height = map(float, size_wh)
     if width * height > max_pixels:
         shrink = math.sqrt(width * height / max_pixels)
         width, height = width / shrink, height / shrink

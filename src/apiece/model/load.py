@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 import torch
 from transformers import AutoConfig, AutoTokenizer, Qwen2VLImageProcessorPil, Qwen3VLForConditionalGeneration
-
 from transformers.utils import is_flash_attn_2_available
 from transformers.utils import logging as transformers_logging
 
@@ -57,7 +56,7 @@ class TextSide:
 
 
 def resolve_checkpoint(name: str) -> Path:
-    """Folder of a checkpoint: `tiny`, a checkpoint folder, a run's folder (its newest checkpoint), or a Hugging Face id.
+    """Folder of a checkpoint named `tiny`, by its folder, its run's folder (the newest one), or a Hugging Face id.
 
     Raises:
         UserError: No such folder, or a folder that holds no checkpoint.
@@ -65,7 +64,9 @@ def resolve_checkpoint(name: str) -> Path:
     if name == "tiny":
         folder = Path(str(resources.files("apiece"))) / "assets" / "tiny"
         if not (folder / "config.json").is_file():
-            raise UserError("the embedded checkpoint is missing from this installation", where=folder, fix="reinstall apiece")
+            raise UserError(
+                "the embedded checkpoint is missing from this installation", where=folder, fix="reinstall apiece"
+            )
         return folder
     folder = Path(name)
     if not folder.exists():
@@ -83,7 +84,9 @@ def resolve_checkpoint(name: str) -> Path:
     complete = [s / "model" for s in steps if (s / "model" / "config.json").is_file()]
     if complete:
         return complete[-1]
-    raise UserError("the folder holds no checkpoint (no config.json)", where=folder, fix="name a checkpoint or a run folder")
+    raise UserError(
+        "the folder holds no checkpoint (no config.json)", where=folder, fix="name a checkpoint or a run folder"
+    )
 
 
 def _from_hub_cache(name: str) -> Path | None:
@@ -106,7 +109,9 @@ def load_text_side(checkpoint: str, max_pixels: int | None = None) -> TextSide:
     config = _read_config(folder)
     for file in ("tokenizer.json", "preprocessor_config.json"):
         if not (folder / file).is_file():
-            raise UserError(f"{file} is missing from the checkpoint", where=folder, fix="copy it from the original model")
+            raise UserError(
+                f"{file} is missing from the checkpoint", where=folder, fix="copy it from the original model"
+            )
     tokenizer = AutoTokenizer.from_pretrained(folder)
     vocab = CoordVocab.of(tokenizer, where=str(checkpoint))
     images = ImageEncoder(Qwen2VLImageProcessorPil.from_pretrained(folder))
@@ -122,7 +127,9 @@ def load_text_side(checkpoint: str, max_pixels: int | None = None) -> TextSide:
     return side if max_pixels is None else side.with_max_pixels(max_pixels)
 
 
-def load_model(checkpoint: str, *, attention: str = "auto", dtype: torch.dtype | Literal["auto"] = torch.float32) -> Any:
+def load_model(
+    checkpoint: str, *, attention: str = "auto", dtype: torch.dtype | Literal["auto"] = torch.float32
+) -> Any:
     """The model of a checkpoint, in evaluation mode, on the CPU.
 
     Args:
@@ -133,7 +140,9 @@ def load_model(checkpoint: str, *, attention: str = "auto", dtype: torch.dtype |
     config = _read_config(folder)
     if not list(folder.glob("*.safetensors")):
         raise UserError(
-            "the checkpoint has no safetensors weights", where=folder, fix="convert it first; pickled weights are never loaded"
+            "the checkpoint has no safetensors weights",
+            where=folder,
+            fix="convert it first; pickled weights are never loaded",
         )
     if attention == "auto":
         attention = "flash_attention_2" if is_flash_attn_2_available() else "sdpa"

@@ -6,20 +6,21 @@ import hashlib
 from typing import Any
 
 COCO_80 = (
-    "person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, stop sign, parking meter, "
-    "bench, bird, cat, dog, horse, sheep, cow, elephant, bear, zebra, giraffe, backpack, umbrella, handbag, tie, suitcase, frisbee, "
-    "skis, snowboard, sports ball, kite, baseball bat, baseball glove, skateboard, surfboard, tennis racket, bottle, wine glass, cup, "
-    "fork, knife, spoon, bowl, banana, apple, sandwich, orange, broccoli, carrot, hot dog, pizza, donut, cake, chair, couch, "
-    "potted plant, bed, dining table, toilet, tv, laptop, mouse, remote, keyboard, cell phone, microwave, oven, toaster, sink, "
-    "refrigerator, book, clock, vase, scissors, teddy bear, hair drier, toothbrush"
+    "person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, stop sign, "
+    "parking meter, bench, bird, cat, dog, horse, sheep, cow, elephant, bear, zebra, giraffe, backpack, umbrella, "
+    "handbag, tie, suitcase, frisbee, skis, snowboard, sports ball, kite, baseball bat, baseball glove, skateboard, "
+    "surfboard, tennis racket, bottle, wine glass, cup, fork, knife, spoon, bowl, banana, apple, sandwich, orange, "
+    "broccoli, carrot, hot dog, pizza, donut, cake, chair, couch, potted plant, bed, dining table, toilet, tv, "
+    "laptop, mouse, remote, keyboard, cell phone, microwave, oven, toaster, sink, refrigerator, book, clock, vase, "
+    "scissors, teddy bear, hair drier, toothbrush"
 ).split(", ")
 
 PROMPTS = {
     "plain": "Detect every object. Answer in JSON.",
     "coco_80": f"Detect every object of these classes: {', '.join(COCO_80)}. Answer in JSON.",
     "atomic": (
-        "Detect every object. Answer in JSON. One box for each single instance: never one box around a row, a stack or a "
-        "group, however crowded the scene."
+        "Detect every object. Answer in JSON. One box for each single instance: never one box around a row, a stack or "
+        "a group, however crowded the scene."
     ),
 }
 

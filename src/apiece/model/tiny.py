@@ -1,7 +1,7 @@
 """The embedded default: the real `Qwen3VLForConditionalGeneration` at about 4 M parameters.
 
 Same class, same files, same loading code as a full-size model; only the numbers differ. It is meant for images of about
-192 x 192 pixels: 16 x 16 patches of 12 pixels, merged to 64 image tokens.
+192 x 192 pixels: 12 x 12 patches of 16 pixels, each an image token.
 """
 
 from __future__ import annotations
@@ -12,7 +12,12 @@ from pathlib import Path
 
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast, Qwen2VLImageProcessorPil, Qwen3VLConfig, Qwen3VLForConditionalGeneration
+from transformers import (
+    PreTrainedTokenizerFast,
+    Qwen2VLImageProcessorPil,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+)
 
 from apiece.codec import NUM_BINS, coord_token, render_text
 from apiece.codec.vocab import CoordVocab
@@ -30,7 +35,20 @@ SPECIAL_TOKENS = [
     "<|video_pad|>",
 ]
 # Class names that get a token of their own, beside COCO's.
-EXTRA_WORDS = ("player", "spectator", "plant", "box", "tree", "sign", "lamp", "ball", "RBC", "WBC", "Platelets", "object")
+EXTRA_WORDS = (
+    "player",
+    "spectator",
+    "plant",
+    "box",
+    "tree",
+    "sign",
+    "lamp",
+    "ball",
+    "RBC",
+    "WBC",
+    "Platelets",
+    "object",
+)
 CHAT_TEMPLATE = (
     "{%- for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' }}"
     "{%- if message['content'] is string %}{{ message['content'] }}{%- else %}{%- for part in message['content'] %}"
@@ -51,8 +69,10 @@ PIECES = (
     r" ?\p{N}",
     r"[^\p{L}\p{N}]",
 )
-PATCH, MERGE = 12, 2
+PATCH, MERGE, GRID = 16, 1, 12
 TINY_PIXELS = 192 * 192
+POSITION_SCALE = 0.3
+"""About the size of an untrained patch embedding, so that position and content start with equal weight."""
 
 
 def tiny_config(vocab_size: int, ids: dict[str, int]) -> Qwen3VLConfig:
@@ -83,16 +103,16 @@ def tiny_config(vocab_size: int, ids: dict[str, int]) -> Qwen3VLConfig:
         "pad_token_id": ids["<|endoftext|>"],
     }
     vision = {
-        "depth": 4,
-        "hidden_size": 128,
-        "intermediate_size": 384,
+        "depth": 3,
+        "hidden_size": 192,
+        "intermediate_size": 576,
         "num_heads": 4,
         "patch_size": PATCH,
         "spatial_merge_size": MERGE,
-        "temporal_patch_size": 2,
+        "temporal_patch_size": 1,
         "out_hidden_size": hidden,
-        "num_position_embeddings": 256,
-        "deepstack_visual_indexes": [1],
+        "num_position_embeddings": GRID**2,
+        "deepstack_visual_indexes": [0],
     }
     return Qwen3VLConfig(
         text_config=text,
@@ -139,10 +159,10 @@ def train_tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def tiny_image_processor() -> Qwen2VLImageProcessorPil:
-    """Patches of 12 pixels, values scaled to -1..1; images above 192 x 192 pixels are shrunk."""
+    """Patches of 16 pixels, values scaled to -1..1; images above 192 x 192 pixels are shrunk."""
     return Qwen2VLImageProcessorPil(
         patch_size=PATCH,
-        temporal_patch_size=2,
+        temporal_patch_size=1,
         merge_size=MERGE,
         image_mean=[0.5] * 3,
         image_std=[0.5] * 3,
@@ -164,6 +184,10 @@ def build_tiny(out: Path, seed: int = 0) -> int:
     with torch.no_grad():
         table = model.get_input_embeddings().weight
         table[first : first + NUM_BINS] = ordinal_rows(NUM_BINS, table.shape[1], scale=float(table.std()))
+        # Without pretraining, attention finds a place in the image sooner when places start out smooth and distinct.
+        places = model.model.visual.pos_embed.weight
+        axis = ordinal_rows(GRID, places.shape[1] // 2, scale=POSITION_SCALE)
+        places.copy_(torch.cat([axis.repeat_interleave(GRID, 0), axis.repeat(GRID, 1)], dim=1))
     model.generation_config.eos_token_id = ids["<|im_end|>"]
     model.generation_config.pad_token_id = ids["<|endoftext|>"]
     save_pretrained(model, tokenizer, tiny_image_processor(), out)

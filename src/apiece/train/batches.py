@@ -5,8 +5,10 @@ Batch k of a run is a function of the seed and k alone, so resuming at step k ne
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -69,7 +71,7 @@ class BatchPlan:
             epoch, skip = epoch + 1, 0
 
 
-class _TrainingSet(Dataset):  # type: ignore[type-arg]
+class _TrainingSet(Dataset[Batch]):
     def __init__(self, samples: Sequence[Sample], encoder: SampleEncoder, augment: Augmentation) -> None:
         self.samples, self.encoder, self.augment = samples, encoder, augment
 
@@ -93,8 +95,14 @@ class _Draws(Sampler[list[Draw]]):
             yield from (own[i : i + micro] for i in range(0, len(own), micro))
 
 
-def _first(item: Batch) -> Batch:
-    return item
+def _as_made(batch: Any) -> Batch:
+    return batch  # `__getitems__` has collated it
+
+
+def _ignore_stop_signals(worker: int) -> None:
+    """Stop signals often reach the whole process group: the main process ends the workers when its step is done."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def micro_batches(
@@ -120,9 +128,9 @@ def micro_batches(
         _TrainingSet(samples, encoder, augment),
         batch_sampler=_Draws(plan, start, stop, rank, world, micro),
         num_workers=workers,
-        collate_fn=_first,
+        collate_fn=_as_made,
         prefetch_factor=4 if workers else None,
-        persistent_workers=False,
+        worker_init_fn=_ignore_stop_signals,
     )
     per_step = -(-len(range(rank, plan.batch_size, world)) // micro)
     stream = iter(loader)

@@ -54,9 +54,11 @@ def save_checkpoint(
         for file in temporary.rglob("*"):
             if file.is_file():
                 _sync(file)
-        os.replace(temporary, folder)
+        temporary.replace(folder)
     except OSError as error:
-        raise UserError(f"the checkpoint could not be written: {error}", where=folder, fix="free some space, then --resume") from error
+        raise UserError(
+            f"the checkpoint could not be written: {error}", where=folder, fix="free some space, then --resume"
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     for old in complete_checkpoints(run)[:-keep_last]:
@@ -81,13 +83,15 @@ def load_checkpoint(folder: Path, model: Any, optimizers: Sequence[torch.optim.O
         The number of steps done.
     """
     try:
-        weights = {}
+        weights: dict[str, Any] = {}
         for file in sorted((folder / "model").glob("*.safetensors")):
             weights |= load_file(file)
         state = load_file(folder / "optimizer.safetensors")
         step = int(json.loads((folder / "state.json").read_text(encoding="utf-8"))["step"])
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"the checkpoint cannot be read: {error}", where=folder, fix="delete it to resume from the one before") from error
+        raise UserError(
+            f"the checkpoint cannot be read: {error}", where=folder, fix="delete it to resume from the one before"
+        ) from error
     missing = set(model.load_state_dict(weights, strict=False).missing_keys) - _tied(model)
     if missing:
         raise UserError(f"the checkpoint lacks {sorted(missing)[0]} and {len(missing) - 1} more", where=folder)

@@ -9,20 +9,33 @@ from typing import Any
 import numpy as np
 
 from apiece.config.schema import Config
+from apiece.data.jsonl import read_jsonl
 from apiece.evaluate.metrics import write_metrics
 from apiece.evaluate.predict import Predictor, evaluate_samples
 from apiece.model.encode import SampleEncoder
 from apiece.rollout.generate import LocalEngine
 from apiece.types import Sample
 
-LOGGED = ("coco/AP", "coco/AP50", "f1/f1", "f1/precision", "f1/recall", "f1/mean_iou", "parse/dropped", "parse/finish_eos")
+LOGGED = (
+    "coco/AP",
+    "coco/AP50",
+    "f1/f1",
+    "f1/precision",
+    "f1/recall",
+    "f1/mean_iou",
+    "parse/dropped",
+    "parse/finish_eos",
+)
 
 
-def eval_subset(samples: Sequence[Sample], size: int, seed: int) -> list[Sample]:
-    """A fixed choice of `size` samples, in the order of the file; all if there are no more."""
+def eval_subset(config: Config) -> list[Sample]:
+    """A fixed choice of `eval.samples` samples of `data.eval`, in the order of the file; none without the file."""
+    if config.data.eval is None:
+        return []
+    samples, size = read_jsonl(Path(config.data.eval)), config.eval.samples
     if len(samples) <= size:
-        return list(samples)
-    chosen = np.random.default_rng([seed, 0xE7A1]).choice(len(samples), size, replace=False)
+        return samples
+    chosen = np.random.default_rng([config.seed, 0xE7A1]).choice(len(samples), size, replace=False)
     return [samples[i] for i in sorted(chosen)]
 
 
@@ -33,7 +46,9 @@ def evaluate_step(
     out = run / "eval" / f"step_{step:06d}"
     was_training = model.training
     model.eval()
-    predictor = Predictor(encoder, LocalEngine(model, encoder.side, config.generate, config.seed), config.generate.batch_size)
+    predictor = Predictor(
+        encoder, LocalEngine(model, encoder.side, config.generate, config.seed), config.generate.batch_size
+    )
     metrics, _ = evaluate_samples(predictor, samples, out)
     write_metrics(out / "metrics.json", metrics)
     model.train(was_training)

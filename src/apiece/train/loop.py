@@ -60,19 +60,22 @@ def train(config: Config, name: str, *, resume: Path | None = None) -> Outcome:
         resume: Folder of an interrupted run.
     """
     world = join_world(config.train.device)
+    check_world(config, world)
     side = load_text_side(config.model.checkpoint, config.data.max_pixels)
     prompt = PromptTokens.of(side, prompt_text(config.prompt.name, config.prompt.text))
     samples, dropped = training_samples(config, side)
-    eval_samples = eval_subset(read_jsonl(Path(config.data.eval)), config.eval.samples, config.seed) if config.data.eval else []
+    eval_samples = eval_subset(config)
 
     model = load_model(config.model.checkpoint, attention=config.model.attention)
     model = prepare_model(model, config, world)
-    objective = Objective(config.objective, config.stage2_ab.coord_decode_mode, side.vocab.first_id, side.vocab.num_bins)
+    objective = Objective(
+        config.objective, config.stage2_ab.coord_decode_mode, side.vocab.first_id, side.vocab.num_bins
+    )
     optimizers = build_optimizers(model, config.optim)
     channel = world.wrap(TeacherForced(model, objective))
     dtype = autocast_dtype(config.model.precision, world.device)
     encoder = SampleEncoder(side, prompt, model.config.text_config.max_position_embeddings)
-    card = {"prompt": config.prompt.model_dump(mode="json"), "prompt_hash": prompt.hash, "max_pixels": config.data.max_pixels}
+    card = checkpoint_card(config, prompt)
 
     run, start = open_run(config, name, resume, world, model, optimizers, dropped)
     plan = BatchPlan(
@@ -89,13 +92,13 @@ def train(config: Config, name: str, *, resume: Path | None = None) -> Outcome:
             result = train_step(
                 channel, objective, optimizers, batches, world, clip_norm=config.optim.clip_norm, dtype=dtype
             )
-            meter.add(result, len(batches[0].sample_ids) * len(batches) * world.size)
+            meter.add(result, config.train.batch_size)
             if step % config.train.log_every == 0 or step == steps:
                 figures = meter.read(rates)
                 if world.is_main:
                     metrics.log(step, figures)
-                    log.info("step %d  loss %.4f  %.1f samples/s", step, figures["loss/total"], figures["speed/samples_per_s"])
-                bar.update(task, note=f"loss {figures['loss/total']:.3f}  {figures['speed/samples_per_s']:.1f} samples/s")
+                    log.info("step %d  %s", step, brief(figures))
+                bar.update(task, note=brief(figures))
             bar.update(task, completed=step)
             interrupted = world.any(stopped.now) if world.size > 1 else stopped.now
             if world.is_main and (interrupted or step == steps or step % (config.train.save_every or steps) == 0):
@@ -109,6 +112,28 @@ def train(config: Config, name: str, *, resume: Path | None = None) -> Outcome:
                 break
     leave_world(world)
     return Outcome(run, step, finished=step == steps)
+
+
+def check_world(config: Config, world: World) -> None:
+    """Refuse numbers of processes that would give ranks different numbers of micro-batches: they would wait forever."""
+    share, rest = divmod(config.train.batch_size, world.size)
+    micro = config.train.micro_batch_size or share
+    if rest or share % micro:
+        raise UserError(
+            f"train.batch_size ({config.train.batch_size}) does not split evenly over {world.size} processes "
+            f"in micro-batches of {micro or 1}",
+            where="config",
+            fix=f"make train.batch_size a multiple of {world.size * max(micro, 1)}",
+        )
+
+
+def checkpoint_card(config: Config, prompt: PromptTokens) -> dict[str, Any]:
+    """What is kept beside the weights: evaluating under another prompt or pixel budget can then be told."""
+    return {
+        "prompt": config.prompt.model_dump(mode="json"),
+        "prompt_hash": prompt.hash,
+        "max_pixels": config.data.max_pixels,
+    }
 
 
 def training_samples(config: Config, side: TextSide) -> tuple[list[Sample], int]:
@@ -165,7 +190,7 @@ def training_stream(
     config: Config, samples: list[Sample], encoder: SampleEncoder, plan: BatchPlan, start: int, world: World
 ) -> Iterator[Any]:
     """This rank's micro-batches of every step from `start` on."""
-    micro = config.train.micro_batch_size or -(-config.train.batch_size // world.size)
+    micro = config.train.micro_batch_size or config.train.batch_size // world.size
     augment = Augmentation(
         flip=config.data.flip,
         scale_jitter=config.data.scale_jitter,
@@ -214,6 +239,7 @@ class Meter:
             **values,
             "grad_norm": sum(float(r.grad_norm) for r in rows) / len(rows),
             **{f"items/{k}": sum(float(r.counts[k]) for r in rows) / len(rows) for k in rows[0].counts},
+            "items/collapsed": sum(r.num_collapsed for r in rows) / len(rows),
             **{f"lr/{part}": rate for part, rate in rates.items()},
             "speed/samples_per_s": self._samples / seconds,
             "speed/tokens_per_s": sum(r.num_tokens for r in rows) / seconds,
@@ -223,6 +249,11 @@ class Meter:
         self._results, self._samples = [], 0
         self.restart_clock()
         return figures
+
+
+def brief(figures: dict[str, float]) -> str:
+    """Loss and speed in a few words."""
+    return f"loss {figures['loss/total']:.4f}  {figures['speed/samples_per_s']:.1f} samples/s"
 
 
 def peak_memory_mb() -> float:

@@ -74,9 +74,7 @@ def build_optimizers(model: nn.Module, config: OptimSection) -> list[torch.optim
     if muon:
         group = {"params": muon, "lr": config.lr_muon, "peak_lr": config.lr_muon, "part": "matrices"}
         # Scaled so that an update has AdamW's usual size (Liu et al. 2025, "Muon is scalable for LLM training").
-        optimizers.append(
-            torch.optim.Muon([group], weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw")
-        )
+        optimizers.append(torch.optim.Muon([group], weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"))
     return optimizers
 
 
@@ -100,7 +98,7 @@ def set_lr(optimizers: Iterable[torch.optim.Optimizer], scale: float) -> dict[st
 
 def optimizer_tensors(model: nn.Module, optimizers: Iterable[torch.optim.Optimizer]) -> dict[str, Tensor]:
     """All optimizer state as named tensors: `<parameter>/<state>`."""
-    names = {p: name for name, p in model.named_parameters()}
+    names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
     return {
         f"{names[p]}/{key}": torch.as_tensor(value)
         for optimizer in optimizers
@@ -119,9 +117,9 @@ def load_optimizer_tensors(
         by_name.setdefault(name, {})[state] = tensor
     parameters = dict(model.named_parameters())
     owner = {p: optimizer for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
-    for name, state in by_name.items():
+    for name, states in by_name.items():
         parameter = parameters[name]
         # `step` stays on the CPU, as AdamW keeps it; moments go to the parameter's device.
         owner[parameter].state[parameter] = {
-            key: value if key == "step" else value.to(parameter.device) for key, value in state.items()
+            key: value if key == "step" else value.to(parameter.device) for key, value in states.items()
         }

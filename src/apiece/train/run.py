@@ -71,11 +71,13 @@ def file_hash(path: Path) -> str:
 def git_state() -> dict[str, Any] | None:
     """Commit of the current folder and whether it has changes; `None` outside git."""
     try:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
-        status = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, timeout=10, check=True)
+        commit, status = (
+            subprocess.run(["git", *what], capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+            for what in (("rev-parse", "HEAD"), ("status", "--porcelain"))
+        )
     except (OSError, subprocess.SubprocessError):
         return None
-    return {"commit": commit.stdout.strip(), "dirty": bool(status.stdout.strip())}
+    return {"commit": commit, "dirty": bool(status)}
 
 
 class Tracker(Protocol):
@@ -102,7 +104,7 @@ class Metrics:
         if path.exists():
             kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= resumed_at]
             write_text(path, "".join(line + "\n" for line in kept))
-        self._file: IO[str] = open(path, "a", encoding="utf-8")
+        self._file: IO[str] = open(path, "a", encoding="utf-8")  # noqa: SIM115  closed by __exit__
 
     def log(self, step: int, figures: dict[str, float]) -> None:
         """Append one line."""

@@ -27,6 +27,7 @@ class StepResult:
         counts: Items by kind over all ranks.
         num_tokens: Real tokens, prefix and answer, on this rank.
         padding_share: Share of padding on this rank.
+        num_collapsed: Objects of this rank left out because their box is thinner than a bin.
     """
 
     atoms: dict[str, Tensor]
@@ -35,6 +36,7 @@ class StepResult:
     counts: dict[Per, Tensor]
     num_tokens: int
     padding_share: float
+    num_collapsed: int
 
 
 def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:
@@ -67,8 +69,8 @@ def train_step(
 ) -> StepResult:
     """Update the weights on the micro-batches of one step.
 
-    The loss is a mean over the items of all micro-batches and ranks, so the gradient does not depend on how the step was
-    split.
+    The loss is a mean over the items of all micro-batches and ranks, so the gradient does not depend on how the step
+    was split.
 
     Raises:
         UserError: A term or the gradient is not finite; the weights are untouched.
@@ -86,7 +88,9 @@ def train_step(
     grad_norm = torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
     if not bool(torch.isfinite(grad_norm)):
         ids = ", ".join(i for b in batches for i in b.sample_ids)
-        raise UserError(f"the gradient is not finite; the weights were not updated (samples {ids})", fix="lower the rate")
+        raise UserError(
+            f"the gradient is not finite; the weights were not updated (samples {ids})", fix="lower the rate"
+        )
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -100,6 +104,7 @@ def train_step(
         counts=dict(counts),
         num_tokens=real,
         padding_share=1 - real / places,
+        num_collapsed=sum(b.num_collapsed for b in batches),
     )
 
 
@@ -126,5 +131,6 @@ def _detached(term: LossTerm) -> LossTerm:
 
 def _summed(collected: Sequence[Sequence[LossTerm]], world: World) -> list[LossTerm]:
     """Terms added up over micro-batches and ranks."""
-    totals = world.sum(torch.stack([torch.stack([t.total for t in row]) for row in zip(*collected, strict=True)]).sum(1))
+    by_term = [torch.stack([t.total for t in row]).sum() for row in zip(*collected, strict=True)]
+    totals = world.sum(torch.stack(by_term))
     return [LossTerm(t.name, t.weight, total, t.per) for t, total in zip(collected[0], totals, strict=True)]

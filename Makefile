@@ -1,0 +1,39 @@
+# Each target installs what it needs first; `make` alone lists them.
+#   PYTHON=python3.12 make setup   another interpreter (3.11 or newer)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint bench clean
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/installed
+
+help: ## This list
+	@sed -n 's/^\([a-z]*\):.*## /  make \1|/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
+
+setup: $(INSTALLED) ## Install apiece and its test tools, in the tested versions, into .venv
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "apiece needs Python 3.11 or newer, found " + sys.version.split()[0] + "; say PYTHON=python3.11 make setup")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[test]'
+	@touch $@
+
+demo: $(INSTALLED) ## Import, train briefly, evaluate, draw: into demo/ (about 6 minutes on 2 cores)
+	$(BIN)/apiece demo --out demo
+
+test: $(INSTALLED) ## Run the tests
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED) ## Check style, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(INSTALLED) ## Run every benchmark with short settings
+	@set -e; for script in $(filter-out benchmarks/common.py,$(sort $(wildcard benchmarks/*.py))); do echo "== $$script"; $(BIN)/python $$script --quick; done
+
+clean: ## Remove caches, builds and the demo; keep .venv, data, models and runs
+	rm -rf demo build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis src/*.egg-info
+	find $(wildcard src tests benchmarks) -name __pycache__ -type d -prune -exec rm -rf {} +

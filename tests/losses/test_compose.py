@@ -1,0 +1,266 @@
+"""The whole objective: names, weights, denominators; parts add up; splitting a batch changes nothing."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from numpy.testing import assert_allclose
+
+import toy
+from apiece.channels.teacher_forced import TeacherForced
+from apiece.config.schema import CoordDecodeMode, ObjectiveSection
+from apiece.losses import box, coord
+from apiece.losses.compose import AnswerLogits, Objective, mean, total_loss
+from apiece.losses.token import token_ce
+from apiece.types import LossTerm, Per, Role
+
+V, FIRST, K = 1100, 50, 1000
+CPU = torch.device("cpu")
+EVERYTHING = {
+    "token_ce": {"weight": 3.0, "config": {"desc_ce_weight": 0.5}},
+    "bbox_geo": {"weight": 2.0, "config": {"smoothl1_weight": 5.0, "smoothl1_beta": 0.1, "ciou_weight": 0.25}},
+    "coord_reg": {
+        "weight": 0.5,
+        "config": {
+            "coord_ce_weight": 0.3,
+            "soft_ce_weight": 0.7,
+            "w1_weight": 11.0,
+            "coord_gate_weight": 0.2,
+            "text_gate_weight": 0.9,
+            "target_sigma": 3.0,
+            "target_truncate": 6,
+            "temperature": 2.0,
+        },
+    },
+}
+NOTHING = {
+    "token_ce": {"weight": 0.0},
+    "bbox_geo": {"weight": 0.0},
+    "coord_reg": {"weight": 0.0},
+}
+
+
+def objective(section=None, decode=CoordDecodeMode.EXP, first=FIRST) -> Objective:
+    return Objective(ObjectiveSection.model_validate(section or {}), decode, first, K)
+
+
+def drawn(rows: int = 7, objects: int = 2, seed: int = 0):
+    """Random logits and targets: (logits, text targets, text roles, target bins)."""
+    g = torch.Generator().manual_seed(seed)
+    text = torch.randn(rows, V, generator=g) * 2
+    slot = torch.randn(4 * objects, V, generator=g) * 2
+    logits = AnswerLogits(text, slot[:, FIRST : FIRST + K], coord.log_coord_mass(slot, FIRST, K))
+    roles = torch.tensor([Role.STRUCT, Role.DESC, Role.DESC, Role.STRUCT, Role.STRUCT, Role.STRUCT, Role.EOS])[:rows]
+    bins = torch.randint(0, K, (objects, 2, 2), generator=g).sort(1).values.reshape(-1)
+    return logits, torch.randint(0, FIRST, (rows,), generator=g), roles, bins
+
+
+def counts_of(rows: int, objects: int) -> dict[Per, torch.Tensor]:
+    numbers = {Per.TOKENS: rows, Per.OBJECTS: objects, Per.SLOTS: 4 * objects}
+    return {per: torch.tensor(float(n), dtype=torch.float64) for per, n in numbers.items()}
+
+
+def test_every_term_with_its_weight_and_count() -> None:
+    logits, target, role, bins = drawn()
+    terms = {t.name: t for t in objective(EVERYTHING).terms(logits, target, role, bins)}
+    soft = coord.soft_targets(K, 3.0, 6, CPU)
+    cooled = logits.slot_SK / 2.0
+    boxes = box.order_corners(box.decode_expectation(logits.slot_SK).view(-1, 4))
+    truth = bins.view(-1, 4) / 999
+    ce = -logits.text_RV.log_softmax(-1).gather(1, target[:, None])[:, 0]
+    expected = {
+        "token_ce/struct": (3.0, Per.TOKENS, ce[[0, 3, 4, 5]].sum()),
+        "token_ce/desc": (1.5, Per.TOKENS, ce[[1, 2]].sum()),
+        "token_ce/eos": (3.0, Per.TOKENS, ce[6]),
+        "bbox_geo/smoothl1": (10.0, Per.OBJECTS, box.smoothl1(boxes, truth, 0.1).sum()),
+        "bbox_geo/ciou": (0.5, Per.OBJECTS, (1 - box.ciou(boxes, truth)).sum()),
+        "coord_reg/coord_ce": (0.15, Per.SLOTS, coord.coord_ce(cooled, bins).sum()),
+        "coord_reg/soft_ce": (0.35, Per.SLOTS, coord.soft_ce(cooled, bins, soft).sum()),
+        "coord_reg/soft_ce_above_floor": (
+            0.0,
+            Per.SLOTS,
+            (coord.soft_ce(cooled, bins, soft) - soft.entropy_K[bins]).sum(),
+        ),
+        "coord_reg/w1": (5.5, Per.SLOTS, coord.w1(cooled, bins, soft).sum()),
+        "coord_reg/coord_gate": (0.1, Per.SLOTS, -logits.slot_log_mass_S.sum()),
+        "coord_reg/text_gate": (0.45, Per.TOKENS, -coord.log_text_mass(logits.text_RV, FIRST, K).sum()),
+    }
+    assert list(terms) == list(expected)
+    for name, (weight, per, total) in expected.items():
+        assert terms[name].weight == pytest.approx(weight), name
+        assert terms[name].per is per, name
+        assert_allclose(terms[name].total, total, rtol=1e-5, err_msg=name)
+
+
+def test_weighted_parts_add_up_to_the_total() -> None:
+    terms = objective(EVERYTHING).terms(*drawn())
+    divisor = {Per.TOKENS: 7, Per.OBJECTS: 2, Per.SLOTS: 8}
+    by_hand = sum(t.weight * float(t.total) / divisor[t.per] for t in terms)
+    total = total_loss(terms, counts_of(7, 2))
+    assert float(total) == pytest.approx(by_hand, rel=1e-6)
+    assert total.dtype == torch.float32
+    assert float(total) == pytest.approx(sum(t.weight * float(mean(t, counts_of(7, 2))) for t in terms), rel=1e-6)
+
+
+def test_the_baseline_has_no_text_gate_and_needs_the_mass_at_slots() -> None:
+    plain = objective()
+    assert plain.needs_slot_mass
+    names = [t.name for t in plain.terms(*drawn())]
+    assert "coord_reg/text_gate" not in names
+    assert "coord_reg/coord_gate" in names
+    for off in ({"coord_reg": {"weight": 0.0}}, {"coord_reg": {"config": {"coord_gate_weight": 0.0}}}):
+        assert not objective(off).needs_slot_mass
+        logits, *rest = drawn()
+        without = AnswerLogits(logits.text_RV, logits.slot_SK, None)
+        assert "coord_reg/coord_gate" not in [t.name for t in objective(off).terms(without, *rest)]
+
+
+def test_without_weights_nothing_is_learnt_and_everything_is_still_told() -> None:
+    logits, *rest = drawn()
+    slot = logits.slot_SK.clone().requires_grad_()
+    text = logits.text_RV.clone().requires_grad_()
+    terms = objective(NOTHING).terms(AnswerLogits(text, slot, None), *rest)
+    total = total_loss(terms, counts_of(7, 2))
+    total.backward()
+    assert float(total.detach()) == 0
+    assert float(slot.grad.abs().max()) == 0
+    assert float(text.grad.abs().max()) == 0
+    assert all(float(t.total.detach()) > 0 for t in terms)
+
+
+def test_no_objects() -> None:
+    logits, target, role, bins = drawn(objects=0)
+    assert bins.shape == (0,)
+    text = logits.text_RV.clone().requires_grad_()
+    terms = objective(EVERYTHING).terms(AnswerLogits(text, logits.slot_SK, logits.slot_log_mass_S), target, role, bins)
+    assert all(float(t.total.detach()) == 0 for t in terms if t.per is not Per.TOKENS)
+    total = total_loss(terms, counts_of(7, 0))
+    total.backward()
+    assert torch.isfinite(total)
+    assert torch.isfinite(text.grad).all()
+    assert float(text.grad.abs().max()) > 0
+
+
+def test_nothing_at_all_is_0_and_not_nan() -> None:
+    terms = [LossTerm("a", 1.0, torch.tensor(0.0), Per.OBJECTS)]
+    assert float(total_loss(terms, counts_of(0, 0))) == 0
+
+
+def test_the_decode_mode_is_used() -> None:
+    """Two modes on x1: the expectation lies between them, the straight-through value on one of them."""
+    logits, target, role, _ = drawn(objects=1)
+    peaks = torch.full((4, K), -100.0)
+    for slot, bins in enumerate([(100, 300), (100, 100), (400, 400), (400, 400)]):
+        peaks[slot, list(bins)] = 0.0
+    answer = AnswerLogits(logits.text_RV, peaks, None)
+    bins = torch.tensor([100, 100, 400, 400])
+    values = {}
+    for decode in CoordDecodeMode:
+        terms = objective({"coord_reg": {"weight": 0.0}}, decode).terms(answer, target, role, bins)
+        values[decode] = {t.name: float(t.total) for t in terms}["bbox_geo/smoothl1"]
+    assert values[CoordDecodeMode.ST] == pytest.approx(0, abs=1e-7)
+    assert values[CoordDecodeMode.EXP] == pytest.approx((100 / 999) ** 2 / 2 / 4, rel=1e-4)
+
+
+def test_decoded_corners_are_put_in_order() -> None:
+    logits, target, role, _ = drawn(objects=1)
+    inverted = torch.nn.functional.one_hot(torch.tensor([400, 400, 100, 100]), K) * 1e4
+    answer = AnswerLogits(logits.text_RV, inverted, None)
+    terms = objective({"coord_reg": {"weight": 0.0}}).terms(answer, target, role, torch.tensor([100, 100, 400, 400]))
+    assert {t.name: float(t.total) for t in terms}["bbox_geo/ciou"] == pytest.approx(0, abs=1e-5)
+
+
+def test_token_ce_is_told_by_role_over_one_count() -> None:
+    logits = torch.zeros(3, 8)
+    roles = torch.tensor([Role.STRUCT, Role.STRUCT, Role.EOS])
+    terms = token_ce(logits, torch.tensor([0, 1, 2]), roles, weight=2.0, desc_ce_weight=7.0)
+    assert [(t.name, t.weight, t.per) for t in terms] == [
+        ("token_ce/struct", 2.0, Per.TOKENS),
+        ("token_ce/desc", 14.0, Per.TOKENS),
+        ("token_ce/eos", 2.0, Per.TOKENS),
+    ]
+    assert_allclose([float(t.total) for t in terms], [2 * math.log(8), 0, math.log(8)], rtol=1e-6)
+
+
+# On the tiny model.
+
+
+def channel_of(model, side, section=None, decode=CoordDecodeMode.EXP) -> TeacherForced:
+    return TeacherForced(model, objective(section, decode, side.vocab.first_id))
+
+
+def test_counts(tiny_side) -> None:
+    batch = toy.batch(tiny_side, *toy.ALL)
+    encoded = toy.encode(tiny_side, *toy.ALL)
+    text = sum(len(e.answer.ids) - len(e.answer.slots) for e in encoded)
+    counts = objective(first=tiny_side.vocab.first_id).counts(batch)
+    assert {per: float(n) for per, n in counts.items()} == {Per.TOKENS: text, Per.OBJECTS: 6, Per.SLOTS: 24}
+
+
+def gradients(channel, batches) -> tuple[float, dict[str, torch.Tensor]]:
+    """Loss and gradients of one step over some micro-batches, as the training step makes them."""
+    channel.zero_grad()
+    each = [channel.objective.counts(b) for b in batches]
+    counts = {per: sum(c[per] for c in each) for per in Per}
+    total = 0.0
+    for batch in batches:
+        loss = total_loss(channel(batch), counts)
+        loss.backward()
+        total += float(loss.detach())
+    return total, {name: p.grad.clone() for name, p in channel.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [toy.ALL[:2], toy.ALL[2:]],  # in halves
+        [(s,) for s in toy.ALL],  # one by one: one part has no objects
+        [toy.ALL[3:], (toy.ALL[2], toy.ALL[0]), toy.ALL[1:2]],  # shuffled and uneven
+    ],
+    ids=["halves", "singles", "uneven"],
+)
+def test_splitting_a_batch_gives_the_same_loss_and_gradient(tiny_model, tiny_side, parts) -> None:
+    channel = channel_of(tiny_model, tiny_side, EVERYTHING)
+    loss, whole = gradients(channel, [toy.batch(tiny_side, *toy.ALL)])
+    split_loss, split = gradients(channel, [toy.batch(tiny_side, *part) for part in parts])
+    assert split_loss == pytest.approx(loss, rel=1e-5)
+    assert whole.keys() == split.keys()
+    scale = max(float(g.abs().max()) for g in whole.values())
+    for name, gradient in whole.items():
+        assert_allclose(split[name], gradient, atol=1e-5 * scale, err_msg=name)
+    channel.zero_grad()
+
+
+def test_losses_are_float32_under_bf16_autocast(tiny_model, tiny_side) -> None:
+    seen = []
+
+    class Spy(Objective):
+        def terms(self, logits, *rest):
+            seen.append((logits, rest, torch.is_autocast_enabled("cpu")))
+            return super().terms(logits, *rest)
+
+    spy = Spy(ObjectiveSection.model_validate(EVERYTHING), CoordDecodeMode.EXP, tiny_side.vocab.first_id, K)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        terms = TeacherForced(tiny_model, spy)(toy.batch(tiny_side, toy.ONE, toy.TWO))
+        assert tiny_model.lm_head(torch.zeros(1, 192)).dtype == torch.bfloat16  # the model itself does run in bf16
+    ((logits, rest, enabled),) = seen
+    assert not enabled
+    assert all(t.total.dtype == torch.float32 for t in terms)
+    assert logits.slot_log_mass_S.dtype == torch.float32
+    again = Objective.terms(spy, logits, *rest)
+    for term, other in zip(terms, again, strict=True):
+        assert_allclose(term.total, other.total, rtol=1e-6, err_msg=term.name)
+
+
+def test_the_gate_alone_changes_nothing_about_the_slots(tiny_model, tiny_side) -> None:
+    """Slot logits from the full head (with the gate) are those from the coordinate rows alone (without)."""
+    batch = toy.batch(tiny_side, toy.ONE, toy.TWO)
+    no_gate = {"coord_reg": {"config": {"coord_gate_weight": 0.0}}}
+    with torch.no_grad():
+        full = {t.name: float(t.total) for t in channel_of(tiny_model, tiny_side)(batch)}
+        narrow = {t.name: float(t.total) for t in channel_of(tiny_model, tiny_side, no_gate)(batch)}
+    gate = full.pop("coord_reg/coord_gate")
+    assert gate > 0
+    assert narrow == pytest.approx(full, rel=1e-5)

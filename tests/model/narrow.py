@@ -1,0 +1,80 @@
+"""A Qwen3-VL with random weights, as narrow as it gets: what `extend` starts from, without any download."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerFast, Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+from apiece.model.load import save_pretrained
+from apiece.model.tiny import tiny_image_processor
+
+WIDTH = 32
+
+
+def without_coords(tiny_checkpoint: Path, folder: Path) -> PreTrainedTokenizerFast:
+    """The tiny tokenizer before its coordinate tokens were added."""
+    spec = json.loads((tiny_checkpoint / "tokenizer.json").read_text())
+    spec["added_tokens"] = [t for t in spec["added_tokens"] if not t["content"].startswith("<|coord_")]
+    file = folder / "narrow_tokenizer.json"
+    file.write_text(json.dumps(spec))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(file), eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    tokenizer.chat_template = (tiny_checkpoint / "chat_template.jinja").read_text()
+    return tokenizer
+
+
+def write_narrow(tokenizer: Any, rows: int, tied: bool, out: Path, dtype: torch.dtype = torch.bfloat16) -> None:
+    """Save a random model of `rows` embedding rows with this tokenizer."""
+    vocabulary = tokenizer.get_vocab()
+    text = {
+        "vocab_size": rows,
+        "hidden_size": WIDTH,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 16,
+        "max_position_embeddings": 512,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 10000.0,
+            "mrope_section": [4, 2, 2],
+            "mrope_interleaved": True,
+        },
+        "tie_word_embeddings": tied,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    vision = {
+        "depth": 1,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_heads": 1,
+        "patch_size": 12,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "out_hidden_size": WIDTH,
+        "num_position_embeddings": 16,
+        "deepstack_visual_indexes": [],
+    }
+    names = ("image_pad", "video_pad", "vision_start", "vision_end")
+    image, video, start, end = (vocabulary[f"<|{name}|>"] for name in names)
+    config = Qwen3VLConfig(
+        text_config=text,
+        vision_config=vision,
+        image_token_id=image,
+        video_token_id=video,
+        vision_start_token_id=start,
+        vision_end_token_id=end,
+        tie_word_embeddings=tied,
+    )
+    torch.manual_seed(0)
+    model = Qwen3VLForConditionalGeneration(config).to(dtype)
+    with torch.no_grad():  # rows of pretrained models are neither centred nor of the initial size
+        model.get_input_embeddings().weight.mul_(1.5).add_(0.01)
+        if not tied:
+            model.get_output_embeddings().weight.mul_(3).sub_(0.02)
+    save_pretrained(model, tokenizer, tiny_image_processor(), out)

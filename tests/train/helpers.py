@@ -1,0 +1,33 @@
+"""Small runs for the tests of training: a few scenes, a random tiny model, float32."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from apiece.config.load import load_config
+from apiece.config.schema import Config
+from apiece.data.scenes import write_scenes
+
+
+def small_scenes(folder: Path, n: int = 12) -> Path:
+    write_scenes(folder, n, seed=3, size=96)
+    return folder / "complete.jsonl"
+
+
+def small_config(root: Path, checkpoint: Path, data: Path, **changes: Any) -> Config:
+    settings = {
+        "model.checkpoint": checkpoint,
+        "model.precision": "fp32",
+        "data.train": data,
+        "data.workers": 0,
+        "run.dir": root / "runs",
+        "optim.lr": 1e-3,
+        "optim.warmup_steps": 2,
+        "train.steps": 6,
+        "train.batch_size": 4,
+        "train.log_every": 1,
+        "train.device": "cpu",
+    }
+    settings |= {key.replace("__", "."): value for key, value in changes.items()}
+    return load_config(None, [f"{key}={value}" for key, value in settings.items()]).config

@@ -1,0 +1,164 @@
+"""Whole runs: files, resuming to the same bits, interruption, refusals."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import small_config, small_scenes
+from safetensors.torch import load_file
+
+from apiece.errors import UserError
+from apiece.train import loop
+from apiece.train.checkpoint import complete_checkpoints
+from apiece.train.loop import train
+from apiece.train.run import file_hash
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_scenes(tmp_path_factory.mktemp("scenes") / "s")
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(complete_checkpoints(run)[-1] / "model" / "model.safetensors")
+
+
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Send this process a Ctrl-C in the middle of a step."""
+    done = 0
+    real = loop.train_step
+
+    def counted(*args: object, **kwargs: object) -> object:
+        nonlocal done
+        done += 1
+        if done == step:
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(*args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loop, "train_step", counted)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("stop", [1, 4])
+def test_resumed_run_ends_with_the_same_bits(
+    tmp_path: Path, tiny_checkpoint: Path, scenes: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str, stop: int
+) -> None:
+    config = small_config(
+        tmp_path, tiny_checkpoint, scenes, optim__name=optimizer, data__flip=True, data__object_order="random"
+    )
+    whole = train(config, "whole")
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, stop)
+        first = train(config, "parts")
+    assert (first.step, first.finished) == (stop, False)
+    second = train(config, "parts", resume=first.run)
+    assert (second.step, second.finished) == (6, True)
+    assert whole.finished
+    before, after = weights(whole.run), weights(second.run)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[k], after[k]) for k in before)
+
+
+def test_run_folder_holds_what_is_needed_to_repeat_it(tmp_path: Path, tiny_checkpoint: Path, scenes: Path) -> None:
+    config = small_config(
+        tmp_path,
+        tiny_checkpoint,
+        scenes,
+        train__steps=3,
+        data__eval=scenes,
+        eval__samples=3,
+        generate__max_new_tokens=20,
+    )
+    run = train(config, "whole").run
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert manifest["data"][str(scenes)] == file_hash(scenes)
+    assert manifest["seed"] == 0
+    assert {"apiece", "torch", "transformers"} <= manifest["versions"].keys()
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 3]
+    assert "eval/f1/f1" in lines[-1]
+    assert (run / "eval" / "step_000003" / "metrics.json").is_file()
+    assert len((run / "eval" / "step_000003" / "predictions.jsonl").read_text().splitlines()) == 3
+    assert "step 3" in (run / "train.log").read_text()
+
+
+def test_logged_atoms_add_up_to_the_total(tmp_path: Path, tiny_checkpoint: Path, scenes: Path) -> None:
+    config = small_config(tmp_path, tiny_checkpoint, scenes, train__steps=3, train__micro_batch_size=2)
+    run = train(config, "run").run
+    for line in (run / "metrics.jsonl").read_text().splitlines():
+        figures = json.loads(line)
+        atoms = [v for k, v in figures.items() if k.startswith("loss/") and k != "loss/total"]
+        assert sum(atoms) == pytest.approx(figures["loss/total"], rel=1e-6)
+        assert len(atoms) >= 7
+
+
+def test_a_name_is_never_overwritten(tmp_path: Path, tiny_checkpoint: Path, scenes: Path) -> None:
+    config = small_config(tmp_path, tiny_checkpoint, scenes, train__steps=3)
+    train(config, "run")
+    with pytest.raises(UserError, match=r"exists already, and runs are never overwritten\n.*--resume"):
+        train(config, "run")
+
+
+def test_metrics_after_the_resumed_step_are_dropped(
+    tmp_path: Path, tiny_checkpoint: Path, scenes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small_config(tmp_path, tiny_checkpoint, scenes)
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 2)
+        run = train(config, "run").run
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write('{"step": 5, "loss/total": 1}\n{"step": 6, "lo')  # a crash left later and broken lines
+    train(config, "run", resume=run)
+    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def test_old_checkpoints_go_and_the_newest_stay(tmp_path: Path, tiny_checkpoint: Path, scenes: Path) -> None:
+    config = small_config(tmp_path, tiny_checkpoint, scenes, train__save_every=1, train__keep_last=2)
+    run = train(config, "run").run
+    assert [p.name for p in complete_checkpoints(run)] == ["step_000005", "step_000006"]
+
+
+def test_crowded_images_are_left_out_with_a_count(tmp_path: Path, tiny_checkpoint: Path, scenes: Path) -> None:
+    config = small_config(tmp_path, tiny_checkpoint, scenes, train__steps=3, data__max_objects=8)
+    run = train(config, "run").run
+    crowded = sum(len(json.loads(line)["objects"]) > 8 for line in scenes.read_text().splitlines())
+    assert 0 < crowded < 12
+    assert json.loads((run / "manifest.json").read_text())["samples_over_max_objects"] == crowded
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data__train": "missing.jsonl"}, "missing.jsonl"),
+        ({"model__checkpoint": "nowhere"}, "expected a checkpoint folder"),
+        ({"data__max_objects": 1, "train__steps": 3}, "no image to train on|above data.max_objects"),
+    ],
+    ids=["no data", "no checkpoint", "all too crowded"],
+)
+def test_refused_before_anything_is_written(
+    tmp_path: Path, tiny_checkpoint: Path, scenes: Path, changes: dict[str, object], message: str
+) -> None:
+    if "data__max_objects" in changes:
+        kept = [line for line in scenes.read_text().splitlines() if len(json.loads(line)["objects"]) > 1]
+        crowded = scenes.with_name("crowded.jsonl")
+        crowded.write_text("\n".join(kept) + "\n")
+        changes = changes | {"data__train": crowded}
+    config = small_config(tmp_path, tiny_checkpoint, scenes, **changes)
+    with pytest.raises(UserError, match=message):
+        train(config, "run")
+    assert not (tmp_path / "runs" / "run").exists()
+
+
+def test_broken_checkpoint_is_named(tmp_path: Path, tiny_checkpoint: Path, scenes: Path) -> None:
+    config = small_config(tmp_path, tiny_checkpoint, scenes, train__steps=3)
+    run = train(config, "run").run
+    file = complete_checkpoints(run)[-1] / "optimizer.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"step_000003: the checkpoint cannot be read"):
+        train(config, "run", resume=run)
