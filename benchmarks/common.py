@@ -14,7 +14,7 @@ import os
 import platform
 import statistics
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -99,7 +99,7 @@ class PartTimer:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.seconds: Counter[str] = Counter()
+        self.seconds: dict[str, float] = defaultdict(float)
         self._device = device
         self._last = 0.0
         self._loss_ended = False

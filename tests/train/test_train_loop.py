@@ -13,10 +13,10 @@ from helpers import small_config, small_scenes
 from safetensors.torch import load_file
 
 from apiece.errors import UserError
+from apiece.files import file_hash
 from apiece.train import loop
 from apiece.train.checkpoint import complete_checkpoints
 from apiece.train.loop import train
-from apiece.train.run import file_hash
 
 
 @pytest.fixture(scope="module")

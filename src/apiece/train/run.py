@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import platform
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol, Self
 
 from apiece.errors import UserError
-from apiece.files import write_json, write_text
+from apiece.files import file_hash, write_json, write_text
 
 PACKAGES = ("apiece", "torch", "transformers", "tokenizers", "hotcoco", "numpy", "scipy", "pillow", "pydantic")
 log = logging.getLogger("apiece")
@@ -60,12 +59,6 @@ def package_version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def git_state() -> dict[str, Any] | None:

@@ -1,0 +1,177 @@
+"""The shared prefix: image, prompt and everything before the first slot are computed once and serve every pass.
+
+Attention is causal, so keys and values before the first replaced token are the same in every pass. They stay in the
+autograd graph: gradients of all passes flow through them into one computation.
+
+Shapes: B samples, P prefix tokens, T answer tokens, D width. Row t of an answer's hidden states predicts answer token t.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from apiece.data.collate import Batch, Prefix
+from apiece.model.forward import rope_positions
+
+KeysValues = tuple[Tensor, Tensor]
+
+
+class KeepPrefix:
+    """Stands in for a cache in the first pass: keeps the first `cut` keys and values of every layer, in the graph.
+
+    Gradient checkpointing runs a layer again in the backward pass; what was kept then stays as it is.
+    """
+
+    def __init__(self, cut: int) -> None:
+        self.cut = cut
+        self.layers: dict[int, KeysValues] = {}
+
+    def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any) -> KeysValues:
+        """Called by the attention of `layer` with `[B, heads, L, d]`; returns what to attend to."""
+        if layer not in self.layers:
+            self.layers[layer] = (keys[:, :, : self.cut], values[:, :, : self.cut])
+        return keys, values
+
+
+class ReadPrefix:
+    """Stands in for a cache in later passes: puts the kept keys and values before the new ones, and stores nothing."""
+
+    def __init__(self, kept: KeepPrefix) -> None:
+        self.layers = kept.layers
+
+    def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any) -> KeysValues:
+        """Called by the attention of `layer`; returns what to attend to."""
+        prefix_keys, prefix_values = self.layers[layer]
+        return torch.cat([prefix_keys, keys], dim=2), torch.cat([prefix_values, values], dim=2)
+
+
+@dataclass(frozen=True, slots=True)
+class FirstPass:
+    """What later passes need of the first.
+
+    Attributes:
+        hidden_BTD: Hidden states, after the final norm: row t predicts answer token t.
+        embeds_BTD: Input embeddings of the answer's tokens.
+        positions: `[3, B, P + T - 1]` rotary positions.
+        key_mask: `[B, P + T - 1]` bool, false at padding on the left; `None` where there is none.
+        kept: Keys and values before the first slot.
+        first_slot: Index of the earliest slot in the batch's answers.
+    """
+
+    hidden_BTD: Tensor
+    embeds_BTD: Tensor
+    positions: Tensor
+    key_mask: Tensor | None
+    kept: KeepPrefix
+    first_slot: int
+
+
+def allow_shared_prefix(model: Any) -> None:
+    """Let checkpointed layers read and keep keys and values: the stand-ins above may be called twice."""
+    for layer in model.model.language_model.layers:
+        layer._can_checkpoint_with_cache = True
+
+
+def first_pass(model: Any, batch: Batch) -> FirstPass:
+    """The teacher-forced pass over image, prompt and answer; keeps what all passes share.
+
+    The last token of an answer predicts nothing, so it is not fed in.
+    """
+    prefix, num_prefix, num_answer = batch.prefix, batch.prefix.ids.shape[1], batch.answer_ids.shape[1]
+    first_slot = int(batch.slots.position.min()) if len(batch.slots) else num_answer
+    embed = model.get_input_embeddings()
+    embeds_BTD = embed(batch.answer_ids)
+    prefix_embeds, deepstack = _image_embeds(model, prefix, embed(prefix.ids))
+    key_mask = None
+    if not bool(prefix.mask.all()):
+        key_mask = torch.nn.functional.pad(prefix.mask, (0, num_answer - 1), value=True)
+    positions = rope_positions(model, prefix, num_answer - 1)
+    kept = KeepPrefix(num_prefix + first_slot)
+    hidden = _run_layers(
+        model,
+        torch.cat([prefix_embeds, embeds_BTD[:, :-1]], dim=1),
+        positions,
+        attention_mask(model, key_mask, 0, positions.shape[2], hidden_device=embeds_BTD.device),
+        kept,
+        torch.nn.functional.pad(prefix.image_mask, (0, num_answer - 1)),
+        deepstack,
+    )
+    hidden_BTD = model.model.language_model.norm(hidden[:, num_prefix - 1 :])
+    return FirstPass(hidden_BTD, embeds_BTD, positions, key_mask, kept, first_slot)
+
+
+def later_pass(model: Any, first: FirstPass, embeds_BTD: Tensor) -> Tensor:
+    """A pass in which embeddings from the first slot on may differ from the first pass's.
+
+    Args:
+        embeds_BTD: Input embeddings of the whole answer.
+
+    Returns:
+        Hidden states `[B, T, D]`; rows up to the one that predicts the first slot are the first pass's own.
+    """
+    start, total = first.kept.cut, first.positions.shape[2]
+    if start >= total:
+        return first.hidden_BTD
+    hidden = _run_layers(
+        model,
+        embeds_BTD[:, first.first_slot : -1],
+        first.positions[:, :, start:],
+        attention_mask(model, first.key_mask, start, total, hidden_device=embeds_BTD.device),
+        ReadPrefix(first.kept),
+    )
+    hidden = model.model.language_model.norm(hidden)
+    return torch.cat([first.hidden_BTD[:, : first.first_slot + 1], hidden], dim=1)
+
+
+def attention_mask(
+    model: Any, key_mask: Tensor | None, start: int, total: int, *, hidden_device: torch.device
+) -> Tensor | None:
+    """The mask for queries `start` to `total - 1` over all `total` keys, as the attention implementation wants it.
+
+    FlashAttention takes the padding alone and is causal from the last query back; the others take `[1 or B, 1, Q, K]`
+    of bool, or `None` where plain causal attention is meant.
+    """
+    if model.config.text_config._attn_implementation.startswith("flash"):
+        return key_mask
+    if key_mask is None and start == 0:
+        return None
+    index = torch.arange(total, device=hidden_device)
+    causal = index[None, :] <= index[start:, None]
+    if key_mask is None:
+        return causal[None, None]
+    # A padded query may look at itself: a row without any key would give NaN, which spreads through products by zero.
+    itself = index[None, :] == index[start:, None]
+    return ((causal & key_mask[:, None, :]) | itself)[:, None]
+
+
+def _image_embeds(model: Any, prefix: Prefix, embeds: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Prefix embeddings with the image's features in place, and the features for the first layers."""
+    features = model.model.get_image_features(prefix.pixel_values, prefix.grid_thw, return_dict=True)
+    pooled = features.pooler_output
+    image = pooled if isinstance(pooled, Tensor) else torch.cat(list(pooled))
+    return embeds.masked_scatter(prefix.image_mask[..., None], image.to(embeds.dtype)), features.deepstack_features
+
+
+def _run_layers(
+    model: Any,
+    hidden: Tensor,
+    positions: Tensor,
+    mask: Tensor | None,
+    cache: KeepPrefix | ReadPrefix,
+    image_mask: Tensor | None = None,
+    deepstack: list[Tensor] | None = None,
+) -> Tensor:
+    """The language model's layers, without its final norm."""
+    language = model.model.language_model
+    rotary = language.rotary_emb(hidden, positions)
+    for index, layer in enumerate(language.layers):
+        hidden = layer(hidden, attention_mask=mask, position_embeddings=rotary, past_key_values=cache)
+        if deepstack is not None and index < len(deepstack):
+            assert image_mask is not None, "deep-stack features come with the mask of their positions"
+            hidden = hidden.clone()
+            hidden[image_mask] = hidden[image_mask] + deepstack[index].to(hidden.dtype)
+    return hidden
