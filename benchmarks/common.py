@@ -115,10 +115,15 @@ class PartTimer:
         self.seconds[part] += instant - self._last
         self._last = instant
 
-    def lap_backward_of_head(self) -> None:
-        """The gradient of some logits is there: the first time that ends the losses, later the head of other rows."""
+    def lap_logits(self) -> None:
+        """The gradient of some logits is there: the first of a pass ends its losses, the next ones the head's rows."""
         self.lap("head" if self._loss_ended else "loss")
         self._loss_ended = True
+
+    def lap_pass(self, part: str) -> None:
+        """The gradient of a pass's input is there: what follows is the losses of the pass before, if there is one."""
+        self.lap(part)
+        self._loss_ended = False
 
 
 @contextmanager
@@ -135,32 +140,35 @@ def forward_laps(timer: PartTimer, model: Any, language_part: Callable[[int], st
         language_part: Name of the part, from the length of the language model's input.
     """
     core, vision, language, head = model.model, model.model.visual, model.model.language_model, model.lm_head
+    part = "other"
 
     def enter(*_: object) -> None:
         timer.lap("other")
 
-    def enter_language(_: nn.Module, __: object, kwargs: Mapping[str, Any]) -> None:
+    def enter_language(_: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        nonlocal part
         timer.lap("other")
-        embeds: Tensor = kwargs["inputs_embeds"]
-        if embeds.requires_grad:
-            part = language_part(embeds.shape[1])
-            embeds.register_hook(lambda _: timer.lap(part))
+        hidden: Tensor = args[0] if args else kwargs["hidden_states"]
+        part = name = language_part(hidden.shape[1])
+        if hidden.requires_grad:
+            hidden.register_hook(lambda _: timer.lap_pass(name))
 
-    def leave_language(_: nn.Module, __: object, kwargs: Mapping[str, Any], out: Any) -> None:
-        timer.lap(language_part(kwargs["inputs_embeds"].shape[1]))
-        if out.last_hidden_state.requires_grad:
-            out.last_hidden_state.register_hook(lambda _: timer.lap("head"))
+    def leave_language(_: nn.Module, __: object, out: Tensor) -> None:
+        timer.lap(part)
+        if out.requires_grad:
+            out.register_hook(lambda _: timer.lap("head"))
 
     def leave_head(_: nn.Module, __: object, out: Tensor) -> None:
         timer.lap("head")
         if out.requires_grad:
-            out.register_hook(lambda _: timer.lap_backward_of_head())
+            out.register_hook(lambda _: timer.lap_logits())
 
     handles = [
         vision.register_forward_pre_hook(enter),
         vision.register_forward_hook(lambda *_: timer.lap("vision")),
-        language.register_forward_pre_hook(enter_language, with_kwargs=True),
-        language.register_forward_hook(leave_language, with_kwargs=True),
+        # Channels run the layers by themselves, so the borders are the first layer and the norm behind the last.
+        language.layers[0].register_forward_pre_hook(enter_language, with_kwargs=True),
+        language.norm.register_forward_hook(leave_language),
         head.register_forward_pre_hook(enter),
         head.register_forward_hook(leave_head),
         vision.patch_embed.proj.weight.register_post_accumulate_grad_hook(lambda _: timer.lap("vision")),
@@ -196,10 +204,10 @@ def median_parts(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Speed:
-    """What this machine reaches at this moment.
+    """What this machine reaches at this moment: the best of many short tries, as a floor is the least time.
 
     Attributes:
-        flops: Per second, float32 matrix product of 1024 x 1024.
+        flops: Per second, in a plain float32 matrix product.
         bytes: Per second, read and written by a plain copy of 64 MB.
     """
 
@@ -207,21 +215,22 @@ class Speed:
     bytes: float
 
 
-def machine_speed(device: torch.device, repeats: int = 7) -> Speed:
-    """Measure a matrix product and a copy; medians."""
-    a = torch.randn(1024, 1024, device=device)
+def machine_speed(device: torch.device, tries: int = 20) -> Speed:
+    """Measure a matrix product and a copy."""
+    side = 4096 if device.type == "cuda" else 512
+    a = torch.randn(side, side, device=device)
     source = torch.empty(16 << 20, dtype=torch.float32, device=device)
     target = torch.empty_like(source)
 
     def seconds(work: Callable[[], object]) -> float:
         times = []
-        for _ in range(repeats):
+        for _ in range(tries):
             before = now(device)
             work()
             times.append(now(device) - before)
-        return median(times)
+        return min(times)
 
-    return Speed(2 * 1024**3 / seconds(lambda: a @ a), 2 * source.numel() * 4 / seconds(lambda: target.copy_(source)))
+    return Speed(2 * side**3 / seconds(lambda: a @ a), 2 * source.numel() * 4 / seconds(lambda: target.copy_(source)))
 
 
 @dataclass(frozen=True, order=True)

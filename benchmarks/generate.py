@@ -145,9 +145,9 @@ class Passes:
     keys_read: int = 0
     _length: int = field(default=0, repr=False)
 
-    def count(self, _: nn.Module, __: object, kwargs: dict[str, Any]) -> None:
-        """Forward hook of the language model."""
-        rows, length = kwargs["inputs_embeds"].shape[:2]
+    def count(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Hook before the language model's first layer."""
+        rows, length = (args[0] if args else kwargs["hidden_states"]).shape[:2]
         self.positions += rows * length
         if length > 1:
             self._length = length
@@ -221,7 +221,8 @@ def parts_of(arm: str, model: Any, side: TextSide, work: Work, device: torch.dev
 def passes_of(arm: str, model: Any, side: TextSide, work: Work) -> Passes:
     """What one run sends through the language model."""
     passes = Passes()
-    handle = model.model.language_model.register_forward_pre_hook(passes.count, with_kwargs=True)
+    first_layer = model.model.language_model.layers[0]
+    handle = first_layer.register_forward_pre_hook(passes.count, with_kwargs=True)
     try:
         run_arm(arm, model, side, work)
     finally:

@@ -11,9 +11,9 @@ batches in turn, so a disturbance hits them alike. Medians over the repeats.
 - padding share: positions computed that are padding.
 - Parts are measured in further steps with hooks at the borders of the real modules (`common.forward_laps`), forward
   and backward together: `vision`, `prefix` and `answer` (language model), `head`, `loss`, `optimizer` (clipping and
-  update), `other` (positions, embedding, bookkeeping). Where prefix and answer run in one pass, the language model's
-  time is split between them by count of FLOPs: an attribution, not a measurement. `data` is what one process needs to
-  load, augment and encode the batch; in training, workers do it meanwhile.
+  update), `other` (positions, embedding, bookkeeping). Prefix and answer run in one pass: its time in the language
+  model is split between them by count of FLOPs, which is an attribution, not a measurement. `data` is what one process
+  needs to load, augment and encode the batch; in training, workers do it meanwhile.
 - Floor: FLOPs of the real tokens (backward twice the forward) at the speed of a matrix product; for the optimizer the
   bytes of weights, gradients and both moments that AdamW reads and writes, at the speed of a copy.
 """
@@ -23,7 +23,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,8 +32,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from apiece.channels.teacher_forced import TeacherForced
-from apiece.config.schema import CoordDecodeMode, ObjectiveSection, OptimSection
+from apiece.channels.a_soft_context import SoftContext
+from apiece.config.schema import ObjectiveSection, OptimSection, Stage2Section
 from apiece.data.collate import Batch
 from apiece.data.scenes import ALL, Family
 from apiece.losses.compose import Objective
@@ -85,8 +85,8 @@ CASES = {
 }
 QUICK = Case(2)
 
-ARMS: dict[str, Callable[[Any, Objective], nn.Module]] = {"stage1": TeacherForced}
-"""Name to the module whose forward gives the loss terms of a batch."""
+ARMS = {"stage1": Stage2Section()}
+"""Name to the settings of the channel whose forward gives the loss terms of a batch."""
 
 
 @dataclass
@@ -95,6 +95,7 @@ class Setup:
 
     model: Any
     channel: nn.Module
+    config: Stage2Section
     objective: Objective
     optimizers: list[torch.optim.Optimizer]
     world: World
@@ -103,9 +104,10 @@ class Setup:
     def of(cls, arm: str, checkpoint: str, side: TextSide, device: torch.device) -> Setup:
         """Load the checkpoint and build the arm on it."""
         model = load_model(checkpoint).to(device).train()
-        objective = Objective(ObjectiveSection(), CoordDecodeMode.EXP, side.vocab.first_id, side.vocab.num_bins)
+        config = ARMS[arm]
+        objective = Objective(ObjectiveSection(), config.coord_decode_mode, side.vocab.first_id, side.vocab.num_bins)
         optimizers = build_optimizers(model, OptimSection())
-        return cls(model, ARMS[arm](model, objective), objective, optimizers, World(0, 1, device))
+        return cls(model, SoftContext(model, objective, config), config, objective, optimizers, World(0, 1, device))
 
     def step(self, batch: Batch) -> StepResult:
         """One optimizer step."""
@@ -117,19 +119,24 @@ class Setup:
         result = self.step(batch)
         return now(self.world.device) - before, result
 
-    def parts(self, batch: Batch) -> dict[str, float]:
-        """Seconds of one step by part."""
-        timer = PartTimer(self.world.device)
-        with forward_laps(timer, self.model, lambda _: "language"), self._step_laps(timer):
+    def parts(self, batch: Batch) -> tuple[dict[str, float], int]:
+        """Seconds of one step by part, and the rows that the head was asked for."""
+        timer, answer_length = PartTimer(self.world.device), batch.answer_ids.shape[1]
+        head_rows: list[int] = []
+        handle = self.model.lm_head.register_forward_pre_hook(lambda _, inputs: head_rows.append(len(inputs[0])))
+        # The first pass reads prefix and answer together; later ones, if there are any, only the answer.
+        parts_by_length = forward_laps(timer, self.model, lambda n: "both" if n > answer_length else "answer")
+        with parts_by_length, self._step_laps(timer):
             timer.start()
             self.step(batch)
             timer.lap("other")
+        handle.remove()
         parts = dict(timer.seconds)
-        language = parts.pop("language", 0.0)
+        both = parts.pop("both", 0.0)
         prefix, answer = language_flops(Counts(self.model), batch, padded=True)
-        parts["prefix"] = language * prefix / (prefix + answer)
-        parts["answer"] = language * answer / (prefix + answer)
-        return parts
+        parts["prefix"] = both * prefix / (prefix + answer)
+        parts["answer"] = parts.get("answer", 0.0) + both * answer / (prefix + answer)
+        return parts, sum(head_rows)
 
     @contextmanager
     def _step_laps(self, timer: PartTimer) -> Iterator[None]:
@@ -156,14 +163,16 @@ def language_flops(counts: Counts, batch: Batch, *, padded: bool) -> tuple[float
     return prefix, sum(counts.language(t, p) for p, t in zip(prefixes, fed, strict=True))
 
 
-def floors(setup: Setup, batch: Batch, speed: Speed) -> dict[str, Floor]:
+def floors(setup: Setup, batch: Batch, head_rows: int, speed: Speed) -> dict[str, Floor]:
     """The least time that each part can take."""
     counts = Counts(setup.model)
     prefix, answer = language_flops(counts, batch, padded=False)
-    # Text rows, and slot rows where a loss asks for their mass on all coordinate tokens.
-    rows = int(batch.answer_mask.sum()) - (0 if setup.objective.needs_slot_mass else len(batch.slots))
+    if setup.config.n_softctx_iter > 1:  # later passes start at the first slot
+        first = int(batch.slots.position.min())
+        lengths = zip(batch.prefix.mask.sum(1).tolist(), batch.answer_mask.sum(1).tolist(), strict=True)
+        answer += (setup.config.n_softctx_iter - 1) * sum(counts.language(t - 1 - first, p + first) for p, t in lengths)
     grids = [(int(t), int(h), int(w)) for t, h, w in batch.prefix.grid_thw.tolist()]
-    forward = {"vision": counts.vision(grids), "prefix": prefix, "answer": answer, "head": counts.head(rows)}
+    forward = {"vision": counts.vision(grids), "prefix": prefix, "answer": answer, "head": counts.head(head_rows)}
     least = {name: Floor.of_flops(3 * flops, speed) for name, flops in forward.items()}
     moved = 4 * 7 * sum(p.numel() for p in setup.model.parameters())
     return least | {"optimizer": Floor.of_bytes(moved, speed)}
@@ -201,16 +210,18 @@ def measure(
     for setup in setups.values():
         setup.step(batches[0])  # warm up: allocations, optimizer state
     timed: dict[str, list[tuple[float, StepResult]]] = {arm: [] for arm in arms}
-    parts: dict[str, list[dict[str, float]]] = {arm: [] for arm in arms}
+    parts: dict[str, list[tuple[dict[str, float], int]]] = {arm: [] for arm in arms}
     for batch in batches:
         for arm, setup in setups.items():
             timed[arm].append(setup.timed(batch))
             parts[arm].append(setup.parts(batch))
     rows = []
     for arm, setup in setups.items():
-        shares = median_parts(parts[arm]) | {"data": data_seconds}
+        shares = median_parts([seconds for seconds, _ in parts[arm]]) | {"data": data_seconds}
         # Floors of every batch, then medians, as for the times.
-        least = middle_floors([floors(setup, batch, speed) for batch in batches])
+        least = middle_floors(
+            [floors(setup, batch, rows, speed) for batch, (_, rows) in zip(batches, parts[arm], strict=True)]
+        )
         rows.append(
             {
                 "arm": arm,

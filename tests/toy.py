@@ -8,9 +8,14 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
+from apiece.channels.a_soft_context import SoftContext
+from apiece.config.schema import Stage2Section
 from apiece.data.collate import Batch, EncodedSample, collate
+from apiece.losses.compose import Objective
 from apiece.model.encode import Augmentation, PromptTokens, SampleEncoder
+from apiece.model.prefix import first_pass
 from apiece.types import BoxXYXY, Instance, Sample
 
 PLAIN = Augmentation()
@@ -35,7 +40,7 @@ ONE = sample("one", (72, 48), ("person", (3, 4, 30, 40)))
 THREE = sample(
     "three", (48, 48), ("book", (0, 0, 12, 48)), ("book", (13, 0, 24, 48)), ("traffic light", (30, 5, 48, 20))
 )
-TWO = sample("two", (96, 72), ("car", (10, 20, 90, 60)), ("zebra", (1.5, 1, 30, 71)))
+TWO = sample("two", (96, 72), ("car", (10, 21, 90, 61)), ("zebra", (1.5, 1, 30, 71)))
 ALL = (NONE, ONE, THREE, TWO)
 
 
@@ -49,3 +54,13 @@ def encode(side: Any, *samples: Sample) -> list[EncodedSample]:
 
 def batch(side: Any, *samples: Sample) -> Batch:
     return collate(encode(side, *samples), side.tokenizer.pad_token_id, side.image_token_id)
+
+
+def answer_hidden(model: Any, batch: Batch) -> Tensor:
+    """Hidden states `[B, T, D]` of the teacher-forced pass: row t predicts answer token t."""
+    return first_pass(model, batch).hidden_BTD
+
+
+def teacher_forced(model: Any, objective: Objective) -> SoftContext:
+    """Stage-1's step: one pass with ground-truth tokens in the input."""
+    return SoftContext(model, objective, Stage2Section(n_softctx_iter=1))

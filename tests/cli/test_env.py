@@ -41,7 +41,7 @@ def test_every_needed_package_is_named() -> None:
 
 @pytest.mark.usefixtures("without_torch")
 def test_missing_packages(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(module, "_version", lambda name: None if name in ("hotcoco", "flash-attn") else "1.0")
+    monkeypatch.setattr(module, "package_version", lambda name: None if name in ("hotcoco", "flash-attn") else "1.0")
     with pytest.raises(typer.Exit) as ended:
         env()
     assert ended.value.exit_code == 1

@@ -57,6 +57,7 @@ def test_text_by_hand() -> None:
 def test_ids_are_the_tokenizers_own(renderer, objects) -> None:
     encoded = renderer.render(objects)
     assert encoded.ids.tolist() == whole(renderer, objects)
+    assert renderer.num_tokens([desc for desc, _ in objects]) == len(encoded.ids)
     check_roles_and_slots(renderer, encoded, objects)
 
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from numpy.testing import assert_allclose
 
 import toy
-from apiece.channels.teacher_forced import TeacherForced
+from apiece.channels.a_soft_context import SoftContext
 from apiece.config.schema import CoordDecodeMode, ObjectiveSection
 from apiece.losses import box, coord
-from apiece.losses.compose import AnswerLogits, Objective, mean, total_loss
+from apiece.losses.compose import AnswerLogits, Objective, mean, teacher_forced_weights, total_loss
 from apiece.losses.token import token_ce
 from apiece.types import LossTerm, Per, Role
 
@@ -46,15 +47,26 @@ def objective(section=None, decode=CoordDecodeMode.EXP, first=FIRST) -> Objectiv
     return Objective(ObjectiveSection.model_validate(section or {}), decode, first, K)
 
 
-def drawn(rows: int = 7, objects: int = 2, seed: int = 0):
-    """Random logits and targets: (logits, text targets, text roles, target bins)."""
+def drawn(rows: int = 7, objects: int = 2, seed: int = 0) -> tuple[AnswerLogits, torch.Tensor]:
+    """Random logits and targets, and the bins at the slots."""
     g = torch.Generator().manual_seed(seed)
     text = torch.randn(rows, V, generator=g) * 2
     slot = torch.randn(4 * objects, V, generator=g) * 2
-    logits = AnswerLogits(text, slot[:, FIRST : FIRST + K], coord.log_coord_mass(slot, FIRST, K))
     roles = torch.tensor([Role.STRUCT, Role.DESC, Role.DESC, Role.STRUCT, Role.STRUCT, Role.STRUCT, Role.EOS])[:rows]
     bins = torch.randint(0, K, (objects, 2, 2), generator=g).sort(1).values.reshape(-1)
-    return logits, torch.randint(0, FIRST, (rows,), generator=g), roles, bins
+    target = torch.randint(0, FIRST, (rows,), generator=g)
+    mass = coord.log_coord_mass(slot, FIRST, K)
+    return AnswerLogits(text, target, roles, slot[:, FIRST : FIRST + K], mass), bins
+
+
+def terms_of(the: Objective, logits: AnswerLogits, bins: torch.Tensor) -> list[LossTerm]:
+    """The terms of one teacher-forced pass."""
+    return the.terms("a1", teacher_forced_weights(the.config), logits, bins)
+
+
+def named(terms: list[LossTerm]) -> dict[str, LossTerm]:
+    assert all(t.name.startswith("a1/") for t in terms)
+    return {t.name.removeprefix("a1/"): t for t in terms}
 
 
 def counts_of(rows: int, objects: int) -> dict[Per, torch.Tensor]:
@@ -63,13 +75,13 @@ def counts_of(rows: int, objects: int) -> dict[Per, torch.Tensor]:
 
 
 def test_every_term_with_its_weight_and_count() -> None:
-    logits, target, role, bins = drawn()
-    terms = {t.name: t for t in objective(EVERYTHING).terms(logits, target, role, bins)}
+    logits, bins = drawn()
+    terms = named(terms_of(objective(EVERYTHING), logits, bins))
     soft = coord.soft_targets(K, 3.0, 6, CPU)
     cooled = logits.slot_SK / 2.0
     boxes = box.order_corners(box.decode_expectation(logits.slot_SK).view(-1, 4))
     truth = bins.view(-1, 4) / 999
-    ce = -logits.text_RV.log_softmax(-1).gather(1, target[:, None])[:, 0]
+    ce = -logits.text_RV.log_softmax(-1).gather(1, logits.text_target_R[:, None])[:, 0]
     expected = {
         "token_ce/struct": (3.0, Per.TOKENS, ce[[0, 3, 4, 5]].sum()),
         "token_ce/desc": (1.5, Per.TOKENS, ce[[1, 2]].sum()),
@@ -95,7 +107,7 @@ def test_every_term_with_its_weight_and_count() -> None:
 
 
 def test_weighted_parts_add_up_to_the_total() -> None:
-    terms = objective(EVERYTHING).terms(*drawn())
+    terms = terms_of(objective(EVERYTHING), *drawn())
     divisor = {Per.TOKENS: 7, Per.OBJECTS: 2, Per.SLOTS: 8}
     by_hand = sum(t.weight * float(t.total) / divisor[t.per] for t in terms)
     total = total_loss(terms, counts_of(7, 2))
@@ -104,37 +116,30 @@ def test_weighted_parts_add_up_to_the_total() -> None:
     assert float(total) == pytest.approx(sum(t.weight * float(mean(t, counts_of(7, 2))) for t in terms), rel=1e-6)
 
 
-def test_the_baseline_has_no_text_gate_and_needs_the_mass_at_slots() -> None:
-    plain = objective()
-    assert plain.needs_slot_mass
-    names = [t.name for t in plain.terms(*drawn())]
-    assert "coord_reg/text_gate" not in names
+def test_terms_without_weight_are_not_asked_for() -> None:
+    names = list(named(terms_of(objective(), *drawn())))
+    assert "coord_reg/text_gate" not in names  # off in the baseline
     assert "coord_reg/coord_gate" in names
-    for off in ({"coord_reg": {"weight": 0.0}}, {"coord_reg": {"config": {"coord_gate_weight": 0.0}}}):
-        assert not objective(off).needs_slot_mass
-        logits, *rest = drawn()
-        without = AnswerLogits(logits.text_RV, logits.slot_SK, None)
-        assert "coord_reg/coord_gate" not in [t.name for t in objective(off).terms(without, *rest)]
+    logits, bins = drawn()
+    names = list(named(terms_of(objective(), replace(logits, slot_log_mass_S=None), bins)))
+    assert "coord_reg/coord_gate" not in names
 
 
 def test_without_weights_nothing_is_learnt_and_everything_is_still_told() -> None:
-    logits, *rest = drawn()
-    slot = logits.slot_SK.clone().requires_grad_()
-    text = logits.text_RV.clone().requires_grad_()
-    terms = objective(NOTHING).terms(AnswerLogits(text, slot, None), *rest)
+    logits, bins = drawn()
+    slot, text = logits.slot_SK.clone().requires_grad_(), logits.text_RV.clone().requires_grad_()
+    terms = terms_of(objective(NOTHING), replace(logits, text_RV=text, slot_SK=slot), bins)
     total = total_loss(terms, counts_of(7, 2))
-    total.backward()
-    assert float(total.detach()) == 0
-    assert float(slot.grad.abs().max()) == 0
-    assert float(text.grad.abs().max()) == 0
-    assert all(float(t.total.detach()) > 0 for t in terms)
+    assert float(total) == 0
+    assert not total.requires_grad
+    assert all(float(t.total) > 0 for t in terms)
 
 
 def test_no_objects() -> None:
-    logits, target, role, bins = drawn(objects=0)
+    logits, bins = drawn(objects=0)
     assert bins.shape == (0,)
     text = logits.text_RV.clone().requires_grad_()
-    terms = objective(EVERYTHING).terms(AnswerLogits(text, logits.slot_SK, logits.slot_log_mass_S), target, role, bins)
+    terms = terms_of(objective(EVERYTHING), replace(logits, text_RV=text), bins)
     assert all(float(t.total.detach()) == 0 for t in terms if t.per is not Per.TOKENS)
     total = total_loss(terms, counts_of(7, 0))
     total.backward()
@@ -150,45 +155,40 @@ def test_nothing_at_all_is_0_and_not_nan() -> None:
 
 def test_the_decode_mode_is_used() -> None:
     """Two modes on x1: the expectation lies between them, the straight-through value on one of them."""
-    logits, target, role, _ = drawn(objects=1)
     peaks = torch.full((4, K), -100.0)
     for slot, bins in enumerate([(100, 300), (100, 100), (400, 400), (400, 400)]):
         peaks[slot, list(bins)] = 0.0
-    answer = AnswerLogits(logits.text_RV, peaks, None)
-    bins = torch.tensor([100, 100, 400, 400])
+    answer = replace(drawn(objects=1)[0], slot_SK=peaks)
     values = {}
     for decode in CoordDecodeMode:
-        terms = objective({"coord_reg": {"weight": 0.0}}, decode).terms(answer, target, role, bins)
-        values[decode] = {t.name: float(t.total) for t in terms}["bbox_geo/smoothl1"]
+        terms = named(terms_of(objective({}, decode), answer, torch.tensor([100, 100, 400, 400])))
+        values[decode] = float(terms["bbox_geo/smoothl1"].total)
     assert values[CoordDecodeMode.ST] == pytest.approx(0, abs=1e-7)
     assert values[CoordDecodeMode.EXP] == pytest.approx((100 / 999) ** 2 / 2 / 4, rel=1e-4)
 
 
 def test_decoded_corners_are_put_in_order() -> None:
-    logits, target, role, _ = drawn(objects=1)
     inverted = torch.nn.functional.one_hot(torch.tensor([400, 400, 100, 100]), K) * 1e4
-    answer = AnswerLogits(logits.text_RV, inverted, None)
-    terms = objective({"coord_reg": {"weight": 0.0}}).terms(answer, target, role, torch.tensor([100, 100, 400, 400]))
-    assert {t.name: float(t.total) for t in terms}["bbox_geo/ciou"] == pytest.approx(0, abs=1e-5)
+    answer = replace(drawn(objects=1)[0], slot_SK=inverted)
+    terms = named(terms_of(objective(), answer, torch.tensor([100, 100, 400, 400])))
+    assert float(terms["bbox_geo/ciou"].total) == pytest.approx(0, abs=1e-5)
 
 
-def test_token_ce_is_told_by_role_over_one_count() -> None:
-    logits = torch.zeros(3, 8)
+def test_token_ce_by_role() -> None:
     roles = torch.tensor([Role.STRUCT, Role.STRUCT, Role.EOS])
-    terms = token_ce(logits, torch.tensor([0, 1, 2]), roles, weight=2.0, desc_ce_weight=7.0)
-    assert [(t.name, t.weight, t.per) for t in terms] == [
-        ("token_ce/struct", 2.0, Per.TOKENS),
-        ("token_ce/desc", 14.0, Per.TOKENS),
-        ("token_ce/eos", 2.0, Per.TOKENS),
-    ]
-    assert_allclose([float(t.total) for t in terms], [2 * math.log(8), 0, math.log(8)], rtol=1e-6)
+    sums = token_ce(torch.zeros(3, 8), torch.tensor([0, 1, 2]), roles)
+    assert {role: float(total) for role, total in sums.items()} == {
+        Role.STRUCT: pytest.approx(2 * math.log(8)),
+        Role.DESC: 0,
+        Role.EOS: pytest.approx(math.log(8)),
+    }
 
 
 # On the tiny model.
 
 
-def channel_of(model, side, section=None, decode=CoordDecodeMode.EXP) -> TeacherForced:
-    return TeacherForced(model, objective(section, decode, side.vocab.first_id))
+def channel_of(model, side, section=None, decode=CoordDecodeMode.EXP) -> SoftContext:
+    return toy.teacher_forced(model, objective(section, decode, side.vocab.first_id))
 
 
 def test_counts(tiny_side) -> None:
@@ -237,20 +237,19 @@ def test_losses_are_float32_under_bf16_autocast(tiny_model, tiny_side) -> None:
     seen = []
 
     class Spy(Objective):
-        def terms(self, logits, *rest):
-            seen.append((logits, rest, torch.is_autocast_enabled("cpu")))
-            return super().terms(logits, *rest)
+        def terms(self, *args):
+            seen.append((args, torch.is_autocast_enabled("cpu")))
+            return super().terms(*args)
 
     spy = Spy(ObjectiveSection.model_validate(EVERYTHING), CoordDecodeMode.EXP, tiny_side.vocab.first_id, K)
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-        terms = TeacherForced(tiny_model, spy)(toy.batch(tiny_side, toy.ONE, toy.TWO))
+        terms = toy.teacher_forced(tiny_model, spy)(toy.batch(tiny_side, toy.ONE, toy.TWO))
         assert tiny_model.lm_head(torch.zeros(1, 192)).dtype == torch.bfloat16  # the model itself does run in bf16
-    ((logits, rest, enabled),) = seen
+    ((args, enabled),) = seen
     assert not enabled
     assert all(t.total.dtype == torch.float32 for t in terms)
-    assert logits.slot_log_mass_S.dtype == torch.float32
-    again = Objective.terms(spy, logits, *rest)
-    for term, other in zip(terms, again, strict=True):
+    assert args[2].slot_log_mass_S.dtype == torch.float32
+    for term, other in zip(terms, Objective.terms(spy, *args), strict=True):
         assert_allclose(term.total, other.total, rtol=1e-6, err_msg=term.name)
 
 
@@ -261,6 +260,5 @@ def test_the_gate_alone_changes_nothing_about_the_slots(tiny_model, tiny_side) -
     with torch.no_grad():
         full = {t.name: float(t.total) for t in channel_of(tiny_model, tiny_side)(batch)}
         narrow = {t.name: float(t.total) for t in channel_of(tiny_model, tiny_side, no_gate)(batch)}
-    gate = full.pop("coord_reg/coord_gate")
-    assert gate > 0
+    assert full.pop("a1/coord_reg/coord_gate") > 0
     assert narrow == pytest.approx(full, rel=1e-5)

@@ -6,7 +6,6 @@ import json
 import os
 import platform
 from dataclasses import asdict, dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +13,7 @@ import typer
 
 import apiece
 from apiece.cli import app
+from apiece.train.run import package_version
 
 REQUIRED = (
     "torch",
@@ -126,7 +126,7 @@ def env(
 
 def read_environment() -> Environment:
     """Look at this machine."""
-    versions = {name: _version(name) for name in REQUIRED}
+    versions = {name: package_version(name) for name in REQUIRED}
     problems = [f"{name} is missing: reinstall apiece" for name, version in versions.items() if version is None]
     cuda: str | None = None
     devices: list[Device] = []
@@ -135,11 +135,8 @@ def read_environment() -> Environment:
     except (ImportError, OSError) as error:
         problems.append(f"torch cannot be loaded: {error}")
     if len(devices) == 1 and _sees_nvidia():
-        why = (
-            "this torch is built without CUDA"
-            if cuda is None
-            else f"torch (CUDA {cuda}) cannot use it: check its driver"
-        )
+        unusable = f"torch (CUDA {cuda}) cannot use it: check its driver"
+        why = "this torch is built without CUDA" if cuda is None else unusable
         problems.append(f"an NVIDIA GPU is here, but {why}")
     return Environment(
         apiece=apiece.__version__,
@@ -148,7 +145,7 @@ def read_environment() -> Environment:
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         cuda=cuda,
         versions=versions,
-        optional={package.name: _version(package.name) for package in EXTRAS},
+        optional={package.name: package_version(package.name) for package in EXTRAS},
         devices=devices,
         problems=problems,
     )
@@ -174,13 +171,6 @@ def describe(found: Environment) -> str:
     if found.problems:
         lines += ["", "Problems", *(f"  {problem}" for problem in found.problems)]
     return "\n".join(lines)
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _devices() -> tuple[str | None, list[Device]]:

@@ -137,6 +137,16 @@ class Renderer:
                 fix="write it in the form that is read back (Unicode NFC, for most tokenizers)",
             )
 
+    def num_tokens(self, descs: Sequence[str]) -> int:
+        """Tokens of an answer with these names, the end token included."""
+        if not descs:
+            return len(self.piece(OPEN + CLOSE)) + 1
+        names = sum(len(self.piece(desc)) for desc in descs)
+        box = len(self.piece(BOX_OPEN)) + 4 + 3 * len(self.piece(COORD_SEPARATOR))
+        between = len(self.piece(RECORD_CLOSE + RECORD_SEPARATOR + RECORD_OPEN))
+        ends = len(self.piece(OPEN + RECORD_OPEN)) + len(self.piece(RECORD_CLOSE + CLOSE)) + 1
+        return names + len(descs) * box + (len(descs) - 1) * between + ends
+
     def render(self, objects: Sequence[DescBins]) -> Encoded:
         """The canonical answer as tokens, the end token included.
 

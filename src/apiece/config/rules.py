@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from apiece.config.pairs import no_effect, rule
-from apiece.config.schema import Config
+from apiece.config.schema import Config, ContextEmbedMode, SoftContextReplace
 
 
 @rule("prompt.text", "prompt.name")
@@ -46,4 +46,41 @@ no_effect(
     reads="data.eval",
     unless=lambda config: config.data.eval is not None,
     why="without data.eval: name the JSONL to evaluate on",
+)
+
+
+def _several_passes(config: Config) -> bool:
+    return config.stage2_ab.n_softctx_iter > 1
+
+
+for _knob in (
+    "objective.bbox_geo.config.a1_smoothl1_weight",
+    "objective.bbox_geo.config.a1_ciou_weight",
+    "objective.coord_reg.config.a1_soft_ce_weight",
+    "objective.coord_reg.config.a1_w1_weight",
+    "objective.coord_reg.config.self_context_soft_ce_weight",
+    "objective.token_ce.config.self_context_struct_ce_weight",
+    "stage2_ab.softctx_grad_mode",
+    "stage2_ab.softctx_temperature",
+    "stage2_ab.coord_ctx_embed_mode",
+    "stage2_ab.softctx_replace",
+    "stage2_ab.softctx_target",
+):
+    no_effect(
+        _knob,
+        reads="stage2_ab.n_softctx_iter",
+        unless=_several_passes,
+        why="with `stage2_ab.n_softctx_iter: 1`, which has no self-context: set it to 2 or more",
+    )
+no_effect(
+    "stage2_ab.softctx_radius",
+    reads="stage2_ab.softctx_replace",
+    unless=lambda config: config.stage2_ab.softctx_replace is SoftContextReplace.NEAR_GT,
+    why="with `stage2_ab.softctx_replace: all`: set it to `near_gt`",
+)
+no_effect(
+    "stage2_ab.softctx_temperature",
+    reads="stage2_ab.coord_ctx_embed_mode",
+    unless=lambda config: config.stage2_ab.coord_ctx_embed_mode is not ContextEmbedMode.HARD,
+    why="with `stage2_ab.coord_ctx_embed_mode: hard`, which takes the most likely bin",
 )

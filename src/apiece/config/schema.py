@@ -34,6 +34,35 @@ class CoordDecodeMode(StrEnum):
     ST = "st"
 
 
+class SoftContextGrad(StrEnum):
+    """Whether gradients flow through the self-generated context."""
+
+    UNROLL = "unroll"
+    EM_DETACH = "em_detach"
+
+
+class ContextEmbedMode(StrEnum):
+    """How a belief becomes an input embedding."""
+
+    ST = "st"
+    SOFT = "soft"
+    HARD = "hard"
+
+
+class SoftContextReplace(StrEnum):
+    """Which slots get the model's belief."""
+
+    ALL = "all"
+    NEAR_GT = "near_gt"
+
+
+class SoftContextTarget(StrEnum):
+    """What the last pass is asked for."""
+
+    IDENTITY = "identity"
+    RETARGET = "retarget"
+
+
 class ObjectOrder(StrEnum):
     """In which order objects are written in the answer."""
 
@@ -97,6 +126,8 @@ class TokenCEConfig(Section):
 
     desc_ce_weight: NonNegative = 1.0
     """Weight of the tokens of an object's name, against 1 for syntax and end tokens."""
+    self_context_struct_ce_weight: NonNegative = 0.1
+    """Weight of syntax and end tokens on the last of several passes; names are not in it there."""
 
 
 class TokenCE(Section):
@@ -117,6 +148,10 @@ class BBoxGeoConfig(Section):
     """Where SmoothL1 turns from square to straight, in units of the image side."""
     ciou_weight: NonNegative = 0.2
     """1 - CIoU of the decoded box."""
+    a1_smoothl1_weight: NonNegative = 0.0
+    """SmoothL1 on the anchor pass A1 as well, where there are several passes."""
+    a1_ciou_weight: NonNegative = 0.0
+    """1 - CIoU on the anchor pass A1 as well, where there are several passes."""
 
 
 class BBoxGeo(Section):
@@ -137,6 +172,12 @@ class CoordRegConfig(Section):
     """Cross-entropy to a truncated Gaussian around the true bin."""
     w1_weight: NonNegative = 0.1
     """Wasserstein-1 distance to that Gaussian, in units of the image side."""
+    self_context_soft_ce_weight: NonNegative | None = None
+    """`soft_ce_weight` on the last of several passes; none: the same."""
+    a1_soft_ce_weight: NonNegative = 0.0
+    """Soft cross-entropy on the anchor pass A1 as well, where there are several passes."""
+    a1_w1_weight: NonNegative = 0.0
+    """Wasserstein-1 on the anchor pass A1 as well, where there are several passes."""
     coord_gate_weight: NonNegative = 1.0
     """-log of the mass on coordinate tokens at slots, under the full softmax."""
     text_gate_weight: NonNegative = 0.0
@@ -174,6 +215,20 @@ class Stage2Section(Section):
 
     coord_decode_mode: CoordDecodeMode = CoordDecodeMode.EXP
     """`exp`: expectation over bins; `st`: the most likely bin forward, the expectation's gradient backward."""
+    n_softctx_iter: Annotated[int, Field(ge=1, le=8)] = 1
+    """Passes of Channel-A: 1 is plain teacher forcing; above it, later passes read the model's own coordinates."""
+    softctx_grad_mode: SoftContextGrad = SoftContextGrad.UNROLL
+    """`unroll`: gradients flow through the context into earlier passes; `em_detach`: they do not."""
+    softctx_temperature: Positive = 1.0
+    """Divides the coordinate logits before they become a context embedding."""
+    coord_ctx_embed_mode: ContextEmbedMode = ContextEmbedMode.ST
+    """`soft`: the expected embedding; `hard`: the most likely bin's; `st`: hard forward, soft backward."""
+    softctx_replace: SoftContextReplace = SoftContextReplace.ALL
+    """`all` slots, or only those whose most likely bin is `near_gt`; the others keep the true coordinate."""
+    softctx_radius: Count = 10
+    """How near, in bins, for `softctx_replace: near_gt`."""
+    softctx_target: SoftContextTarget = SoftContextTarget.IDENTITY
+    """`identity`: slot i is to say object i's box; `retarget`: the box of the instance that the context has begun."""
 
 
 class OptimSection(Section):

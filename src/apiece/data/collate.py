@@ -7,6 +7,7 @@ Shapes: B samples, P prefix tokens, T answer tokens, S slots of the whole batch,
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
@@ -16,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from apiece.types import Encoded, IntArray
+from apiece.types import Encoded, IntArray, Role
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +101,7 @@ class Batch:
         answer_mask: `[B, T]` bool.
         roles: `[B, T]` int8 of `Role`; -1 at padding.
         slots: Coordinate tokens.
+        object_group: `[N]` objects of one sample and name share a number.
         num_collapsed: Objects left out because their box is thinner than a bin.
     """
 
@@ -109,6 +111,7 @@ class Batch:
     answer_mask: Tensor
     roles: Tensor
     slots: BatchSlots
+    object_group: Tensor
     num_collapsed: int = 0
 
     @property
@@ -131,6 +134,7 @@ class Batch:
             answer_mask=self.answer_mask.to(device, non_blocking=True),
             roles=self.roles.to(device, non_blocking=True),
             slots=self.slots.to(device),
+            object_group=self.object_group.to(device, non_blocking=True),
         )
 
 
@@ -165,8 +169,22 @@ def collate(samples: Sequence[EncodedSample], pad_id: int, image_token_id: int) 
         answer_mask=answer_mask,
         roles=roles.to(torch.int8),
         slots=slots,
+        object_group=_object_groups(answers),
         num_collapsed=sum(s.num_collapsed for s in samples),
     )
+
+
+def _object_groups(answers: Sequence[Encoded]) -> Tensor:
+    """`[N]`: a number for each (sample, name) pair; names are told apart by their tokens."""
+    numbers: dict[tuple[int, bytes], int] = {}
+    groups = []
+    for row, answer in enumerate(answers):
+        s = answer.slots
+        starts = [0, *(s.position[3::4] + 1).tolist()]
+        for start, end in itertools.pairwise(starts):
+            names = answer.ids[start:end][answer.roles[start:end] == Role.DESC]
+            groups.append(numbers.setdefault((row, names.tobytes()), len(numbers)))
+    return torch.tensor(groups, dtype=torch.int64)
 
 
 def _answer(sample: EncodedSample) -> Encoded:

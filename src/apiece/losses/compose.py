@@ -1,4 +1,4 @@
-"""The objective: which terms there are, their weights, and how sums become one number.
+"""The objective: which terms there are, their weights in each context, and how sums become one number.
 
 Every term is a sum over items; the denominator is the count of items over the whole optimizer step and all ranks, so
 splitting a batch differently gives the same gradient. All in float32.
@@ -9,7 +9,7 @@ Shapes: R text rows, S slots, V vocabulary, K bins.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from torch import Tensor
 from apiece.config.schema import CoordDecodeMode, ObjectiveSection
 from apiece.data.collate import Batch
 from apiece.losses import box, coord
+from apiece.losses.precision import at_least_float32
 from apiece.losses.token import token_ce
 from apiece.types import LossTerm, Per, Role
 
@@ -24,16 +25,77 @@ Counts = Mapping[Per, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
+class Weights:
+    """The weight of every term in one context: which pass feeds which loss (docs/concepts.md has the table)."""
+
+    struct: float
+    desc: float
+    eos: float
+    smoothl1: float
+    ciou: float
+    coord_ce: float
+    soft_ce: float
+    w1: float
+    coord_gate: float
+    text_gate: float
+
+
+def teacher_forced_weights(config: ObjectiveSection) -> Weights:
+    """One pass only: everything, on ground-truth input."""
+    token, geo, reg = config.token_ce, config.bbox_geo, config.coord_reg
+    return Weights(
+        struct=token.weight,
+        desc=token.weight * token.config.desc_ce_weight,
+        eos=token.weight,
+        smoothl1=geo.weight * geo.config.smoothl1_weight,
+        ciou=geo.weight * geo.config.ciou_weight,
+        coord_ce=reg.weight * reg.config.coord_ce_weight,
+        soft_ce=reg.weight * reg.config.soft_ce_weight,
+        w1=reg.weight * reg.config.w1_weight,
+        coord_gate=reg.weight * reg.config.coord_gate_weight,
+        text_gate=reg.weight * reg.config.text_gate_weight,
+    )
+
+
+def anchor_weights(config: ObjectiveSection) -> Weights:
+    """A1 of several passes: all text, and the small anchors; never hard cross-entropy, never gates."""
+    geo, reg = config.bbox_geo, config.coord_reg
+    return replace(
+        teacher_forced_weights(config),
+        smoothl1=geo.weight * geo.config.a1_smoothl1_weight,
+        ciou=geo.weight * geo.config.a1_ciou_weight,
+        coord_ce=0.0,
+        soft_ce=reg.weight * reg.config.a1_soft_ce_weight,
+        w1=reg.weight * reg.config.a1_w1_weight,
+        coord_gate=0.0,
+        text_gate=0.0,
+    )
+
+
+def self_context_weights(config: ObjectiveSection) -> Weights:
+    """The last of several passes: all of geometry and coordinates; little syntax, no names."""
+    whole, token, reg = teacher_forced_weights(config), config.token_ce, config.coord_reg
+    struct = token.weight * token.config.self_context_struct_ce_weight
+    own = reg.config.self_context_soft_ce_weight
+    soft = whole.soft_ce if own is None else reg.weight * own
+    return replace(whole, struct=struct, desc=0.0, eos=struct, soft_ce=soft)
+
+
+@dataclass(frozen=True, slots=True)
 class AnswerLogits:
-    """The logits that the losses read, and nothing else.
+    """The logits that the losses of one pass read, and nothing else.
 
     Attributes:
-        text_RV: Rows that predict struct, desc and end tokens, full vocabulary.
+        text_RV: Rows that predict supervised text tokens, full vocabulary.
+        text_target_R: Their ids.
+        text_role_R: Their `Role`.
         slot_SK: Rows that predict coordinate tokens, coordinate columns only.
         slot_log_mass_S: Log-probability of all coordinate tokens at slots; `None` where no gate asks for it.
     """
 
     text_RV: Tensor
+    text_target_R: Tensor
+    text_role_R: Tensor
     slot_SK: Tensor
     slot_log_mass_S: Tensor | None
 
@@ -54,62 +116,67 @@ class Objective:
     first_id: int
     num_bins: int
 
-    @property
-    def needs_slot_mass(self) -> bool:
-        """Whether slot rows are needed over the full vocabulary."""
-        return self.config.coord_reg.weight * self.config.coord_reg.config.coord_gate_weight > 0
-
     def counts(self, batch: Batch) -> dict[Per, Tensor]:
         """Items of a batch by kind, float64 scalars; add them up over micro-batches and ranks."""
         text = batch.answer_mask & (batch.roles != Role.COORD)
         slots = torch.tensor(float(len(batch.slots)), dtype=torch.float64, device=text.device)
         return {Per.TOKENS: text.sum().double(), Per.OBJECTS: slots / 4, Per.SLOTS: slots}
 
-    def terms(
-        self, logits: AnswerLogits, text_target_R: Tensor, text_role_R: Tensor, target_bin_S: Tensor
-    ) -> list[LossTerm]:
-        """All terms of one forward pass, as sums."""
-        token = self.config.token_ce
-        terms = token_ce(
-            logits.text_RV, text_target_R, text_role_R, weight=token.weight, desc_ce_weight=token.config.desc_ce_weight
-        )
-        slot_SK = logits.slot_SK.float()
-        terms += self._bbox_geo(slot_SK, target_bin_S)
-        terms += self._coord_reg(slot_SK, target_bin_S, logits.slot_log_mass_S)
-        gate = self.config.coord_reg.weight * self.config.coord_reg.config.text_gate_weight
-        if gate:
-            mass_R = coord.log_text_mass(logits.text_RV.float(), self.first_id, self.num_bins)
-            terms.append(LossTerm("coord_reg/text_gate", gate, -mass_R.sum(), Per.TOKENS))
-        return terms
+    def terms(self, context: str, weights: Weights, logits: AnswerLogits, target_bin_S: Tensor) -> list[LossTerm]:
+        """All terms of one pass, as sums; a term without weight is computed for the log alone.
 
-    def _bbox_geo(self, slot_SK: Tensor, target_bin_S: Tensor) -> list[LossTerm]:
-        weight, c = self.config.bbox_geo.weight, self.config.bbox_geo.config
+        Args:
+            context: `a1`, `a2`, ...: first part of the terms' names.
+            weights: Of this context.
+            logits: Of this pass.
+            target_bin_S: The bins that this pass is to say.
+        """
+        text = token_ce(logits.text_RV, logits.text_target_R, logits.text_role_R)
+        slot_SK = at_least_float32(logits.slot_SK)
+        geo = self._bbox_geo(slot_SK, target_bin_S)
+        reg = self._coord_reg(slot_SK, target_bin_S, logits.slot_log_mass_S)
+        terms = [
+            LossTerm("token_ce/struct", weights.struct, text[Role.STRUCT], Per.TOKENS),
+            LossTerm("token_ce/desc", weights.desc, text[Role.DESC], Per.TOKENS),
+            LossTerm("token_ce/eos", weights.eos, text[Role.EOS], Per.TOKENS),
+            LossTerm("bbox_geo/smoothl1", weights.smoothl1, geo["smoothl1"], Per.OBJECTS),
+            LossTerm("bbox_geo/ciou", weights.ciou, geo["ciou"], Per.OBJECTS),
+            LossTerm("coord_reg/coord_ce", weights.coord_ce, reg["coord_ce"], Per.SLOTS),
+            LossTerm("coord_reg/soft_ce", weights.soft_ce, reg["soft_ce"], Per.SLOTS),
+            LossTerm("coord_reg/soft_ce_above_floor", 0.0, reg["soft_ce_above_floor"], Per.SLOTS),
+            LossTerm("coord_reg/w1", weights.w1, reg["w1"], Per.SLOTS),
+        ]
+        if logits.slot_log_mass_S is not None:
+            gate = -logits.slot_log_mass_S.sum()
+            terms.append(LossTerm("coord_reg/coord_gate", weights.coord_gate, gate, Per.SLOTS))
+        if weights.text_gate:
+            mass_R = coord.log_text_mass(at_least_float32(logits.text_RV), self.first_id, self.num_bins)
+            terms.append(LossTerm("coord_reg/text_gate", weights.text_gate, -mass_R.sum(), Per.TOKENS))
+        # What is only logged must not hold the graph: its gradient is zero and its backward pass would cost the same.
+        return [replace(t, name=f"{context}/{t.name}", total=t.total if t.weight else t.total.detach()) for t in terms]
+
+    def _bbox_geo(self, slot_SK: Tensor, target_bin_S: Tensor) -> dict[str, Tensor]:
+        c = self.config.bbox_geo.config
         decode = box.decode_expectation if self.decode is CoordDecodeMode.EXP else box.decode_straight_through
         boxes = box.order_corners(decode(slot_SK).view(-1, 4))
-        truth = box.order_corners((target_bin_S.float() / (self.num_bins - 1)).view(-1, 4))
-        distance = box.smoothl1(boxes, truth, c.smoothl1_beta).sum()
-        overlap = (1 - box.ciou(boxes, truth)).sum()
-        return [
-            LossTerm("bbox_geo/smoothl1", weight * c.smoothl1_weight, distance, Per.OBJECTS),
-            LossTerm("bbox_geo/ciou", weight * c.ciou_weight, overlap, Per.OBJECTS),
-        ]
+        truth = box.order_corners((target_bin_S.to(slot_SK.dtype) / (self.num_bins - 1)).view(-1, 4))
+        return {
+            "smoothl1": box.smoothl1(boxes, truth, c.smoothl1_beta).sum(),
+            "ciou": (1 - box.ciou(boxes, truth)).sum(),
+        }
 
-    def _coord_reg(self, slot_SK: Tensor, target_bin_S: Tensor, log_mass_S: Tensor | None) -> list[LossTerm]:
-        weight, c = self.config.coord_reg.weight, self.config.coord_reg.config
+    def _coord_reg(self, slot_SK: Tensor, target_bin_S: Tensor, log_mass_S: Tensor | None) -> dict[str, Tensor]:
+        c = self.config.coord_reg.config
         logits_SK = slot_SK / c.temperature
         targets = coord.soft_targets(self.num_bins, c.target_sigma, c.target_truncate, slot_SK.device)
-        soft_S = coord.soft_ce(logits_SK, target_bin_S, targets)
-        floor_S = targets.entropy_K[target_bin_S]
-        parts = [
-            ("coord_ce", c.coord_ce_weight, coord.coord_ce(logits_SK, target_bin_S)),
-            ("soft_ce", c.soft_ce_weight, soft_S),
-            # Logged only: zero means perfect.
-            ("soft_ce_above_floor", 0.0, (soft_S - floor_S).detach()),
-            ("w1", c.w1_weight, coord.w1(logits_SK, target_bin_S, targets)),
-        ]
-        if log_mass_S is not None:
-            parts.append(("coord_gate", c.coord_gate_weight, -log_mass_S.float()))
-        return [LossTerm(f"coord_reg/{name}", weight * w, per_item.sum(), Per.SLOTS) for name, w, per_item in parts]
+        soft = coord.soft_ce(logits_SK, target_bin_S, targets).sum()
+        return {
+            "coord_ce": coord.coord_ce(logits_SK, target_bin_S).sum(),
+            "soft_ce": soft,
+            # Zero means perfect.
+            "soft_ce_above_floor": soft - targets.entropy_K[target_bin_S].sum(),
+            "w1": coord.w1(logits_SK, target_bin_S, targets).sum(),
+        }
 
 
 def total_loss(terms: Sequence[LossTerm], counts: Counts) -> Tensor:

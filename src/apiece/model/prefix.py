@@ -3,11 +3,13 @@
 Attention is causal, so keys and values before the first replaced token are the same in every pass. They stay in the
 autograd graph: gradients of all passes flow through them into one computation.
 
-Shapes: B samples, P prefix tokens, T answer tokens, D width. Row t of an answer's hidden states predicts answer token t.
+Shapes: B samples, P prefix tokens, T answer tokens, D width, V image tokens. Row t of an answer's hidden states
+predicts answer token t: that shift is made in `first_pass` and nowhere else.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -151,9 +153,13 @@ def attention_mask(
 def _image_embeds(model: Any, prefix: Prefix, embeds: Tensor) -> tuple[Tensor, list[Tensor]]:
     """Prefix embeddings with the image's features in place, and the features for the first layers."""
     features = model.model.get_image_features(prefix.pixel_values, prefix.grid_thw, return_dict=True)
-    pooled = features.pooler_output
-    image = pooled if isinstance(pooled, Tensor) else torch.cat(list(pooled))
-    return embeds.masked_scatter(prefix.image_mask[..., None], image.to(embeds.dtype)), features.deepstack_features
+    image = _joined(features.pooler_output).to(embeds.dtype)
+    return embeds.masked_scatter(prefix.image_mask[..., None], image), [_joined(f) for f in features.deepstack_features]
+
+
+def _joined(features: Tensor | Sequence[Tensor]) -> Tensor:
+    """Features of all images in one table, `[V, D]`; the library gives them whole or split by image."""
+    return features if isinstance(features, Tensor) else torch.cat(list(features))
 
 
 def _run_layers(

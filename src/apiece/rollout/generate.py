@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from apiece.codec.render import RECORD_CLOSE
+from apiece.codec.render import CLOSE, RECORD_CLOSE
 from apiece.codec.vocab import decode_exact
 from apiece.config.schema import GenerateSection
 from apiece.data.collate import EncodedSample, Prefix, collate_prefix
@@ -148,12 +148,16 @@ class LocalEngine:
             return FinishReason.EOS
         if len(row.ids) >= self.settings.max_new_tokens:
             return FinishReason.LENGTH
-        if row.num_coords >= 4 * self.settings.max_objects:
-            # The last record still gets its closing bracket; an answer that then ends by itself ends by `eos`.
-            tail = decode_exact(self.side.tokenizer, row.ids[-8:])
-            if RECORD_CLOSE in tail.rpartition("|>")[2] and not tail.endswith(RECORD_CLOSE * 2):
-                return FinishReason.OBJECT_CAP
-        return None
+        return FinishReason.OBJECT_CAP if self._is_over_cap(row) else None
+
+    def _is_over_cap(self, row: _Row) -> bool:
+        """Whether the answer goes on after its last allowed record, instead of closing."""
+        cap = 4 * self.settings.max_objects
+        if row.num_coords != cap:
+            return row.num_coords > cap
+        last = max(i for i, token in enumerate(row.ids) if self.side.vocab.bin_of(token) is not None)
+        tail = decode_exact(self.side.tokenizer, row.ids[last + 1 :])
+        return not (RECORD_CLOSE + CLOSE).startswith(tail)
 
     def _rollout(self, row: _Row, question: EncodedSample) -> Rollout:
         assert row.finish is not None, "rows leave the loop only when they have ended"

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from apiece.channels.teacher_forced import TeacherForced
+from apiece.channels.a_soft_context import SoftContext
 from apiece.config.dump import dump_config
 from apiece.config.schema import Config, ObjectOrder
 from apiece.data.jsonl import read_jsonl
@@ -72,7 +72,7 @@ def train(config: Config, name: str, *, resume: Path | None = None) -> Outcome:
         config.objective, config.stage2_ab.coord_decode_mode, side.vocab.first_id, side.vocab.num_bins
     )
     optimizers = build_optimizers(model, config.optim)
-    channel = world.wrap(TeacherForced(model, objective))
+    channel = world.wrap(SoftContext(model, objective, config.stage2_ab))
     dtype = autocast_dtype(config.model.precision, world.device)
     encoder = SampleEncoder(side, prompt, model.config.text_config.max_position_embeddings)
     card = checkpoint_card(config, prompt)

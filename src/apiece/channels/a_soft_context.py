@@ -1,0 +1,128 @@
+"""Channel-A: the teacher-forced pass A1, then passes A2..AN on the model's own coordinate beliefs.
+
+No generation. The image, the prompt and everything before the first slot are computed once and shared, with gradients,
+by all passes (`model/prefix.py`). With N = 1 this is Stage-1's step.
+
+Shapes: B samples, T answer tokens, S slots, K bins, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from apiece.channels.retarget import retarget
+from apiece.config.schema import ContextEmbedMode, SoftContextGrad, SoftContextReplace, SoftContextTarget, Stage2Section
+from apiece.data.collate import Batch
+from apiece.losses.compose import (
+    AnswerLogits,
+    Objective,
+    Weights,
+    anchor_weights,
+    self_context_weights,
+    teacher_forced_weights,
+)
+from apiece.losses.coord import log_coord_mass
+from apiece.losses.precision import at_least_float32
+from apiece.model.forward import coord_logits
+from apiece.model.prefix import allow_shared_prefix, first_pass, later_pass
+from apiece.types import LossTerm, Role
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What stands at the slots of a pass's input.
+
+    Attributes:
+        embeds_SD: Input embeddings.
+        bins_S: The bins they stand for: the most likely one, or the truth where it was kept.
+    """
+
+    embeds_SD: Tensor
+    bins_S: Tensor
+
+
+class SoftContext(nn.Module):
+    """The whole step as one module's `forward`, so that distributed wrappers see all of it."""
+
+    def __init__(self, model: Any, objective: Objective, config: Stage2Section) -> None:
+        super().__init__()
+        self.model = model
+        self.objective = objective
+        self.config = config
+        allow_shared_prefix(model)
+
+    def forward(self, batch: Batch) -> list[LossTerm]:
+        """Loss terms of one batch, as sums; named `a1/...` and, with several passes, `aN/...`."""
+        passes, terms_of = self.config.n_softctx_iter, self.objective.config
+        first = first_pass(self.model, batch)
+        if passes == 1:
+            return self._terms("a1", teacher_forced_weights(terms_of), first.hidden_BTD, batch, batch.slots.target_bin)
+        terms = self._terms("a1", anchor_weights(terms_of), first.hidden_BTD, batch, batch.slots.target_bin)
+        hidden_BTD, context = first.hidden_BTD, None
+        unroll = self.config.softctx_grad_mode is SoftContextGrad.UNROLL
+        for number in range(2, passes + 1):
+            context = self._context(hidden_BTD, batch)
+            at = (batch.slots.sample, batch.slots.position)
+            embeds = first.embeds_BTD.index_put(at, context.embeds_SD.to(first.embeds_BTD.dtype))
+            # A detached pass in the middle feeds nothing but the next detached context.
+            with torch.set_grad_enabled(torch.is_grad_enabled() and (unroll or number == passes)):
+                hidden_BTD = later_pass(self.model, first, embeds)
+        assert context is not None, "n_softctx_iter is at least 2 here"
+        target_S = self._targets(context, batch)
+        return terms + self._terms(f"a{passes}", self_context_weights(terms_of), hidden_BTD, batch, target_S)
+
+    def _context(self, hidden_BTD: Tensor, batch: Batch) -> Context:
+        """The next pass's slots from the beliefs of the pass before."""
+        logits_SK = at_least_float32(self._slot_logits(hidden_BTD, batch))
+        mode, truth_S = self.config.coord_ctx_embed_mode, batch.slots.target_bin
+        first, bins = self.objective.first_id, self.objective.num_bins
+        table_KD = self.model.get_input_embeddings().weight[first : first + bins]
+        best_S = logits_SK.argmax(-1)
+        if mode is ContextEmbedMode.HARD:
+            embeds_SD = table_KD[best_S]
+        else:
+            belief_SK = (logits_SK / self.config.softctx_temperature).softmax(-1)
+            with torch.autocast(belief_SK.device.type, enabled=False):  # a sum of 1000 embeddings needs float32
+                embeds_SD = belief_SK.to(table_KD.dtype) @ table_KD
+            if mode is ContextEmbedMode.ST:
+                embeds_SD = table_KD[best_S] + (embeds_SD - embeds_SD.detach())
+        if self.config.softctx_grad_mode is SoftContextGrad.EM_DETACH:
+            embeds_SD = embeds_SD.detach()
+        if self.config.softctx_replace is SoftContextReplace.NEAR_GT:
+            near_S = (best_S - truth_S).abs() <= self.config.softctx_radius
+            embeds_SD = torch.where(near_S[:, None], embeds_SD, table_KD[truth_S])
+            best_S = torch.where(near_S, best_S, truth_S)
+        return Context(embeds_SD, best_S)
+
+    def _targets(self, context: Context, batch: Batch) -> Tensor:
+        """The bins that the last pass is to say."""
+        slots = batch.slots
+        if self.config.softctx_target is SoftContextTarget.IDENTITY:
+            return slots.target_bin
+        return retarget(context.bins_S.view(-1, 4), slots.target_bin.view(-1, 4), batch.object_group).view(-1)
+
+    def _slot_logits(self, hidden_BTD: Tensor, batch: Batch) -> Tensor:
+        hidden_SD = hidden_BTD[batch.slots.sample, batch.slots.position]
+        return coord_logits(self.model, hidden_SD, self.objective.first_id, self.objective.num_bins)
+
+    def _terms(self, name: str, weights: Weights, hidden_BTD: Tensor, batch: Batch, target_S: Tensor) -> list[LossTerm]:
+        """The losses of one pass; logits only where one of them reads."""
+        roles = batch.roles
+        text = batch.answer_mask & (roles != Role.COORD)
+        if not weights.desc:
+            text = text & (roles != Role.DESC)
+        text_RV = at_least_float32(self.model.lm_head(hidden_BTD[text]))
+        first, bins = self.objective.first_id, self.objective.num_bins
+        mass_S = None
+        if weights.coord_gate:
+            slot_SV = at_least_float32(self.model.lm_head(hidden_BTD[batch.slots.sample, batch.slots.position]))
+            slot_SK, mass_S = slot_SV[:, first : first + bins], log_coord_mass(slot_SV, first, bins)
+        else:
+            slot_SK = self._slot_logits(hidden_BTD, batch)
+        logits = AnswerLogits(text_RV, batch.answer_ids[text], roles[text], slot_SK, mass_S)
+        with torch.autocast(text_RV.device.type, enabled=False):  # losses are float32 in every precision
+            return self.objective.terms(name, weights, logits, target_S)

@@ -1,0 +1,121 @@
+"""Batches: left-padded prefixes, right-padded answers, and slots that still point at their tokens."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import toy
+from apiece.data.collate import EncodedSample, collate, collate_prefix
+from apiece.types import Encoded, Role, Slots
+
+PAD, IMAGE = 0, 9
+
+
+def encoded(name: str, prefix: list[int], objects: int, patches: int = 4) -> EncodedSample:
+    """A sample whose answer is, by hand: 1, then four coordinates and 2 for each of its objects, then 3."""
+    ids, roles, columns = [1], [Role.STRUCT], []
+    for index in range(objects):
+        for coordinate in range(4):
+            columns.append((len(ids), coordinate, index, 100 * index + coordinate))
+            ids.append(50 + coordinate)
+            roles.append(Role.COORD)
+        ids.append(2)
+        roles.append(Role.DESC)
+    slots = Slots(*np.array(columns, dtype=np.int64).reshape(-1, 4).T)
+    answer = Encoded(np.array([*ids, 3]), np.array([*roles, Role.EOS], dtype=np.int8), slots)
+    pixels = np.full((patches, 6), len(prefix), dtype=np.float32)
+    return EncodedSample(name, np.array(prefix), pixels, (1, 2, patches // 2), answer, num_collapsed=objects)
+
+
+A = encoded("a", [5, IMAGE, 6], objects=2)
+B = encoded("b", [5, IMAGE, IMAGE, 6, 7], objects=0, patches=8)
+C = encoded("c", [5, IMAGE, 6, 7], objects=1)
+
+
+def test_prefixes_are_padded_on_the_left() -> None:
+    prefix = collate_prefix([A, B, C], PAD, IMAGE)
+    assert prefix.ids.tolist() == [[0, 0, 5, 9, 6], [5, 9, 9, 6, 7], [0, 5, 9, 6, 7]]
+    assert prefix.mask.tolist() == [[False] * 2 + [True] * 3, [True] * 5, [False] + [True] * 4]
+    assert prefix.image_mask.tolist() == (prefix.ids == 9).tolist()
+    assert prefix.grid_thw.tolist() == [[1, 2, 2], [1, 2, 4], [1, 2, 2]]
+    assert prefix.pixel_values[:, 0].tolist() == [3] * 4 + [5] * 8 + [4] * 4  # patches in the order of the samples
+    assert (prefix.ids.dtype, prefix.pixel_values.dtype) == (torch.int64, torch.float32)
+
+
+def test_padding_is_no_image_even_where_the_ids_are_equal() -> None:
+    prefix = collate_prefix([A, B], IMAGE, IMAGE)
+    assert prefix.image_mask.sum(1).tolist() == [1, 2]
+
+
+def test_answers_are_padded_on_the_right() -> None:
+    batch = collate([A, B, C], PAD, IMAGE)
+    assert batch.sample_ids == ("a", "b", "c")
+    assert batch.answer_ids.tolist() == [
+        [1, 50, 51, 52, 53, 2, 50, 51, 52, 53, 2, 3],
+        [1, 3, *[0] * 10],
+        [1, 50, 51, 52, 53, 2, 3, *[0] * 5],
+    ]
+    assert batch.answer_mask.sum(1).tolist() == [12, 2, 7]
+    assert batch.answer_mask[1].tolist() == [True] * 2 + [False] * 10
+    assert batch.roles.dtype == torch.int8
+    assert (batch.roles[~batch.answer_mask] == -1).all()
+    assert batch.roles[2, :7].tolist() == [Role.STRUCT, *[Role.COORD] * 4, Role.DESC, Role.EOS]
+
+
+def test_slots_point_at_their_tokens_and_objects_are_numbered_through() -> None:
+    batch = collate([A, B, C], PAD, IMAGE)
+    slots = batch.slots
+    assert len(slots) == 12
+    assert batch.num_objects == 3
+    assert slots.sample.tolist() == [0] * 8 + [2] * 4
+    assert slots.object.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert slots.coordinate.tolist() == [0, 1, 2, 3] * 3
+    assert slots.position.tolist() == [1, 2, 3, 4, 6, 7, 8, 9, 1, 2, 3, 4]
+    assert slots.target_bin.tolist() == [0, 1, 2, 3, 100, 101, 102, 103, 0, 1, 2, 3]
+    assert (batch.answer_ids[slots.sample, slots.position] == 50 + slots.coordinate).all()
+    assert (batch.roles == Role.COORD).sum() == 12
+
+
+def test_numbers_that_are_logged() -> None:
+    batch = collate([A, B, C], PAD, IMAGE)
+    real = (3 + 12) + (5 + 2) + (4 + 7)
+    assert batch.padding_share == pytest.approx(1 - real / (3 * 17))
+    assert collate([A], PAD, IMAGE).padding_share == 0
+    assert batch.num_collapsed == 3
+
+
+def test_no_objects_at_all() -> None:
+    batch = collate([B], PAD, IMAGE)
+    assert len(batch.slots) == batch.num_objects == 0
+    assert batch.slots.position.dtype == torch.int64
+    assert batch.answer_ids.tolist() == [[1, 3]]
+
+
+def test_an_answer_is_needed(tiny_side) -> None:
+    with pytest.raises(AssertionError, match="sample one was encoded without its answer"):
+        collate([toy.encoder(tiny_side).question(toy.ONE)], PAD, IMAGE)
+
+
+def test_moving_keeps_everything() -> None:
+    batch = collate([A, B, C], PAD, IMAGE)
+    moved = batch.to(torch.device("meta"))
+    for part, other in ((batch, moved), (batch.prefix, moved.prefix), (batch.slots, moved.slots)):
+        for name in part.__slots__:
+            value = getattr(part, name)
+            if isinstance(value, torch.Tensor):
+                assert getattr(other, name).device.type == "meta", name
+                assert getattr(other, name).shape == value.shape, name
+    assert moved.sample_ids == batch.sample_ids
+    assert moved.num_collapsed == batch.num_collapsed
+
+
+def test_real_samples(tiny_side) -> None:
+    batch = toy.batch(tiny_side, *toy.ALL)
+    vocab = tiny_side.vocab
+    assert torch.equal(
+        batch.answer_ids[batch.slots.sample, batch.slots.position] - vocab.first_id, batch.slots.target_bin
+    )
+    assert batch.prefix.image_mask.sum() * 4 == len(batch.prefix.pixel_values)
+    assert batch.prefix.grid_thw.prod(1).sum() == len(batch.prefix.pixel_values)

@@ -1,0 +1,154 @@
+"""Prompts and samples as tokens: what the model is asked, and what it is taught to answer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+
+import toy
+from apiece.codec import parse_ids
+from apiece.codec.vocab import decode_exact, encode_plain
+from apiece.errors import UserError
+from apiece.model.encode import Augmentation, PromptTokens
+from apiece.model.prompts import COCO_80, PROMPTS, chat_prompt, prompt_hash, prompt_text
+from apiece.types import Instance
+
+
+def test_the_prompt_as_the_model_reads_it(tiny_side) -> None:
+    assert chat_prompt(tiny_side.tokenizer, "Detect.") == (
+        "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>Detect.<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+@pytest.mark.parametrize("instruction", [*PROMPTS.values(), "Détecte tout !", "one\ntwo"])
+def test_a_prompt_has_one_image_and_expands_it(tiny_side, instruction) -> None:
+    prompt = PromptTokens.of(tiny_side, instruction)
+    image = tiny_side.image_token_id
+    whole = encode_plain(tiny_side.tokenizer, chat_prompt(tiny_side.tokenizer, instruction))
+    assert [*prompt.before, image, *prompt.after] == whole
+    ids = prompt.prefix_ids(5, image)
+    assert ids.dtype == np.int64
+    assert (ids == image).sum() == 5
+    assert ids.tolist() == [*prompt.before, *[image] * 5, *prompt.after]
+
+
+def test_the_hash_tells_prompts_apart(tiny_side) -> None:
+    hashes = {name: PromptTokens.of(tiny_side, text).hash for name, text in PROMPTS.items()}
+    assert len(set(hashes.values())) == len(PROMPTS)
+    assert hashes["plain"] == PromptTokens.of(tiny_side, PROMPTS["plain"]).hash
+    assert hashes["plain"] != PromptTokens.of(tiny_side, PROMPTS["plain"] + " ").hash
+    assert prompt_hash("a") == "ca978112ca1b"  # kept with checkpoints: it must not change
+
+
+def test_named_prompts() -> None:
+    assert all(desc in PROMPTS["coco_80"] for desc in COCO_80)
+    assert len(set(COCO_80)) == 80
+    assert prompt_text("plain", None) == PROMPTS["plain"]
+    assert prompt_text("text", "Find cells.") == "Find cells."
+
+
+@pytest.mark.parametrize("instruction", ["<|image_pad|>", "Compare <|vision_start|><|image_pad|><|vision_end|>"])
+def test_a_second_image_in_the_prompt_is_refused(tiny_side, instruction) -> None:
+    with pytest.raises(UserError) as caught:
+        PromptTokens.of(tiny_side, instruction)
+    assert str(caught.value) == (
+        f"{tiny_side.path}: expected the chat template to write one image placeholder, found 2\n"
+        "  fix: use the model's own chat_template, and an instruction without special tokens"
+    )
+
+
+def test_a_sample_as_tokens(tiny_side) -> None:
+    encoded = toy.encoder(tiny_side).training(toy.TWO, toy.PLAIN, 0)
+    question = toy.encoder(tiny_side).question(toy.TWO)
+    assert question.answer is None
+    assert_array_equal(encoded.prefix_ids, question.prefix_ids)
+    assert_array_equal(encoded.pixel_values, question.pixel_values)
+    assert encoded.sample_id == "two"
+    assert encoded.grid_thw == (1, 6, 8)
+    assert (encoded.prefix_ids == tiny_side.image_token_id).sum() == 12
+    assert encoded.pixel_values.shape == (48, 3 * 2 * 12 * 12)
+    text = decode_exact(tiny_side.tokenizer, encoded.answer.ids.tolist())
+    assert text == (
+        '{"objects": [{"desc": "zebra", "bbox_2d": [<|coord_16|>, <|coord_14|>, <|coord_312|>, <|coord_985|>]}, '
+        '{"desc": "car", "bbox_2d": [<|coord_104|>, <|coord_291|>, <|coord_937|>, <|coord_846|>]}]}<|im_end|>'
+    )
+
+
+def answer(side, encoded) -> list[tuple[str, tuple[int, int, int, int]]]:
+    return [(o.desc, o.bins_xyxy) for o in parse_ids(encoded.answer.ids.tolist(), side.tokenizer, side.vocab).objects]
+
+
+def test_labels_may_come_in_any_order(tiny_side) -> None:
+    shuffled = replace(toy.THREE, objects=toy.THREE.objects[::-1])
+    encoder = toy.encoder(tiny_side)
+    assert_array_equal(
+        encoder.training(shuffled, toy.PLAIN, 0).answer.ids, encoder.training(toy.THREE, toy.PLAIN, 0).answer.ids
+    )
+
+
+def test_crowd_regions_are_not_taught_and_thin_boxes_are_counted(tiny_side) -> None:
+    extra = (Instance("person", (0, 0, 70, 40), iscrowd=True), Instance("person", (5, 5, 5.001, 20)))
+    encoded = toy.encoder(tiny_side).training(replace(toy.ONE, objects=(*extra, *toy.ONE.objects)), toy.PLAIN, 0)
+    plain = toy.encoder(tiny_side).training(toy.ONE, toy.PLAIN, 0)
+    assert_array_equal(encoded.answer.ids, plain.answer.ids)
+    assert (encoded.num_collapsed, plain.num_collapsed) == (1, 0)
+
+
+def test_a_random_order_is_a_function_of_seed_sample_and_epoch(tiny_side) -> None:
+    many = toy.sample("many", (48, 48), *[("book", (4 * i, 0, 4 * i + 3, 40)) for i in range(12)])
+    encoder = toy.encoder(tiny_side)
+
+    def written(epoch: int, seed: int = 0, sample=many):
+        return answer(tiny_side, encoder.training(sample, Augmentation(shuffle_objects=True, seed=seed), epoch))
+
+    first = written(0)
+    assert first == written(0)
+    assert first != written(1)
+    assert first != written(0, seed=1)
+    assert first != written(0, sample=replace(many, id="other"))
+    assert sorted(first) == sorted(written(1)) == answer(tiny_side, encoder.training(many, toy.PLAIN, 0))
+
+
+def test_augmentation_is_a_function_of_seed_sample_and_epoch(tiny_side) -> None:
+    encoder = toy.encoder(tiny_side)
+    augment = Augmentation(flip=True, scale_jitter=0.3, seed=3)
+    epochs = [encoder.training(toy.TWO, augment, epoch) for epoch in range(8)]
+    again = [encoder.training(toy.TWO, augment, epoch) for epoch in range(8)]
+    for one, other in zip(epochs, again, strict=True):
+        assert_array_equal(one.answer.ids, other.answer.ids)
+        assert_array_equal(one.pixel_values, other.pixel_values)
+    assert len({tuple(e.answer.ids) for e in epochs}) > 4
+
+
+def test_half_of_the_images_are_mirrored_with_their_boxes(tiny_side) -> None:
+    encoder, augment = toy.encoder(tiny_side), Augmentation(flip=True)
+    plain = encoder.training(toy.ONE, toy.PLAIN, 0)
+    seen = [encoder.training(toy.ONE, augment, epoch) for epoch in range(40)]
+    as_is = [np.array_equal(e.pixel_values, plain.pixel_values) for e in seen]
+    assert 10 <= sum(as_is) <= 30
+    ((_, (x1, y1, x2, y2)),) = answer(tiny_side, plain)
+    for encoded, same in zip(seen, as_is, strict=True):
+        expected = (x1, y1, x2, y2) if same else (999 - x2, y1, 999 - x1, y2)
+        assert answer(tiny_side, encoded) == [("person", expected)]
+
+
+def test_an_answer_that_does_not_fit_is_refused(tiny_side) -> None:
+    encoder = replace(toy.encoder(tiny_side), max_length=30)
+    with pytest.raises(UserError) as caught:
+        encoder.training(toy.THREE, toy.PLAIN, 0)
+    needed = len(toy.encode(tiny_side, toy.THREE)[0].prefix_ids) + len(toy.encode(tiny_side, toy.THREE)[0].answer.ids)
+    assert str(caught.value) == (
+        f"three_48x48.png: sample three needs {needed} tokens, the model takes 30\n"
+        "  fix: lower data.max_objects or data.max_pixels"
+    )
+
+
+def test_lengths_are_known_without_the_image(tiny_side) -> None:
+    encoder = toy.encoder(tiny_side)
+    samples = [*toy.ALL, toy.sample("big", (192, 192), *[("book", (i, 0, i + 9, 90)) for i in range(20)])]
+    real = [len(e.prefix_ids) + len(e.answer.ids) for e in toy.encode(tiny_side, *samples)]
+    prompt = len(encoder.prompt.before) + len(encoder.prompt.after)
+    assert [encoder.estimate_length(s) + prompt for s in samples] == real
