@@ -63,3 +63,27 @@ def qwen3_tokenizer(shared_data: Path) -> Any:
     coords = [AddedToken(coord_token(k), special=True, normalized=False) for k in range(NUM_BINS)]
     tokenizer.add_tokens(coords, special_tokens=True)
     return tokenizer
+
+
+@pytest.fixture(scope="session")
+def narrow_checkpoint(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model in the shape of a published Qwen3-VL, extended by coordinate tokens. Read only."""
+    from apiece.model.extend import extend_checkpoint
+    from narrow import without_coords, write_narrow
+
+    folder = tmp_path_factory.mktemp("narrow")
+    tokenizer = without_coords(tiny_checkpoint, folder)
+    write_narrow(tokenizer, len(tokenizer), False, folder / "source")
+    extend_checkpoint(str(folder / "source"), folder / "checkpoint")
+    return folder / "checkpoint"
+
+
+@pytest.fixture(scope="session", params=["tiny", "narrow"])
+def model_and_side(request: pytest.FixtureRequest) -> tuple[Any, Any]:
+    """Model and text side of both: the embedded shape, and that of published checkpoints."""
+    from apiece.model.load import load_model, load_text_side
+
+    if request.param == "tiny":
+        return request.getfixturevalue("tiny_model"), request.getfixturevalue("tiny_side")
+    checkpoint = str(request.getfixturevalue("narrow_checkpoint"))
+    return load_model(checkpoint, attention="sdpa"), load_text_side(checkpoint)

@@ -76,7 +76,7 @@ def test_floors_count_what_torch_counts(tiny_checkpoint: Path) -> None:
 
     side, model = load_text_side(str(tiny_checkpoint)), load_model(str(tiny_checkpoint), attention="eager")
     pixels, grid = side.images.encode(Image.new("RGB", (96, 72)))
-    ids = np.array([5, *[side.image_token_id] * (grid[1] * grid[2] // 4), 6, 7])
+    ids = np.array([5, *[side.image_token_id] * (grid[1] * grid[2] // side.images.processor.merge_size**2), 6, 7])
     prefix = collate_prefix([EncodedSample("s", ids, pixels, grid)], 0, side.image_token_id)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(

@@ -117,5 +117,6 @@ def test_real_samples(tiny_side) -> None:
     assert torch.equal(
         batch.answer_ids[batch.slots.sample, batch.slots.position] - vocab.first_id, batch.slots.target_bin
     )
-    assert batch.prefix.image_mask.sum() * 4 == len(batch.prefix.pixel_values)
+    merge = tiny_side.images.processor.merge_size
+    assert batch.prefix.image_mask.sum() * merge**2 == len(batch.prefix.pixel_values)
     assert batch.prefix.grid_thw.prod(1).sum() == len(batch.prefix.pixel_values)

@@ -244,7 +244,9 @@ def test_losses_are_float32_under_bf16_autocast(tiny_model, tiny_side) -> None:
     spy = Spy(ObjectiveSection.model_validate(EVERYTHING), CoordDecodeMode.EXP, tiny_side.vocab.first_id, K)
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         terms = toy.teacher_forced(tiny_model, spy)(toy.batch(tiny_side, toy.ONE, toy.TWO))
-        assert tiny_model.lm_head(torch.zeros(1, 192)).dtype == torch.bfloat16  # the model itself does run in bf16
+        assert (
+            tiny_model.lm_head(torch.zeros(1, tiny_model.lm_head.in_features)).dtype == torch.bfloat16
+        )  # the model itself does run in bf16
     ((args, enabled),) = seen
     assert not enabled
     assert all(t.total.dtype == torch.float32 for t in terms)

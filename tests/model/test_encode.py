@@ -67,9 +67,10 @@ def test_a_sample_as_tokens(tiny_side) -> None:
     assert_array_equal(encoded.prefix_ids, question.prefix_ids)
     assert_array_equal(encoded.pixel_values, question.pixel_values)
     assert encoded.sample_id == "two"
-    assert encoded.grid_thw == (1, 6, 8)
-    assert (encoded.prefix_ids == tiny_side.image_token_id).sum() == 12
-    assert encoded.pixel_values.shape == (48, 3 * 2 * 12 * 12)
+    pixels, grid = tiny_side.images.encode(toy.noise(toy.TWO.image))
+    assert_array_equal(encoded.pixel_values, pixels)
+    assert encoded.grid_thw == grid
+    assert (encoded.prefix_ids == tiny_side.image_token_id).sum() == tiny_side.images.num_tokens((96, 72))
     text = decode_exact(tiny_side.tokenizer, encoded.answer.ids.tolist())
     assert text == (
         '{"objects": [{"desc": "zebra", "bbox_2d": [<|coord_16|>, <|coord_14|>, <|coord_312|>, <|coord_985|>]}, '

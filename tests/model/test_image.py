@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 from PIL import Image
+from transformers import Qwen2VLImageProcessorPil
 
-from apiece.model.image import target_size
+from apiece.model.image import ImageEncoder, target_size
 
 FACTORS = st.sampled_from([24, 28, 32])
 BUDGETS = st.integers(10_000, 2_000_000)
@@ -65,29 +66,39 @@ def noise(size_wh, seed: int = 0) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
+@pytest.fixture(scope="module", params=["tiny", "published"])
+def images(request, tiny_side) -> ImageEncoder:
+    """The tiny model's encoder, and one whose patches are merged 2 x 2 and two frames deep."""
+    if request.param == "tiny":
+        return tiny_side.images
+    size = {"shortest_edge": 24**2, "longest_edge": 192**2}
+    return ImageEncoder(Qwen2VLImageProcessorPil(patch_size=12, merge_size=2, temporal_patch_size=2, size=size))
+
+
 @pytest.mark.parametrize("size", [(192, 192), (100, 70), (24, 24), (30, 150), (384, 384), (250, 250), (61, 47)])
-def test_patches_are_the_librarys_where_the_sizes_agree(tiny_side, size) -> None:
+def test_patches_are_the_librarys_where_the_sizes_agree(images, size) -> None:
     image = noise(size)
-    own = tiny_side.images.processor(images=[image], return_tensors="np")
-    pixels, grid = tiny_side.images.encode(image)
+    own = images.processor(images=[image], return_tensors="np")
+    pixels, grid = images.encode(image)
     assert grid == tuple(own["image_grid_thw"][0])
     assert pixels.dtype == np.float32
     assert_array_equal(pixels, own["pixel_values"])
 
 
-def test_tokens_and_patches(tiny_side) -> None:
-    images = tiny_side.images
-    assert images.factor == 24
-    for size in ((24, 24), (100, 70), (500, 200)):
-        width, height = images.size_for(size)
-        pixels, grid = images.encode(noise(size))
-        assert grid == (1, height // 12, width // 12)
-        assert pixels.shape == (grid[1] * grid[2], 3 * 2 * 12 * 12)
-        assert images.num_tokens(size) == grid[1] * grid[2] // 4
+@pytest.mark.parametrize("size", [(24, 24), (100, 70), (500, 200)])
+def test_tokens_and_patches(images, size) -> None:
+    p = images.processor
+    assert images.factor == p.patch_size * p.merge_size
+    width, height = images.size_for(size)
+    assert (width, height) == target_size(size, images.factor, 192**2)
+    pixels, grid = images.encode(noise(size))
+    assert grid == (1, height // p.patch_size, width // p.patch_size)
+    assert pixels.shape == (grid[1] * grid[2], 3 * p.temporal_patch_size * p.patch_size**2)
+    assert images.num_tokens(size) * p.merge_size**2 == len(pixels)
+
+
+def test_the_budget_can_be_lowered_and_not_raised(images, tiny_side) -> None:
     assert images.size_for((5000, 5000)) == (192, 192)
-
-
-def test_the_budget_can_be_lowered_and_not_raised(tiny_side) -> None:
-    assert tiny_side.images.with_max_pixels(96 * 96).size_for((192, 192)) == (96, 96)
-    assert tiny_side.images.with_max_pixels(10**9).size_for((5000, 5000)) == (192, 192)
-    assert tiny_side.with_max_pixels(96 * 96).images.num_tokens((192, 192)) == 16
+    assert images.with_max_pixels(96 * 96).size_for((192, 192)) == (96, 96)
+    assert images.with_max_pixels(10**9).size_for((5000, 5000)) == (192, 192)
+    assert tiny_side.with_max_pixels(96 * 96).images.size_for((192, 192)) == (96, 96)

@@ -72,21 +72,25 @@ def library_generate(model, prefix, **options):
 
 
 @pytest.fixture(scope="module")
-def ending_model(tiny_model, tiny_side):
-    return with_early_ends(tiny_model, tiny_side)
+def ending(model_and_side):
+    """A model some of whose toy answers end early, and its text side."""
+    model, side = model_and_side
+    return with_early_ends(model, side), side
 
 
 @pytest.fixture(scope="module")
-def rollouts(ending_model, tiny_side):
-    return LocalEngine(ending_model, tiny_side, settings()).generate(ask(tiny_side, *toy.ALL))
+def rollouts(ending):
+    model, side = ending
+    return LocalEngine(model, side, settings()).generate(ask(side, *toy.ALL))
 
 
-def test_greedy_is_the_librarys_own(ending_model, tiny_side, rollouts) -> None:
+def test_greedy_is_the_librarys_own(ending, rollouts) -> None:
     """A ragged batch, left-padded, with rows that end at different steps."""
-    prefix = collate_prefix(ask(tiny_side, *toy.ALL), tiny_side.tokenizer.pad_token_id, tiny_side.image_token_id)
+    model, side = ending
+    prefix = collate_prefix(ask(side, *toy.ALL), side.tokenizer.pad_token_id, side.image_token_id)
     assert not bool(prefix.mask.all())
-    ids = library_generate(ending_model, prefix)[:, prefix.ids.shape[1] :].tolist()
-    eos = tiny_side.tokenizer.eos_token_id
+    ids = library_generate(model, prefix)[:, prefix.ids.shape[1] :].tolist()
+    eos = side.tokenizer.eos_token_id
     expected = [row[: row.index(eos) + 1] if eos in row else row for row in ids]
     assert len({len(row) for row in expected}) > 1
     assert [r.ids.tolist() for r in rollouts] == expected
@@ -95,17 +99,18 @@ def test_greedy_is_the_librarys_own(ending_model, tiny_side, rollouts) -> None:
     assert [r.finish_reason for r in rollouts] == reasons
     assert set(reasons) == {FinishReason.EOS, FinishReason.LENGTH}
     for rollout in rollouts:
-        assert rollout.text == tiny_side.tokenizer.decode(rollout.ids, skip_special_tokens=False)
+        assert rollout.text == side.tokenizer.decode(rollout.ids, skip_special_tokens=False)
 
 
-def test_logprobs_are_those_of_a_teacher_forced_pass(ending_model, tiny_side, rollouts) -> None:
+def test_logprobs_are_those_of_a_teacher_forced_pass(ending, rollouts) -> None:
+    model, side = ending
     encoded = []
-    for question, rollout in zip(ask(tiny_side, *toy.ALL), rollouts, strict=True):
+    for question, rollout in zip(ask(side, *toy.ALL), rollouts, strict=True):
         roles = np.full(len(rollout.ids), Role.STRUCT, dtype=np.int8)
         encoded.append(replace(question, answer=Encoded(rollout.ids, roles, EMPTY)))
-    batch = collate(encoded, tiny_side.tokenizer.pad_token_id, tiny_side.image_token_id)
+    batch = collate(encoded, side.tokenizer.pad_token_id, side.image_token_id)
     with torch.no_grad():
-        logprobs = ending_model.lm_head(toy.answer_hidden(ending_model, batch)).log_softmax(-1)
+        logprobs = model.lm_head(toy.answer_hidden(model, batch)).log_softmax(-1)
     chosen = logprobs.gather(2, batch.answer_ids[..., None])[..., 0]
     for row, rollout in enumerate(rollouts):
         assert rollout.logprobs.dtype == np.float32
@@ -115,13 +120,14 @@ def test_logprobs_are_those_of_a_teacher_forced_pass(ending_model, tiny_side, ro
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_answers_do_not_depend_on_the_batch(ending_model, tiny_side, batch_size, temperature) -> None:
+def test_answers_do_not_depend_on_the_batch(ending, batch_size, temperature) -> None:
+    model, side = ending
     samples = [*toy.ALL[::-1], toy.sample("four", (48, 72))]
-    whole = LocalEngine(ending_model, tiny_side, settings(batch_size=16, temperature=temperature), seed=5)
-    small = LocalEngine(ending_model, tiny_side, settings(batch_size=batch_size, temperature=temperature), seed=5)
-    expected = {r.sample_id: r for r in whole.generate(ask(tiny_side, *samples))}
+    whole = LocalEngine(model, side, settings(batch_size=16, temperature=temperature), seed=5)
+    small = LocalEngine(model, side, settings(batch_size=batch_size, temperature=temperature), seed=5)
+    expected = {r.sample_id: r for r in whole.generate(ask(side, *samples))}
     assert list(expected) == [s.id for s in samples]  # in the order asked
-    for rollout in small.generate(ask(tiny_side, *samples[1:])):
+    for rollout in small.generate(ask(side, *samples[1:])):
         other = expected[rollout.sample_id]
         assert rollout.ids.tolist() == other.ids.tolist()
         assert rollout.finish_reason is other.finish_reason

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from apiece.errors import UserError
@@ -88,7 +89,7 @@ def load_checkpoint(folder: Path, model: Any, optimizers: Sequence[torch.optim.O
             weights |= load_file(file)
         state = load_file(folder / "optimizer.safetensors")
         step = int(json.loads((folder / "state.json").read_text(encoding="utf-8"))["step"])
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise UserError(
             f"the checkpoint cannot be read: {error}", where=folder, fix="delete it to resume from the one before"
         ) from error

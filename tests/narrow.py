@@ -1,4 +1,6 @@
-"""A Qwen3-VL with random weights, as narrow as it gets: what `extend` starts from, without any download."""
+"""A Qwen3-VL with random weights, as narrow as it gets, but with the patches of the published ones: merged 2 x 2,
+two frames deep, with deep-stack features. What `extend` starts from, without any download.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerFast, Qwen3VLConfig, Qwen3VLForConditionalGeneration
+from transformers import (
+    PreTrainedTokenizerFast,
+    Qwen2VLImageProcessorPil,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+)
 
 from apiece.model.load import save_pretrained
-from apiece.model.tiny import tiny_image_processor
 
 WIDTH = 32
+PATCH, MERGE = 12, 2
 
 
 def without_coords(tiny_checkpoint: Path, folder: Path) -> PreTrainedTokenizerFast:
@@ -33,7 +40,7 @@ def write_narrow(tokenizer: Any, rows: int, tied: bool, out: Path, dtype: torch.
         "vocab_size": rows,
         "hidden_size": WIDTH,
         "intermediate_size": 32,
-        "num_hidden_layers": 1,
+        "num_hidden_layers": 2,
         "num_attention_heads": 2,
         "num_key_value_heads": 1,
         "head_dim": 16,
@@ -49,16 +56,16 @@ def write_narrow(tokenizer: Any, rows: int, tied: bool, out: Path, dtype: torch.
         "pad_token_id": tokenizer.pad_token_id,
     }
     vision = {
-        "depth": 1,
+        "depth": 2,
         "hidden_size": 16,
         "intermediate_size": 16,
         "num_heads": 1,
-        "patch_size": 12,
-        "spatial_merge_size": 2,
+        "patch_size": PATCH,
+        "spatial_merge_size": MERGE,
         "temporal_patch_size": 2,
         "out_hidden_size": WIDTH,
         "num_position_embeddings": 16,
-        "deepstack_visual_indexes": [],
+        "deepstack_visual_indexes": [0],
     }
     names = ("image_pad", "video_pad", "vision_start", "vision_end")
     image, video, start, end = (vocabulary[f"<|{name}|>"] for name in names)
@@ -77,4 +84,12 @@ def write_narrow(tokenizer: Any, rows: int, tied: bool, out: Path, dtype: torch.
         model.get_input_embeddings().weight.mul_(1.5).add_(0.01)
         if not tied:
             model.get_output_embeddings().weight.mul_(3).sub_(0.02)
-    save_pretrained(model, tokenizer, tiny_image_processor(), out)
+    processor = Qwen2VLImageProcessorPil(
+        patch_size=PATCH,
+        temporal_patch_size=2,
+        merge_size=MERGE,
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+        size={"shortest_edge": (PATCH * MERGE) ** 2, "longest_edge": 192 * 192},
+    )
+    save_pretrained(model, tokenizer, processor, out)
