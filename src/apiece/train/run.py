@@ -10,7 +10,7 @@ import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import IO, Any, Protocol, Self
+from typing import IO, Any, Self
 
 from apiece.errors import UserError
 from apiece.files import file_hash, write_json, write_text
@@ -73,21 +73,8 @@ def git_state() -> dict[str, Any] | None:
     return {"commit": commit, "dirty": bool(status)}
 
 
-class Tracker(Protocol):
-    """Where figures go besides `metrics.jsonl`: TensorBoard, or a service."""
-
-    def start(self, run: Path, config: dict[str, Any]) -> None:
-        """Called once."""
-
-    def log(self, step: int, figures: dict[str, float]) -> None:
-        """Figures of a step."""
-
-    def close(self) -> None:
-        """Called at the end, also after an error."""
-
-
 class Metrics:
-    """`metrics.jsonl`: one line a logged step. It is the truth; trackers get copies.
+    """`metrics.jsonl`: one line a logged step. It is the truth of a run.
 
     Lines after the step that a run resumes from are dropped, so no step stands there twice.
     """

@@ -48,7 +48,7 @@ def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | 
         return None
     if precision is Precision.BF16:
         return torch.bfloat16
-    native = torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_has_bf16()
+    native = torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else _cpu_has_bf16()
     return torch.bfloat16 if native else None
 
 
