@@ -54,3 +54,19 @@ def extend(
         f"wrote {done.out}: coordinate tokens from id {done.first_id},"
         f" {done.rows_before} -> {done.rows_after} rows, {head}; verified"
     )
+
+
+@model_app.command()
+def export(
+    source: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="Checkpoint or run folder, or `tiny`.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="New folder.")],
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "bfloat16",
+) -> None:
+    """Write the weights of a checkpoint to a folder of their own, without optimizer state.
+
+    Example: `apiece model export runs/stage1 --out models/mine --dtype bfloat16`
+    """
+    from apiece.model.export import export_checkpoint
+
+    size = export_checkpoint(source, out, dtype)
+    typer.echo(f"wrote {out}: {size / 1e6:.2f} MB, {dtype}")

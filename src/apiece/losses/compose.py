@@ -168,7 +168,7 @@ class Objective:
     def _coord_reg(self, slot_SK: Tensor, target_bin_S: Tensor, log_mass_S: Tensor | None) -> dict[str, Tensor]:
         c = self.config.coord_reg.config
         logits_SK = slot_SK / c.temperature
-        targets = coord.soft_targets(self.num_bins, c.target_sigma, c.target_truncate, slot_SK.device)
+        targets = coord.soft_targets(self.num_bins, c.target_sigma, c.target_truncate, slot_SK.device, slot_SK.dtype)
         soft = coord.soft_ce(logits_SK, target_bin_S, targets).sum()
         return {
             "coord_ce": coord.coord_ce(logits_SK, target_bin_S).sum(),

@@ -29,14 +29,16 @@ class SoftTargets:
 
 
 @lru_cache(maxsize=8)
-def soft_targets(num_bins: int, sigma: float, truncate: int, device: torch.device) -> SoftTargets:
+def soft_targets(
+    num_bins: int, sigma: float, truncate: int, device: torch.device, dtype: torch.dtype = torch.float32
+) -> SoftTargets:
     """`q_t(i) ~ exp(-(i - t)^2 / 2 sigma^2)`, zero beyond `truncate` bins and renormalised, for every t."""
     index = torch.arange(num_bins, dtype=torch.float64)
     distance = index[None, :] - index[:, None]
     q = torch.exp(-(distance**2) / (2 * sigma**2)) * (distance.abs() <= truncate)
     q = q / q.sum(1, keepdim=True)
     entropy = -(q * q.clamp_min(1e-300).log()).sum(1)
-    parts = (x.to(device=device, dtype=torch.float32) for x in (q, q.cumsum(1), entropy))
+    parts = (x.to(device=device, dtype=dtype) for x in (q, q.cumsum(1), entropy))
     return SoftTargets(*parts)
 
 
