@@ -17,7 +17,8 @@ from apiece.channels.a_soft_context import SoftContext
 from apiece.config.schema import ObjectiveSection, Stage2Section
 from apiece.data.collate import Batch, EncodedSample, collate
 from apiece.losses.compose import Objective, mean, total_loss
-from apiece.types import Sample
+from apiece.train.distributed import World
+from apiece.train.step import train_step
 
 # Different prefixes and answers; one without objects; four instances of one name, so that contexts can mix them.
 CROWD = toy.sample(
@@ -87,28 +88,28 @@ def channel(model: Any, side: Any, objective: ObjectiveSection, knobs: Stage2Sec
 
 
 def ours(
-    model: Any, side: Any, samples: Sequence[Sample], objective: ObjectiveSection, knobs: Stage2Section
+    model: Any, side: Any, samples: Sequence[EncodedSample], objective: ObjectiveSection, knobs: Stage2Section
 ) -> Result:
     """The step of the package on one padded batch."""
-    step, batch = channel(model, side, objective, knobs), batch_of(side, toy.encode(side, *samples))
+    step, batch = channel(model, side, objective, knobs), batch_of(side, samples)
     with float64_throughout():
         terms = step(batch)
         counts = step.objective.counts(batch)
         total = total_loss(terms, counts)
         gradients = _gradients(model, total)
-    atoms = {t.name: float(t.weight * mean(t, counts)) for t in terms if t.weight}
-    assert abs(sum(atoms.values()) - float(total)) <= 1e-12 * abs(float(total))
+    atoms = {t.name: float(t.weight * mean(t, counts).detach()) for t in terms if t.weight}
+    assert abs(sum(atoms.values()) - float(total.detach())) <= 1e-12 * abs(float(total.detach()))
     return Result(atoms, gradients)
 
 
 def plain(
-    model: Any, side: Any, samples: Sequence[Sample], objective: ObjectiveSection, knobs: Stage2Section
+    model: Any, side: Any, samples: Sequence[EncodedSample], objective: ObjectiveSection, knobs: Stage2Section
 ) -> Result:
     """The reference on the same samples, one by one."""
     with float64_throughout():
-        atoms = reference.channel_a(model, side, toy.encode(side, *samples), objective, knobs)
+        atoms = reference.channel_a(model, side, samples, objective, knobs)
         gradients = _gradients(model, torch.stack(list(atoms.values())).sum())
-    return Result({name: float(value) for name, value in atoms.items()}, gradients)
+    return Result({name: float(value.detach()) for name, value in atoms.items()}, gradients)
 
 
 def _gradients(model: Any, total: Tensor) -> dict[str, Tensor]:
@@ -140,12 +141,39 @@ def assert_same(found: Result, expected: Result, *, within: float = 1e-9) -> Non
     )
 
 
-def hold(model: Any, side: Any, objective: ObjectiveSection, knobs: Stage2Section, samples: Any = RAGGED) -> Result:
-    """Compare the two; gives ours.
+def hold(
+    model: Any,
+    side: Any,
+    objective: ObjectiveSection,
+    knobs: Stage2Section,
+    samples: Sequence[EncodedSample] | None = None,
+) -> Result:
+    """Compare the two, on the ragged batch unless told otherwise; gives ours.
 
     Raises:
         AssertionError: They differ.
     """
+    samples = toy.encode(side, *RAGGED) if samples is None else samples
     found = ours(model, side, samples, objective, knobs)
     assert_same(found, plain(model, side, samples, objective, knobs))
     return found
+
+
+class Recorder(torch.optim.SGD):
+    """An optimizer that keeps the gradients instead of using them."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__(model.parameters(), lr=0.0)
+        self.names = {p: n for n, p in model.named_parameters()}
+        self.seen: dict[str, Tensor] = {}
+
+    def step(self, closure: object = None) -> None:  # type: ignore[override]
+        self.seen = {n: p.grad.clone() for p, n in self.names.items() if p.grad is not None}
+
+
+def stepped(module: Any, step: SoftContext, batches: Sequence[Batch], world: World) -> Result:
+    """Atoms and gradients of one real optimizer step over micro-batches; `module` is `step` or its wrapper."""
+    recorder = Recorder(step.model)
+    with float64_throughout():
+        result = train_step(module, step.objective, [recorder], batches, world, clip_norm=1e9, dtype=None)
+    return Result({name: float(value) for name, value in result.atoms.items()}, recorder.seen)

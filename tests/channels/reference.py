@@ -7,7 +7,6 @@ vocabulary; losses in loops. Nothing is taken from `apiece.losses`, `apiece.chan
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -44,8 +43,12 @@ class OneSample:
         self.slots = [self.prompt_length + p for p in sample.answer.slots.position.tolist()]
         self.truth = [int(self.ids[0, p]) - self.first_id for p in self.slots]
         assert self.truth == sample.answer.slots.target_bin.tolist()
-        self.names = re.findall(r'"desc": "(.*?)", "bbox_2d"', side.tokenizer.decode(sample.answer.ids))
-        assert len(self.names) * 4 == len(self.slots)
+        said = [side.tokenizer.decode(token) for token in sample.answer.ids.tolist()]
+        ends = [p + 1 for p in sample.answer.slots.position.tolist()[3::4]]
+        self.names = [
+            "".join(said[t] for t in range(start, end) if self.roles[t] is Role.DESC)
+            for start, end in zip([0, *ends], ends, strict=False)
+        ]
 
     def embeddings(self) -> Tensor:
         """Of the true tokens, `[L, D]`."""
