@@ -275,6 +275,10 @@ class TrainSection(Section):
     """How many of the newest checkpoints are kept."""
     log_every: PositiveCount = 10
     """Steps between lines of metrics."""
+    telemetry_window: Annotated[int, Field(ge=3)] = 100
+    """Steps over which the running mean and variance of every term are taken."""
+    trackers: tuple[Literal["tensorboard"], ...] = ()
+    """Where figures go besides `metrics.jsonl`."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; `auto` takes a GPU where there is one."""
 

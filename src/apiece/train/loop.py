@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import resource
 import signal
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,9 +26,11 @@ from apiece.train.batches import BatchPlan, micro_batches
 from apiece.train.checkpoint import complete_checkpoints, load_checkpoint, save_checkpoint
 from apiece.train.distributed import World, join_world, leave_world
 from apiece.train.evaluation import eval_subset, evaluate_step
+from apiece.train.meter import Meter, brief
 from apiece.train.optim import build_optimizers, lr_scale, set_lr
 from apiece.train.run import Metrics, create_run, log_to, make_manifest
-from apiece.train.step import StepResult, autocast_dtype, train_step
+from apiece.train.step import autocast_dtype, train_step
+from apiece.train.trackers import TRACKERS
 from apiece.types import Sample
 
 log = logging.getLogger("apiece")
@@ -83,7 +83,12 @@ def train(config: Config, name: str, *, resume: Path | None = None) -> Outcome:
     )
     stream = training_stream(config, samples, encoder, plan, start, world)
     step, steps = start, config.train.steps
-    with logged(run, world), Metrics(run, start) as metrics, progress_bar() as bar, stop_signals() as stopped:
+    with (
+        logged(run, world),
+        open_metrics(run, start, config, world) as metrics,
+        progress_bar() as bar,
+        stop_signals() as stopped,
+    ):
         task = bar.add_task("train", total=steps, completed=start, note="")
         meter = Meter(config)
         for step, batches in enumerate(stream, start + 1):
@@ -92,7 +97,7 @@ def train(config: Config, name: str, *, resume: Path | None = None) -> Outcome:
             result = train_step(
                 channel, objective, optimizers, batches, world, clip_norm=config.optim.clip_norm, dtype=dtype
             )
-            meter.add(result, config.train.batch_size)
+            meter.add(result)
             if step % config.train.log_every == 0 or step == steps:
                 figures = meter.read(rates)
                 if world.is_main:
@@ -100,7 +105,7 @@ def train(config: Config, name: str, *, resume: Path | None = None) -> Outcome:
                     log.info("step %d  %s", step, brief(figures))
                 bar.update(task, note=brief(figures))
             bar.update(task, completed=step)
-            interrupted = world.any(stopped.now) if world.size > 1 else stopped.now
+            interrupted = step < steps and (world.any(stopped.now) if world.size > 1 else stopped.now)
             if world.is_main and (interrupted or step == steps or step % (config.train.save_every or steps) == 0):
                 save_checkpoint(run, step, model, side, optimizers, card, config.train.keep_last)
             if eval_samples and not interrupted and (step == steps or step % (config.eval.every_steps or steps) == 0):
@@ -186,6 +191,14 @@ def open_run(
     return parent / name, 0
 
 
+def open_metrics(run: Path, start: int, config: Config, world: World) -> Metrics:
+    """The run's metrics file, and the trackers that the config names (on the process that writes files)."""
+    trackers = [TRACKERS[name]() for name in config.train.trackers] if world.is_main else []
+    for tracker in trackers:
+        tracker.start(run, config.model_dump(mode="json"))
+    return Metrics(run, start, trackers)
+
+
 def training_stream(
     config: Config, samples: list[Sample], encoder: SampleEncoder, plan: BatchPlan, start: int, world: World
 ) -> Iterator[Any]:
@@ -209,58 +222,6 @@ def training_stream(
         micro=micro,
         workers=config.data.workers,
     )
-
-
-class Meter:
-    """Means of the figures between two lines of metrics."""
-
-    def __init__(self, config: Config) -> None:
-        self._results: list[StepResult] = []
-        self._samples = 0
-        self.restart_clock()
-
-    def restart_clock(self) -> None:
-        """Leave out time that was not spent training."""
-        self._since = time.perf_counter()
-
-    def add(self, result: StepResult, num_samples: int) -> None:
-        """Count one step."""
-        self._results.append(result)
-        self._samples += num_samples
-
-    def read(self, rates: dict[str, float]) -> dict[str, float]:
-        """The figures since the last reading, which start afresh."""
-        rows, seconds = self._results, time.perf_counter() - self._since
-        atoms = {k: sum(float(r.atoms[k]) for r in rows) / len(rows) for k in rows[0].atoms}
-        values = {f"raw/{k}": sum(float(r.values[k]) for r in rows) / len(rows) for k in rows[0].values}
-        figures = {
-            "loss/total": sum(atoms.values()),
-            **{f"loss/{k}": v for k, v in atoms.items()},
-            **values,
-            "grad_norm": sum(float(r.grad_norm) for r in rows) / len(rows),
-            **{f"items/{k}": sum(float(r.counts[k]) for r in rows) / len(rows) for k in rows[0].counts},
-            "items/collapsed": sum(r.num_collapsed for r in rows) / len(rows),
-            **{f"lr/{part}": rate for part, rate in rates.items()},
-            "speed/samples_per_s": self._samples / seconds,
-            "speed/tokens_per_s": sum(r.num_tokens for r in rows) / seconds,
-            "padding_share": sum(r.padding_share for r in rows) / len(rows),
-            "memory/peak_mb": peak_memory_mb(),
-        }
-        self._results, self._samples = [], 0
-        self.restart_clock()
-        return figures
-
-
-def brief(figures: dict[str, float]) -> str:
-    """Loss and speed in a few words."""
-    return f"loss {figures['loss/total']:.4f}  {figures['speed/samples_per_s']:.1f} samples/s"
-
-
-def peak_memory_mb() -> float:
-    """Most memory in use so far: the GPU's where there is one, else the process's, in MB."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
 
 @dataclass

@@ -8,12 +8,14 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any, Self
 
 from apiece.errors import UserError
 from apiece.files import file_hash, write_json, write_text
+from apiece.train.trackers import Tracker
 
 PACKAGES = ("apiece", "torch", "transformers", "tokenizers", "hotcoco", "numpy", "scipy", "pillow", "pydantic")
 log = logging.getLogger("apiece")
@@ -79,7 +81,8 @@ class Metrics:
     Lines after the step that a run resumes from are dropped, so no step stands there twice.
     """
 
-    def __init__(self, run: Path, resumed_at: int = 0) -> None:
+    def __init__(self, run: Path, resumed_at: int = 0, trackers: Sequence[Tracker] = ()) -> None:
+        self._trackers = trackers
         path = run / "metrics.jsonl"
         if path.exists():
             kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= resumed_at]
@@ -87,15 +90,19 @@ class Metrics:
         self._file: IO[str] = open(path, "a", encoding="utf-8")  # noqa: SIM115  closed by __exit__
 
     def log(self, step: int, figures: dict[str, float]) -> None:
-        """Append one line."""
+        """Append one line, and tell the trackers."""
         self._file.write(json.dumps({"step": step, **figures}) + "\n")
         self._file.flush()
+        for tracker in self._trackers:
+            tracker.log(step, figures)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
+        for tracker in self._trackers:
+            tracker.close()
 
 
 def _step_of(line: str) -> float:

@@ -23,6 +23,7 @@ class StepResult:
     Attributes:
         atoms: Weight x mean of every term over the whole step; they add up to the total.
         values: Unweighted means.
+        per: What each value is a mean over.
         grad_norm: Global norm before clipping.
         counts: Items by kind over all ranks.
         num_tokens: Real tokens, prefix and answer, on this rank.
@@ -32,6 +33,7 @@ class StepResult:
 
     atoms: dict[str, Tensor]
     values: dict[str, Tensor]
+    per: dict[str, Per]
     grad_norm: Tensor
     counts: dict[Per, Tensor]
     num_tokens: int
@@ -100,6 +102,7 @@ def train_step(
     return StepResult(
         atoms={t.name: t.weight * mean(t, counts) for t in terms if t.weight},
         values={t.name: mean(t, counts) for t in terms},
+        per={t.name: t.per for t in terms},
         grad_norm=grad_norm,
         counts=dict(counts),
         num_tokens=real,
