@@ -39,6 +39,13 @@ def intersection(a_xyxy: ArrayLike, b_xyxy: ArrayLike) -> FloatArray:
     return np.clip(high - low, 0, None).prod(-1)
 
 
+def paired_intersection(a_xyxy: FloatArray, b_xyxy: FloatArray) -> FloatArray:
+    """Intersection areas `[K]` of `[K, 4]` boxes row by row."""
+    width = np.minimum(a_xyxy[:, 2], b_xyxy[:, 2]) - np.maximum(a_xyxy[:, 0], b_xyxy[:, 0])
+    height = np.minimum(a_xyxy[:, 3], b_xyxy[:, 3]) - np.maximum(a_xyxy[:, 1], b_xyxy[:, 1])
+    return np.clip(width, 0, None) * np.clip(height, 0, None)
+
+
 def iou(a_xyxy: ArrayLike, b_xyxy: ArrayLike) -> FloatArray:
     """IoU `[N, M]`; 0 where both areas are 0."""
     inter = intersection(a_xyxy, b_xyxy)

@@ -17,7 +17,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from apiece.boxes import FloatArray, area, as_boxes
+from apiece.boxes import FloatArray, area, as_boxes, paired_intersection
 from apiece.types import Detection, Instance, IntArray, Match
 
 _PAIRS_AT_ONCE = 1 << 20
@@ -131,7 +131,7 @@ def inside_crowd(
     inside = np.zeros(len(boxes_xyxy), dtype=bool)
     own = area(boxes_xyxy)
     for b, c in pairs_in_groups(group, crowd_group):
-        covered = _paired_intersection(boxes_xyxy[b], crowds_xyxy[c])
+        covered = paired_intersection(boxes_xyxy[b], crowds_xyxy[c])
         inside[b[(covered >= share * own[b]) & (own[b] > 0)]] = True
     return inside
 
@@ -142,13 +142,6 @@ def number_names(*columns: Sequence[str]) -> list[IntArray]:
     return [np.array([number.setdefault(name, len(number)) for name in names], dtype=np.int64) for names in columns]
 
 
-def _paired_intersection(a_xyxy: FloatArray, b_xyxy: FloatArray) -> FloatArray:
-    """Intersection areas `[K]` of `[K, 4]` boxes row by row."""
-    width = np.minimum(a_xyxy[:, 2], b_xyxy[:, 2]) - np.maximum(a_xyxy[:, 0], b_xyxy[:, 0])
-    height = np.minimum(a_xyxy[:, 3], b_xyxy[:, 3]) - np.maximum(a_xyxy[:, 1], b_xyxy[:, 1])
-    return np.clip(width, 0, None) * np.clip(height, 0, None)
-
-
 def _candidates(
     pred: FloatArray, pred_group: IntArray, truth: FloatArray, truth_group: IntArray, iou_min: float
 ) -> tuple[IntArray, IntArray, FloatArray]:
@@ -156,7 +149,7 @@ def _candidates(
     pred_area, truth_area = area(pred), area(truth)
     blocks: list[tuple[IntArray, IntArray, FloatArray]] = []
     for p, t in pairs_in_groups(pred_group, truth_group):
-        inter = _paired_intersection(pred[p], truth[t])
+        inter = paired_intersection(pred[p], truth[t])
         union = pred_area[p] + truth_area[t] - inter
         iou = np.divide(inter, union, out=np.zeros_like(inter), where=union > 0)
         keep = iou >= iou_min

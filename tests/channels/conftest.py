@@ -18,5 +18,5 @@ def small(tiny_side: Any) -> Any:
 def recomputing(tiny_side: Any) -> Any:
     """The same weights with gradient checkpointing."""
     model = small_model(tiny_side).train()
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.activation_checkpointing_enable({"use_reentrant": False})
     return model

@@ -83,7 +83,7 @@ def channel_a(
     atoms: dict[str, Tensor] = {}
 
     def add(name: str, weight: float, value: Tensor, per: str) -> None:
-        if weight:
+        if weight and counts[per]:
             atoms[name] = atoms.get(name, torch.zeros((), dtype=torch.float64)) + weight * value / counts[per]
 
     passes = stage2.n_softctx_iter
@@ -282,5 +282,6 @@ def _ciou(box: Sequence[Tensor], truth: Sequence[Tensor]) -> Tensor:
         return torch.atan(torch.clamp(x2 - x1, min=LEAST_SIDE) / torch.clamp(y2 - y1, min=LEAST_SIDE))
 
     v = 4 / math.pi**2 * (angle(*truth) - angle(*box)) ** 2
-    alpha = float(v) / (1 - float(iou) + float(v)) if float(v) else 0.0
+    held, at = float(v.detach()), float(iou.detach())
+    alpha = held / (1 - at + held) if held else 0.0
     return iou - d2 / c2 - alpha * v

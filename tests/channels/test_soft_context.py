@@ -137,7 +137,7 @@ def test_two_gloo_ranks_take_the_step_of_one(small, tiny_side, tiny_checkpoint: 
         [*torchrun, str(script), str(tiny_checkpoint), str(out)],
         capture_output=True,
         text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, Path(__file__).parents[:2]))},
         timeout=300,
     )
     assert done.returncode == 0, done.stderr[-2000:]
@@ -264,7 +264,7 @@ def test_degenerate_batches(small, recomputing, tiny_side, make, target) -> None
 def test_bf16_autocast_is_finite(tiny_side, make, recompute) -> None:
     model = small_model(tiny_side).float().train()
     if recompute:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     step, batch = channel(model, tiny_side, EVERYTHING, stage2(n_softctx_iter=3)), batch_of(tiny_side, make(tiny_side))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = step(batch)

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import torch
-
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
-
 from equivalence import EVERYTHING, RAGGED, batch_of, channel, stage2, stepped
 from small import small_model
 

@@ -166,17 +166,21 @@ def test_order_by_hand() -> None:
     names = ["a", "a", "a", "a", "b", "a"]
     # By y1, then x1, then y2, then x2, then the name.
     assert answer_order(boxes, names) == [3, 5, 4, 2, 1, 0]
+    # By x1, then y1, then x2, then y2, then the name.
+    assert answer_order(boxes, names, left_to_right=True) == [0, 5, 4, 3, 2, 1]
     assert answer_order([], []) == []
 
 
-@given(st.data())
-def test_order_does_not_depend_on_the_order_of_the_labels(data) -> None:
+@pytest.mark.parametrize("left_to_right", [False, True])
+@given(data=st.data())
+def test_order_does_not_depend_on_the_order_of_the_labels(left_to_right, data) -> None:
     few = st.integers(0, 2)  # many ties
     items = data.draw(st.lists(st.tuples(st.sampled_from("ab"), st.tuples(few, few, few, few)), max_size=8))
     other = data.draw(st.permutations(items))
 
     def ordered(labels):
-        return [labels[i] for i in answer_order([box for _, box in labels], [desc for desc, _ in labels])]
+        boxes, names = [box for _, box in labels], [desc for desc, _ in labels]
+        return [labels[i] for i in answer_order(boxes, names, left_to_right=left_to_right)]
 
     assert ordered(items) == ordered(other)
 

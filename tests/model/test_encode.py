@@ -11,6 +11,7 @@ from numpy.testing import assert_array_equal
 import toy
 from apiece.codec import parse_ids
 from apiece.codec.vocab import decode_exact, encode_plain
+from apiece.config.schema import ObjectOrder
 from apiece.errors import UserError
 from apiece.model.encode import Augmentation, PromptTokens
 from apiece.model.prompts import COCO_80, PROMPTS, chat_prompt, prompt_hash, prompt_text
@@ -103,7 +104,7 @@ def test_a_random_order_is_a_function_of_seed_sample_and_epoch(tiny_side) -> Non
     encoder = toy.encoder(tiny_side)
 
     def written(epoch: int, seed: int = 0, sample=many):
-        return answer(tiny_side, encoder.training(sample, Augmentation(shuffle_objects=True, seed=seed), epoch))
+        return answer(tiny_side, encoder.training(sample, Augmentation(order=ObjectOrder.RANDOM, seed=seed), epoch))
 
     first = written(0)
     assert first == written(0)

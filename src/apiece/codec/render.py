@@ -71,9 +71,18 @@ def _check_desc(desc: str) -> None:
         )
 
 
-def answer_order(boxes_xyxy: Sequence[Sequence[float]], descs: Sequence[str]) -> list[int]:
-    """Indices in the canonical order: by (y1, x1), ties by (y2, x2, name), so that input order does not matter."""
-    return sorted(range(len(descs)), key=lambda i: (*(boxes_xyxy[i][j] for j in (1, 0, 3, 2)), descs[i]))
+def answer_order(
+    boxes_xyxy: Sequence[Sequence[float]], descs: Sequence[str], *, left_to_right: bool = False
+) -> list[int]:
+    """Indices in the canonical order, which does not depend on the order of the input.
+
+    Args:
+        boxes_xyxy: N boxes.
+        descs: N names.
+        left_to_right: By (x1, y1) instead of (y1, x1); ties by the far corner and the name.
+    """
+    by = (0, 1, 2, 3) if left_to_right else (1, 0, 3, 2)
+    return sorted(range(len(descs)), key=lambda i: (*(boxes_xyxy[i][j] for j in by), descs[i]))
 
 
 def objects_to_bins(

@@ -67,6 +67,7 @@ class ObjectOrder(StrEnum):
     """In which order objects are written in the answer."""
 
     SORTED = "sorted"
+    LEFT_TO_RIGHT = "left_to_right"
     RANDOM = "random"
 
 
@@ -101,7 +102,7 @@ class DataSection(Section):
     max_objects: PositiveCount = 60
     """Images with more labelled objects are left out of training, with a count; never out of evaluation."""
     object_order: ObjectOrder = ObjectOrder.SORTED
-    """`sorted` by (y1, x1), or `random`, seeded by sample and epoch."""
+    """`sorted` by (y1, x1), `left_to_right` by (x1, y1), or `random`, seeded by sample and epoch."""
     max_pixels: PositiveCount = 1_048_576
     """Images above this many pixels are resized down to it; none is ever enlarged beyond rounding to the patch grid."""
     flip: bool = False

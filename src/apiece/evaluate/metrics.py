@@ -1,7 +1,7 @@
 """One dictionary of figures a run: what `metrics.json` holds, and the table that is printed.
 
 Keys are flat (`coco/AP`, `f1/f1`, `codec/AP`, `count/images`, `parse/truncated`) and their values numbers;
-`score_policy` is a text, `by_class` and `by_crowding` are nested tables. Every key is explained in docs/metrics.md.
+`score_policy` is a text, `by_class`, `by_crowding` and `by_position` are nested tables. Every key is explained in docs/metrics.md.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from rich.table import Table
 from apiece.errors import UserError
 from apiece.evaluate.ceiling import codec_ceiling
 from apiece.evaluate.coco import CocoScores, coco_scores
+from apiece.evaluate.errors import error_figures, error_lines, error_tables
 from apiece.evaluate.f1 import (
     CROWDING,
     Scores,
@@ -97,6 +98,7 @@ def evaluate_detections(
     parse: ParseCounts | None = None,
     min_score: float = 0.0,
     num_bins: int = 1000,
+    complete: GroundTruth | None = None,
 ) -> Metrics:
     """Score detections on a split in every way there is.
 
@@ -107,23 +109,26 @@ def evaluate_detections(
         parse: What became of the answers; adds the `parse/` rates.
         min_score: Detections below it are left out of F1 (never out of AP).
         num_bins: Of the codec whose ceiling is reported.
+        complete: Everything that is on the same images, where it is known; adds `f1/true` and the `unlabelled`.
 
     Returns:
         The metrics in a fixed order: equal input gives equal bytes in `metrics.json`.
 
     Raises:
-        ValueError: A detection's image or class is not one of `truth`.
+        ValueError: A detection's image or class is not one of `truth`, or an image is not in `complete`.
     """
     bucket = crowding_of_images(truth)
     coco = coco_scores(truth, detections, {name: np.flatnonzero(bucket == i) for i, name in enumerate(CROWDING)})
     match = match_split(truth, detections, min_score=min_score)
     by_class = class_scores(match, truth, detections)
     by_crowding = crowding_scores(match, truth, detections)
+    errors = error_figures(truth, detections, match, coco.figures["AP"], complete, min_score=min_score)
     images = np.bincount(bucket, minlength=len(CROWDING)).tolist()
     return {
         **{f"coco/{name}": value for name, value in coco.figures.items()},
         **{f"f1/{name}": value for name, value in total_scores(match).as_dict().items()},
         "f1/min_score": min_score,
+        **errors.flat,
         **codec_ceiling(truth, num_bins),
         "count/images": len(truth.images),
         "count/truths": int((~truth.iscrowd).sum()),
@@ -131,11 +136,12 @@ def evaluate_detections(
         "count/predictions": len(detections),
         **(parse.rates() if parse else {}),
         "score_policy": policy,
-        "by_class": {name: _row(score, coco.by_class[name]) for name, score in by_class.items()},
+        "by_class": {name: _row(score, coco.by_class[name], errors.by_class[name]) for name, score in by_class.items()},
         "by_crowding": {
-            name: {"images": count, **_row(by_crowding[name], _brief(coco, name))}
+            name: {"images": count, **_row(by_crowding[name], _brief(coco, name), errors.by_crowding[name])}
             for name, count in zip(CROWDING, images, strict=True)
         },
+        "by_position": errors.by_position,
     }
 
 
@@ -173,7 +179,8 @@ def print_table(metrics: Metrics, console: Console | None = None) -> None:
     console.print(", ".join(f"{metrics[f'count/{key}']:,} {word}" for key, word in counts.items()))
     by_class: dict[str, Metrics] = metrics["by_class"]
     most = sorted(by_class, key=lambda name: -_labels(by_class[name]))[:_CLASSES_PRINTED]
-    tables = [_ap_table(metrics), _f1_table(metrics), _breakdown("labels per image", metrics["by_crowding"])]
+    tables = [_ap_table(metrics), _f1_table(metrics), *error_tables(metrics)]
+    tables.append(_breakdown("labels per image", metrics["by_crowding"]))
     if len(by_class) > 1:
         tables.append(_breakdown("class", {name: by_class[name] for name in most}))
     for table in tables:
@@ -181,6 +188,9 @@ def print_table(metrics: Metrics, console: Console | None = None) -> None:
         console.print(table)
     if len(by_class) > len(most):
         console.print(f"and {len(by_class) - len(most)} classes with fewer labels in {METRICS_FILE}")
+    console.print()
+    for line in error_lines(metrics):
+        console.print(line, highlight=False, soft_wrap=True)
     answers = {
         key.removeprefix("parse/"): value for key, value in metrics.items() if key.startswith("parse/") and value
     }
@@ -188,8 +198,8 @@ def print_table(metrics: Metrics, console: Console | None = None) -> None:
         console.print("\nanswers: " + ", ".join(f"{name} {value:.1%}" for name, value in answers.items()))
 
 
-def _row(score: Scores, ap: Mapping[str, float]) -> dict[str, float]:
-    return {**score.as_dict(), **ap}
+def _row(score: Scores, ap: Mapping[str, float], errors: Mapping[str, float]) -> dict[str, float]:
+    return {**score.as_dict(), **ap, **errors}
 
 
 def _brief(coco: CocoScores, subset: str) -> dict[str, float]:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from apiece.codec import Bins, answer_order, objects_to_bins
 from apiece.codec.vocab import encode_plain
+from apiece.config.schema import ObjectOrder
 from apiece.data.augment import mirror, random_crop
 from apiece.data.collate import EncodedSample
 from apiece.data.images import open_image
@@ -59,7 +60,7 @@ class Augmentation:
 
     flip: bool = False
     scale_jitter: float = 0.0
-    shuffle_objects: bool = False
+    order: ObjectOrder = ObjectOrder.SORTED
     seed: int = 0
 
     def rng(self, sample_id: str, epoch: int) -> np.random.Generator:
@@ -99,8 +100,7 @@ class SampleEncoder:
             image, objects = mirror(image, objects)
         if augment.scale_jitter:
             image, objects = random_crop(image, objects, augment.scale_jitter, rng)
-        order = self._order(objects, rng if augment.shuffle_objects else None)
-        objects = [objects[i] for i in order]
+        objects = [objects[i] for i in _written_order(objects, augment.order, rng)]
         records = objects_to_bins([o.bbox_xyxy for o in objects], [o.desc for o in objects], image.size, Bins())
         encoded = self._prefix(sample, image)
         answer = self.side.renderer.render(records)
@@ -134,8 +134,10 @@ class SampleEncoder:
         tokens = grid[0] * grid[1] * grid[2] // merge**2
         return EncodedSample(sample.id, self.prompt.prefix_ids(tokens, self.side.image_token_id), pixels, grid)
 
-    @staticmethod
-    def _order(objects: list[Instance], rng: np.random.Generator | None) -> list[int]:
-        if rng is not None:
-            return [int(i) for i in rng.permutation(len(objects))]
-        return answer_order([o.bbox_xyxy for o in objects], [o.desc for o in objects])
+
+def _written_order(objects: list[Instance], order: ObjectOrder, rng: np.random.Generator) -> list[int]:
+    """Indices in the order in which the answer names the objects."""
+    if order is ObjectOrder.RANDOM:
+        return [int(i) for i in rng.permutation(len(objects))]
+    boxes, descs = [o.bbox_xyxy for o in objects], [o.desc for o in objects]
+    return answer_order(boxes, descs, left_to_right=order is ObjectOrder.LEFT_TO_RIGHT)

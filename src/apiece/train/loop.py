@@ -14,7 +14,7 @@ import torch
 
 from apiece.channels.a_soft_context import SoftContext
 from apiece.config.dump import dump_config
-from apiece.config.schema import Config, ObjectOrder
+from apiece.config.schema import Config
 from apiece.data.jsonl import read_jsonl
 from apiece.errors import UserError
 from apiece.losses.compose import Objective
@@ -207,7 +207,7 @@ def training_stream(
     augment = Augmentation(
         flip=config.data.flip,
         scale_jitter=config.data.scale_jitter,
-        shuffle_objects=config.data.object_order is ObjectOrder.RANDOM,
+        order=config.data.object_order,
         seed=config.seed,
     )
     return micro_batches(

@@ -1,0 +1,105 @@
+"""Complete truth beside the labels: what is there but was not labelled.
+
+Known for generated scenes and for photos that someone labelled to the end. Then a false positive that is a real object
+is told from one that is not.
+
+Shapes: I images, N rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from apiece.errors import UserError
+from apiece.evaluate.detections import load_ground_truth
+from apiece.evaluate.f1 import IOU_MIN
+from apiece.evaluate.forms import GroundTruth
+from apiece.match import match_groups
+from apiece.types import IntArray
+
+
+def load_complete(path: Path, truth: GroundTruth) -> tuple[GroundTruth, GroundTruth]:
+    """Read complete truth and bring it into the images and classes of `truth`.
+
+    Args:
+        path: COCO annotations or apiece JSONL.
+        truth: Labels of the split.
+
+    Returns:
+        The labels, with classes added that only the complete truth has, and the complete truth.
+
+    Raises:
+        UserError: The file cannot be read, or an image of the split is not in it or has another size there.
+    """
+    try:
+        return align_complete(load_ground_truth(path), truth)
+    except ValueError as error:
+        raise UserError(str(error), where=path, fix="give the complete truth of the same images") from error
+
+
+def align_complete(complete: GroundTruth, truth: GroundTruth) -> tuple[GroundTruth, GroundTruth]:
+    """`load_complete` for labels already read.
+
+    Images are joined by name (sample id or file name) where every name of the split is in both once, else by id;
+    images of the complete truth that are not in the split are left out.
+
+    Raises:
+        ValueError: An image of the split is not among the complete ones, or has another size there.
+    """
+    names = [image.name for image in complete.images]
+    by_name = len(set(names)) == len(names) and {image.name for image in truth.images} <= set(names)
+    place = {image.name if by_name else image.id: i for i, image in enumerate(complete.images)}
+    new_image = np.full(len(complete.images), -1, dtype=np.int64)
+    for i, image in enumerate(truth.images):
+        key = image.name if by_name else image.id
+        if key not in place:
+            raise ValueError(f"expected every image of the split, found none of id {image.id} ({image.name})")
+        other = complete.images[place[key]]
+        if other.size_wh != image.size_wh:
+            raise ValueError(
+                f"image {image.name}: expected {image.size_wh[0]} x {image.size_wh[1]} pixels as in the split, "
+                f"found {other.size_wh[0]} x {other.size_wh[1]}"
+            )
+        new_image[place[key]] = i
+    truth = truth.with_classes(complete.names)
+    number = {name: i for i, name in enumerate(truth.names)}
+    new_category = np.array([number[name] for name in complete.names], dtype=np.int64)
+    complete = rows_of(complete, new_image[complete.image] >= 0)
+    return truth, replace(
+        complete,
+        images=truth.images,
+        categories=truth.categories,
+        image=new_image[complete.image],
+        category=new_category[complete.category],
+    )
+
+
+def hidden_instances(complete: GroundTruth, truth: GroundTruth) -> GroundTruth:
+    """The complete truth without what is labelled: instances left over by a one-to-one match with all labels."""
+    objects = np.flatnonzero(~complete.iscrowd)
+    labels = np.flatnonzero(~truth.iscrowd)
+    classes = len(truth.categories)
+    match = match_groups(
+        complete.bbox_xyxy[objects],
+        complete.image[objects] * classes + complete.category[objects],
+        truth.bbox_xyxy[labels],
+        truth.image[labels] * classes + truth.category[labels],
+        IOU_MIN,
+    )
+    return rows_of(complete, objects[match.unmatched_predictions])
+
+
+def rows_of(truth: GroundTruth, rows: IntArray | NDArray[np.bool_]) -> GroundTruth:
+    """Some of the labels, with the same images and classes."""
+    return replace(
+        truth,
+        image=truth.image[rows],
+        category=truth.category[rows],
+        bbox_xywh=truth.bbox_xywh[rows],
+        iscrowd=truth.iscrowd[rows],
+        area=truth.area[rows],
+    )

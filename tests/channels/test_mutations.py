@@ -1,0 +1,127 @@
+"""The equivalence test has teeth: each of these mistakes, made on purpose, makes it fail."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from equivalence import CROWD, EVERYTHING, hold, stage2
+
+import toy
+from apiece.channels import a_soft_context
+from apiece.channels.a_soft_context import Context, SoftContext
+from apiece.model.prefix import KeepPrefix
+
+UNROLL: dict[str, Any] = {"n_softctx_iter": 2}
+DETACHED: dict[str, Any] = {"n_softctx_iter": 2, "softctx_grad_mode": "em_detach"}
+Patch = pytest.MonkeyPatch
+
+
+def shift_of_all_rows_swapped(patch: Patch) -> None:
+    """Row t is taken for the one that predicts token t - 1."""
+    first_pass = a_soft_context.first_pass
+
+    def shifted(model: Any, batch: Any) -> Any:
+        first = first_pass(model, batch)
+        return replace(first, hidden_BTD=first.hidden_BTD.roll(-1, dims=1))
+
+    patch.setattr(a_soft_context, "first_pass", shifted)
+
+
+def shift_of_slots_swapped(patch: Patch) -> None:
+    """Slots alone are read one row late."""
+    slot_logits = SoftContext._slot_logits
+
+    def shifted(self: SoftContext, hidden: Any, batch: Any) -> Any:
+        return slot_logits(self, hidden.roll(-1, dims=1), batch)
+
+    patch.setattr(SoftContext, "_slot_logits", shifted)
+
+
+def straight_through_path_detached(patch: Patch) -> None:
+    """The context no longer passes gradients on to the pass before."""
+    context = SoftContext._context
+    patch.setattr(SoftContext, "_context", lambda self, hidden, batch: context(self, hidden.detach(), batch))
+
+
+def gradient_of_a1_losses_dropped(patch: Patch) -> None:
+    """The losses of A1 are logged and do not train."""
+    terms = SoftContext._terms
+
+    def without(self: SoftContext, name: str, *arguments: Any) -> Any:
+        found = terms(self, name, *arguments)
+        return [replace(t, total=t.total.detach()) for t in found] if name == "a1" else found
+
+    patch.setattr(SoftContext, "_terms", without)
+
+
+def a1_hidden_states_detached(patch: Patch) -> None:
+    """What `em_detach` must not mean."""
+    first_pass = a_soft_context.first_pass
+
+    def detached(model: Any, batch: Any) -> Any:
+        first = first_pass(model, batch)
+        return replace(first, hidden_BTD=first.hidden_BTD.detach())
+
+    patch.setattr(a_soft_context, "first_pass", detached)
+
+
+def truth_given_to_a2(patch: Patch) -> None:
+    """Later passes read the ground truth, as A1 does."""
+
+    def truth(self: SoftContext, hidden: Any, batch: Any) -> Context:
+        bins = batch.slots.target_bin
+        return Context(self.model.get_input_embeddings().weight[self.objective.first_id + bins], bins)
+
+    patch.setattr(SoftContext, "_context", truth)
+
+
+def shared_prefix_out_of_the_graph(patch: Patch) -> None:
+    """Keys and values are shared, but later passes do not train what made them."""
+    update = KeepPrefix.update
+
+    def detached(self: KeepPrefix, keys: Any, values: Any, layer: int, *rest: Any) -> Any:
+        out = update(self, keys, values, layer, *rest)
+        self.layers[layer] = tuple(kept.detach() for kept in self.layers[layer])
+        return out
+
+    patch.setattr(KeepPrefix, "update", detached)
+
+
+def later_pass_sees_the_future(patch: Patch) -> None:
+    """The mask of later passes is not causal."""
+    from apiece.model import prefix
+
+    mask = prefix.attention_mask
+
+    def all_seen(*arguments: Any, **named: Any) -> Any:
+        out = mask(*arguments, **named)
+        return None if out is None else torch.ones_like(out)
+
+    patch.setattr(prefix, "attention_mask", all_seen)
+
+
+MUTATIONS: list[tuple[Callable[[Patch], None], dict[str, Any]]] = [
+    (shift_of_all_rows_swapped, UNROLL),
+    (shift_of_slots_swapped, UNROLL),
+    (straight_through_path_detached, UNROLL),
+    (gradient_of_a1_losses_dropped, UNROLL),
+    (gradient_of_a1_losses_dropped, DETACHED),
+    (a1_hidden_states_detached, DETACHED),
+    (truth_given_to_a2, UNROLL),
+    (truth_given_to_a2, DETACHED),
+    (shared_prefix_out_of_the_graph, UNROLL),
+    (later_pass_sees_the_future, UNROLL),
+]
+
+
+@pytest.mark.parametrize(("mutate", "knobs"), MUTATIONS, ids=lambda x: getattr(x, "__name__", None))
+def test_the_comparison_notices(small, tiny_side, monkeypatch: Patch, mutate, knobs) -> None:
+    samples = toy.encode(tiny_side, CROWD, toy.ONE)
+    hold(small, tiny_side, EVERYTHING, stage2(**knobs), samples)
+    mutate(monkeypatch)
+    with pytest.raises(AssertionError, match="relative differences"):
+        hold(small, tiny_side, EVERYTHING, stage2(**knobs), samples)
