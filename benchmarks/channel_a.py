@@ -3,16 +3,16 @@
     python benchmarks/channel_a.py
     python benchmarks/channel_a.py --cases 640/160 --repeats 3 --json channel_a.json
 
-Forward and backward of one batch (no optimizer: it is the same for all) on random Qwen3-VL weights in the proportions of
-the 2B model, but narrow: the head takes 20 to 25 % of an ordinary forward pass, the vision tower about a third. A case
-is PREFIX/ANSWER in tokens. Arms of a case take turns; medians over the repeats.
+Forward and backward of one batch (no optimizer: it is the same for all) on random Qwen3-VL weights in the proportions
+of the 2B model, but narrow: the head takes 20 to 25 % of an ordinary forward pass, the vision tower about a third. A
+case is PREFIX/ANSWER in tokens. Arms of a case take turns; medians over the repeats.
 
 - sft: the ordinary Hugging Face step: `model(input_ids, labels=...)`, logits of the whole vocabulary everywhere.
 - naive_n2, naive_n4: Channel-A by 2 or 4 such forward passes, the image encoded in each; same losses.
 - n1, n2, n4: Channel-A as the package does it (n1 is Stage-1's step).
 
-`flops` is the arithmetic that an arm needs by count (backward twice the forward, attention causal); its ratio to `sft` is
-the floor of the ratio of the times. `peak_mb` is what the step adds to the process, measured in a process of its own.
+`flops` is the arithmetic that an arm needs by count (backward twice the forward, attention causal); its ratio to `sft`
+is the floor of the ratio of the times. `peak_mb` is what the step adds to the process, in a process of its own.
 `grad_diff` is the largest difference of a parameter's gradient to the naive arm's of as many passes, relative to its
 largest entry, in float64. `--checkpoint` is of no effect here.
 """
@@ -141,6 +141,7 @@ class Naive(SoftContext):
     """The same channel by whole forward passes of the library."""
 
     def forward(self, batch: Batch) -> list[LossTerm]:
+        """Loss terms, as the package's channel gives them."""
         passes, config = self.config.n_softctx_iter, self.objective.config
         prefix, start = batch.prefix, batch.prefix.ids.shape[1]
         ids = torch.cat([prefix.ids, batch.answer_ids], dim=1)

@@ -84,6 +84,8 @@ def write_narrow(tokenizer: Any, rows: int, tied: bool, out: Path, dtype: torch.
         model.get_input_embeddings().weight.mul_(1.5).add_(0.01)
         if not tied:
             model.get_output_embeddings().weight.mul_(3).sub_(0.02)
+        for table in (model.get_input_embeddings().weight, model.get_output_embeddings().weight):
+            table[len(tokenizer) :] = 5.0  # padding is no token: it must not count in means
     processor = Qwen2VLImageProcessorPil(
         patch_size=PATCH,
         temporal_patch_size=2,

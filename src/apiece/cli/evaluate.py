@@ -31,6 +31,12 @@ def evaluate(
         Path | None, typer.Option(help="Their labels: COCO annotations, or apiece JSONL.", show_default=False)
     ] = None,
     min_score: Annotated[float, typer.Option(help="Leave lower scores out of F1 (never out of AP).")] = 0.0,
+    complete: Annotated[
+        Path | None,
+        typer.Option(
+            help="Everything that is on the same images: COCO annotations, or apiece JSONL.", show_default=False
+        ),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the metrics in `--out`.")] = False,
     batch_size: BatchSize = 16,
     max_objects: MaxObjects = 100,
@@ -42,7 +48,8 @@ def evaluate(
     """Score a checkpoint on a split, or detections on their annotations.
 
     Gives the official COCO AP, F1 at IoU 0.5 (one prediction a label, of its class), the ceiling of the coordinate
-    bins, and the same by class and by crowding, in `OUT/metrics.json` and as a table. docs/metrics.md explains each.
+    bins, what each prediction is (duplicate, group box over several objects, background, ...) and what fixing each kind
+    would give, by class and by crowding, in `OUT/metrics.json` and as tables. docs/metrics.md explains each figure.
 
     For a checkpoint also `predictions.jsonl` (raw answers, boxes, scores), `coco.json` and `results.json` (the same as
     COCO labels and results), `pictures/` and `contact_sheet.png` (labels beside predictions, from few objects to many).
@@ -71,12 +78,13 @@ def evaluate(
             prompt=chosen_prompt(prompt, prompt_text),
             device=device,
             pictures=pictures,
+            complete=complete,
             warn=lambda message: typer.echo(f"warning: {message}", err=True),
         )
         print_table(metrics)
         typer.echo(f"\nwrote {path}" + (f"; look at {out / 'contact_sheet.png'}" if pictures else ""))
     elif predictions is not None and annotations is not None:
-        _evaluate_files(predictions, annotations, path, min_score)
+        _evaluate_files(predictions, annotations, path, min_score, complete)
 
 
 def _check_usage(
@@ -108,13 +116,15 @@ def _typed(context: typer.Context, name: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
-def _evaluate_files(predictions: Path, annotations: Path, path: Path, min_score: float) -> None:
+def _evaluate_files(predictions: Path, annotations: Path, path: Path, min_score: float, complete: Path | None) -> None:
+    from apiece.evaluate.complete import load_complete
     from apiece.evaluate.detections import load_coco_results, load_ground_truth
     from apiece.evaluate.metrics import AS_GIVEN, evaluate_detections, print_table, write_metrics
 
     truth = load_ground_truth(annotations)
     detections = load_coco_results(predictions, truth)
-    metrics = evaluate_detections(truth, detections, policy=AS_GIVEN, min_score=min_score)
+    everything = load_complete(complete, truth)[1] if complete else None
+    metrics = evaluate_detections(truth, detections, policy=AS_GIVEN, min_score=min_score, complete=everything)
     write_metrics(path, metrics)
     print_table(metrics)
     typer.echo(f"\nwrote {path}")

@@ -116,9 +116,7 @@ def error_tables(metrics: Mapping[str, Any]) -> list[Table]:
     whole = sum(metrics[f"misses/{fate.label}"] for fate in MISSES)
     for fate in MISSES:
         count = metrics[f"misses/{fate.label}"]
-        misses.add_row(
-            fate.label, f"{count:,}", f"{count / whole:.3f}" if whole else "-", *_fixed(metrics, fate.label)
-        )
+        misses.add_row(fate.label, f"{count:,}", f"{count / whole:.3f}" if whole else "-", *_fixed(metrics, fate.label))
     positions = _table("place in the answer", "predictions", "TP", "duplicate", "IoU", "recall so far")
     for name, row in metrics["by_position"].items():
         if row["predictions"]:
@@ -129,12 +127,12 @@ def error_tables(metrics: Mapping[str, Any]) -> list[Table]:
 
 def error_lines(metrics: Mapping[str, Any]) -> list[str]:
     """What the tables have no place for: the range of F1, and the shapes."""
-    f1 = f"F1 {metrics['f1/f1']:.3f} (every unmatched prediction is wrong) to {metrics['f1/lenient']:.3f} (lenient)"
+    f1 = f"F1 from {metrics['f1/f1']:.3f} to {metrics['f1/lenient']:.3f} (lenient)"
     if "f1/true" in metrics:
-        f1 += f"; {metrics['f1/true']:.3f} on complete truth"
+        f1 += f", {metrics['f1/true']:.3f} on complete truth"
     shape = (
         f"near-duplicates {metrics['shape/near_duplicate']:.1%} ({metrics['shape/near_duplicate_pairs']:,} pairs), "
-        f"strips {metrics['shape/strip']:.1%} of predictions"
+        f"strips {metrics['shape/strip']:.1%}"
     )
     return [f1, shape]
 

@@ -20,12 +20,14 @@ from apiece.data.jsonl import read_jsonl
 from apiece.errors import UserError
 from apiece.evaluate.answer_file import PREDICTIONS_FILE
 from apiece.evaluate.answers import DEFAULT_POLICY, Answer, read_answer
+from apiece.evaluate.complete import load_complete
 from apiece.evaluate.detections import (
     predictions_to_detections,
     samples_to_ground_truth,
     to_coco,
     write_coco_results,
 )
+from apiece.evaluate.forms import GroundTruth
 from apiece.evaluate.metrics import METRICS_FILE, Metrics, ParseCounts, evaluate_detections, write_metrics
 from apiece.evaluate.pictures import write_pictures
 from apiece.files import atomic_open, file_hash, write_json
@@ -145,17 +147,27 @@ def predictions_file(out: Path) -> Iterator[Any]:
 
 
 def score_answers(
-    samples: Sequence[Sample], answers: Sequence[Answer], *, policy: str, min_score: float = 0.0
+    samples: Sequence[Sample],
+    answers: Sequence[Answer],
+    *,
+    policy: str,
+    min_score: float = 0.0,
+    complete: GroundTruth | None = None,
 ) -> Metrics:
     """All figures of a split from its answers."""
     truth = samples_to_ground_truth(samples)
     truth, detections = predictions_to_detections(truth, {a.sample.id: a.detections for a in answers})
     counts = ParseCounts.of((a.parsed, a.rollout.finish_reason) for a in answers)
-    return evaluate_detections(truth, detections, policy=policy, parse=counts, min_score=min_score)
+    return evaluate_detections(truth, detections, policy=policy, parse=counts, min_score=min_score, complete=complete)
 
 
 def evaluate_samples(
-    predictor: Predictor, samples: Sequence[Sample], out: Path, *, min_score: float = 0.0
+    predictor: Predictor,
+    samples: Sequence[Sample],
+    out: Path,
+    *,
+    min_score: float = 0.0,
+    complete: GroundTruth | None = None,
 ) -> tuple[Metrics, list[Answer]]:
     """Answer every sample, write `predictions.jsonl`, and score."""
     answers = []
@@ -163,7 +175,8 @@ def evaluate_samples(
         for answer in track(predictor.answers(samples), "evaluate", total=len(samples)):
             write(answer)
             answers.append(answer)
-    return score_answers(samples, answers, policy=predictor.policy, min_score=min_score), answers
+    metrics = score_answers(samples, answers, policy=predictor.policy, min_score=min_score, complete=complete)
+    return metrics, answers
 
 
 def evaluate_checkpoint(
@@ -176,6 +189,7 @@ def evaluate_checkpoint(
     prompt: PromptSection | None = None,
     device: str = "auto",
     pictures: int = 16,
+    complete: Path | None = None,
     warn: Callable[[str], None] = log.warning,
 ) -> Metrics:
     """Answer a split and score it, into `out`.
@@ -192,19 +206,23 @@ def evaluate_checkpoint(
         prompt: The checkpoint's own if `None`.
         device: `auto`, `cpu` or `cuda`.
         pictures: How many images are drawn.
+        complete: Complete truth of the same images (COCO or JSONL), where it is known.
         warn: Told before anything is generated if the prompt is not the one the checkpoint was trained under.
 
     Returns:
         What is in `metrics.json`: the figures, and under `protocol` what they depend on.
     """
     samples = read_split(data)
+    everything = load_complete(complete, samples_to_ground_truth(samples))[1] if complete else None
     predictor, warning = load_predictor(checkpoint, settings or GenerateSection(), prompt=prompt, device=device)
     if warning:
         warn(warning)
-    metrics, answers = evaluate_samples(predictor, samples, out, min_score=min_score)
+    metrics, answers = evaluate_samples(predictor, samples, out, min_score=min_score, complete=everything)
     write_coco_files(samples, answers, out)
     write_pictures(answers, out, pictures, min_score=min_score)
     metrics["protocol"] = {**predictor.protocol, "data": str(data), "data_sha256": file_hash(data)}
+    if complete:
+        metrics["protocol"] |= {"complete": str(complete), "complete_sha256": file_hash(complete)}
     write_metrics(out / METRICS_FILE, metrics)
     return metrics
 
