@@ -66,7 +66,7 @@ CASES = {"200/160": (200, 160), "640/160": (640, 160), "1000/160": (1000, 160), 
 QUICK = (60, 60)
 ARMS = ("sft", "naive_n2", "naive_n4", "n1", "n2", "n4")
 BATCH = 2
-VOCABULARY, FIRST_ID, BINS, IMAGE_ID = 13_000, 12_000, 1000, 11
+VOCABULARY, FIRST_ID, BINS, IMAGE_ID = 15_000, 14_000, 1000, 11
 PROMPT_TEXT = 40
 Step = Callable[[], Tensor]
 
@@ -150,7 +150,8 @@ class Naive(SoftContext):
             ids, kinds.int(), image_grid_thw=prefix.grid_thw, attention_mask=torch.ones_like(ids)
         )
         truth = self.model.get_input_embeddings()(ids)
-        embeds, terms = truth, []
+        embeds, rows = truth, self._rows()
+        terms: list[LossTerm] = []
         for number in range(1, passes + 1):
             hidden = self.model.model(
                 inputs_embeds=embeds, pixel_values=prefix.pixel_values, image_grid_thw=prefix.grid_thw,
@@ -162,7 +163,7 @@ class Naive(SoftContext):
             if number == passes:
                 of = teacher_forced_weights if passes == 1 else self_context_weights
                 return terms + self._losses(f"a{number}", of(config), logits, batch)
-            context = self._context(hidden[:, start - 1 : -1], batch)
+            context = self._context(hidden[:, start - 1 : -1], batch, rows)
             embeds = truth.index_put((batch.slots.sample, start + batch.slots.position), context.embeds_SD)
         raise AssertionError("there is at least one pass")
 

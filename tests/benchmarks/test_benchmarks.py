@@ -71,12 +71,29 @@ def test_generate(
         assert parts == {"vision", "prefix", "answer", "head", "data", "other"}
 
 
+@pytest.mark.slow
+def test_channel_a(
+    tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = {row["arm"]: row for row in run("channel_a.py", tiny_checkpoint, tmp_path / "out.json", monkeypatch)}
+    assert list(rows) == ["sft", "naive_n2", "naive_n4", "n1", "n2", "n4"]
+    assert all(set(row) == {"case", "arm", "seconds", "peak_mb", "grad_diff", "flops"} for row in rows.values())
+    assert all(row["seconds"] > 0 and row["peak_mb"] > 0 for row in rows.values())
+    # The library rounds to float32 inside, in float64 too; tests/channels holds the channel to 1e-9 without that.
+    assert all(rows[arm]["grad_diff"] < 1e-5 for arm in ("n1", "n2", "n4"))
+    assert rows["naive_n4"]["flops"] == 2 * rows["naive_n2"]["flops"] == 4 * rows["sft"]["flops"]
+    assert rows["n1"]["flops"] < rows["n2"]["flops"] < rows["n4"]["flops"] < rows["naive_n4"]["flops"]
+    assert "ratios to sft" in capsys.readouterr().out
+
+
 def test_floors_count_what_torch_counts(tiny_checkpoint: Path) -> None:
     from common import Counts  # the folder of the benchmarks is on the path only inside a test
 
     side, model = load_text_side(str(tiny_checkpoint)), load_model(str(tiny_checkpoint), attention="eager")
     pixels, grid = side.images.encode(Image.new("RGB", (96, 72)))
-    ids = np.array([5, *[side.image_token_id] * (grid[1] * grid[2] // side.images.processor.merge_size**2), 6, 7])
+    text = list(side.renderer.piece("person"))
+    num_image = grid[1] * grid[2] // side.images.processor.merge_size**2
+    ids = np.array([*text, *[side.image_token_id] * num_image, *text, *text])
     prefix = collate_prefix([EncodedSample("s", ids, pixels, grid)], 0, side.image_token_id)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(

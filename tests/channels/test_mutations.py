@@ -35,8 +35,8 @@ def shift_of_slots_swapped(patch: Patch) -> None:
     """Slots alone are read one row late."""
     slot_logits = SoftContext._slot_logits
 
-    def shifted(self: SoftContext, hidden: Any, batch: Any) -> Any:
-        return slot_logits(self, hidden.roll(-1, dims=1), batch)
+    def shifted(self: SoftContext, hidden: Any, *rest: Any) -> Any:
+        return slot_logits(self, hidden.roll(-1, dims=1), *rest)
 
     patch.setattr(SoftContext, "_slot_logits", shifted)
 
@@ -44,7 +44,7 @@ def shift_of_slots_swapped(patch: Patch) -> None:
 def straight_through_path_detached(patch: Patch) -> None:
     """The context no longer passes gradients on to the pass before."""
     context = SoftContext._context
-    patch.setattr(SoftContext, "_context", lambda self, hidden, batch: context(self, hidden.detach(), batch))
+    patch.setattr(SoftContext, "_context", lambda self, hidden, *rest: context(self, hidden.detach(), *rest))
 
 
 def gradient_of_a1_losses_dropped(patch: Patch) -> None:
@@ -72,9 +72,9 @@ def a1_hidden_states_detached(patch: Patch) -> None:
 def truth_given_to_a2(patch: Patch) -> None:
     """Later passes read the ground truth, as A1 does."""
 
-    def truth(self: SoftContext, hidden: Any, batch: Any) -> Context:
+    def truth(self: SoftContext, hidden: Any, batch: Any, rows: Any) -> Context:
         bins = batch.slots.target_bin
-        return Context(self.model.get_input_embeddings().weight[self.objective.first_id + bins], bins)
+        return Context(rows.table_KD[bins], bins)
 
     patch.setattr(SoftContext, "_context", truth)
 

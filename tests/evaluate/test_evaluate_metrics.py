@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -15,6 +16,7 @@ from splits import forms, grid_box, random_coco, split
 from apiece.cli import main
 from apiece.errors import UserError
 from apiece.evaluate.coco import FIGURES
+from apiece.evaluate.detections import to_coco, write_coco_results
 from apiece.evaluate.f1 import CROWDING
 from apiece.evaluate.metrics import (
     ParseCounts,
@@ -23,9 +25,11 @@ from apiece.evaluate.metrics import (
     print_table,
     write_metrics,
 )
+from apiece.evaluate.outcomes import MISSES, Fate, Outcome
+from apiece.evaluate.rates import POSITIONS
 from apiece.types import FinishReason, ParsedObject, ParseResult, ParseStatus
 
-NESTED = {"by_class", "by_crowding"}
+NESTED = {"by_class", "by_crowding", "by_position"}
 
 
 def printed(metrics, **options) -> str:
@@ -191,3 +195,40 @@ def test_scoring_files_and_drawing_never_import_torch() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_outcome_keys(tmp_path) -> None:
+    metrics = evaluate_detections(*forms(*random_coco(0), tmp_path), policy="x")
+    labels = [outcome.label for outcome in Outcome]
+    for label in labels:
+        assert {f"outcomes/{label}", f"rates/{label}", f"rates/{label}_lo", f"rates/{label}_hi"} <= set(metrics)
+    assert sum(metrics[f"outcomes/{label}"] for label in labels) == metrics["count/predictions"]
+    assert sum(metrics[f"misses/{fate.label}"] for fate in MISSES) == metrics["f1/fn"]
+    assert metrics["outcomes/tp"] == metrics["f1/tp"]
+    assert {"shape/near_duplicate", "shape/strip", "f1/lenient", "rates/merged"} <= set(metrics)
+    assert "f1/true" not in metrics
+    for row in (*metrics["by_class"].values(), *metrics["by_crowding"].values()):
+        assert {"outcomes/group", "rates/group", "rates/group_lo"} <= set(row)
+        assert row["outcomes/tp"] <= row["tp"] + row["fp"]
+    document = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    for name in (*labels, *(fate.label for fate in Fate), *POSITIONS):
+        assert f"`{name}`" in document, name
+
+
+def test_command_with_complete_truth(tmp_path, monkeypatch, capsys) -> None:
+    labels = [("cup", grid_box(i)) for i in range(4)]
+    truth, detections = split((labels[:2], [(*label, 0.5) for label in labels]))
+    everything, _ = split((labels, []))
+    (tmp_path / "gt.json").write_text(json.dumps(to_coco(truth)))
+    (tmp_path / "all.json").write_text(json.dumps(to_coco(everything)))
+    write_coco_results(tmp_path / "dt.json", truth, detections)
+    files = ("--predictions", tmp_path / "dt.json", "--annotations", tmp_path / "gt.json", "--out", tmp_path / "out")
+    assert run(monkeypatch, *files, "--complete", tmp_path / "all.json") == 0
+    assert "1.000 on complete truth" in capsys.readouterr().out
+    metrics = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert metrics["f1/true"] == 1
+    assert metrics["f1/f1"] == pytest.approx(2 / 3)
+    assert (metrics["outcomes/unlabelled"], metrics["outcomes/background"]) == (2, 0)
+    (tmp_path / "all.json").write_text(json.dumps({**to_coco(everything), "images": [], "annotations": []}))
+    assert run(monkeypatch, *files, "--overwrite", "--complete", tmp_path / "all.json") == 1
+    assert "all.json: expected every image of the split, found none of id 1" in capsys.readouterr().err

@@ -141,7 +141,8 @@ def test_low_scores_have_no_outcome() -> None:
 
 
 @pytest.mark.parametrize(
-    ("labels", "predictions", "matched", "expected"), [(17, 43, 5, (0.116, 0.294, 0.167)), (29, 33, 11, (1 / 3, 0.379, 0.355))]
+    ("labels", "predictions", "matched", "expected"),
+    [(17, 43, 5, (0.116, 0.294, 0.167)), (29, 33, 11, (1 / 3, 0.379, 0.355))],
 )
 def test_the_scenes_of_the_seed(labels, predictions, matched, expected) -> None:
     truth, detections = split(
@@ -162,7 +163,7 @@ def random_scene(rng: np.random.Generator):
     for _ in range(rng.integers(0, 9)):
         x, y, w, h = (*rng.uniform(0, 200, 2), *rng.uniform(5, 80, 2))
         for i in range(rng.integers(1, 6)):
-            box = np.array([x + i * w, y, x + (i + 1) * w, y + h]) + rng.normal(0, 1, 4) * 0.02 * w
+            box = np.array([x + i * w, y, x + (i + 1) * w, y + h]) + rng.normal(0, 1, 4) * 0.02 * min(w, h)
             labels.append((str(rng.choice(["book", "cup"])), tuple(box.tolist()), bool(rng.random() < 0.06)))
     for desc, box, _ in labels:
         for _ in range(rng.integers(0, 3)):

@@ -114,6 +114,13 @@ def test_checkpoint_is_evaluated_into_a_folder(tmp_path: Path, tiny_checkpoint: 
     assert protocol["generate"] == SHORT.model_dump(mode="json")
     assert protocol["prompt"] == {"name": "plain", "text": None}
     assert len(protocol["prompt_hash"]) == 12
+    assert "f1/true" not in metrics
+    again = evaluate_checkpoint(
+        str(tiny_checkpoint), data, tmp_path / "again", settings=SHORT, pictures=0, complete=data, device="cpu"
+    )
+    assert again["f1/true"] == metrics["f1/f1"]
+    assert again["outcomes/unlabelled"] == 0
+    assert again["protocol"]["complete_sha256"] == file_hash(data)
 
 
 def test_random_model_answers_the_same_twice(tmp_path: Path, tiny_checkpoint: Path) -> None:

@@ -27,7 +27,6 @@ from apiece.losses.compose import (
 )
 from apiece.losses.coord import log_coord_mass
 from apiece.losses.precision import at_least_float32
-from apiece.model.forward import coord_logits
 from apiece.model.prefix import allow_shared_prefix, first_pass, later_pass
 from apiece.types import LossTerm, Role
 
@@ -45,6 +44,26 @@ class Context:
     bins_S: Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class CoordRows:
+    """The coordinate tokens' rows, cut out once a step: the gradient of every cut is as large as the whole table.
+
+    Attributes:
+        head_KD: Of the head.
+        table_KD: Of the input embedding; the same tensor where the two are tied.
+    """
+
+    head_KD: Tensor
+    table_KD: Tensor
+
+    @classmethod
+    def of(cls, model: Any, first: int, bins: int) -> CoordRows:
+        """Those of a model."""
+        head, table = model.lm_head.weight, model.get_input_embeddings().weight
+        head_KD = head[first : first + bins]
+        return cls(head_KD, head_KD if head is table else table[first : first + bins])
+
+
 class SoftContext(nn.Module):
     """The whole step as one module's `forward`, so that distributed wrappers see all of it."""
 
@@ -58,14 +77,15 @@ class SoftContext(nn.Module):
     def forward(self, batch: Batch) -> list[LossTerm]:
         """Loss terms of one batch, as sums; named `a1/...` and, with several passes, `aN/...`."""
         passes, terms_of = self.config.n_softctx_iter, self.objective.config
-        first = first_pass(self.model, batch)
+        first, rows = first_pass(self.model, batch), self._rows()
+        weights = teacher_forced_weights(terms_of) if passes == 1 else anchor_weights(terms_of)
+        terms = self._terms("a1", weights, first.hidden_BTD, batch, rows, batch.slots.target_bin)
         if passes == 1:
-            return self._terms("a1", teacher_forced_weights(terms_of), first.hidden_BTD, batch, batch.slots.target_bin)
-        terms = self._terms("a1", anchor_weights(terms_of), first.hidden_BTD, batch, batch.slots.target_bin)
+            return terms
         hidden_BTD, context = first.hidden_BTD, None
         unroll = self.config.softctx_grad_mode is SoftContextGrad.UNROLL
         for number in range(2, passes + 1):
-            context = self._context(hidden_BTD, batch)
+            context = self._context(hidden_BTD, batch, rows)
             at = (batch.slots.sample, batch.slots.position)
             embeds = first.embeds_BTD.index_put(at, context.embeds_SD.to(first.embeds_BTD.dtype))
             # A detached pass in the middle feeds nothing but the next detached context.
@@ -73,14 +93,15 @@ class SoftContext(nn.Module):
                 hidden_BTD = later_pass(self.model, first, embeds)
         assert context is not None, "n_softctx_iter is at least 2 here"
         target_S = self._targets(context, batch)
-        return terms + self._terms(f"a{passes}", self_context_weights(terms_of), hidden_BTD, batch, target_S)
+        return terms + self._terms(f"a{passes}", self_context_weights(terms_of), hidden_BTD, batch, rows, target_S)
 
-    def _context(self, hidden_BTD: Tensor, batch: Batch) -> Context:
+    def _rows(self) -> CoordRows:
+        return CoordRows.of(self.model, self.objective.first_id, self.objective.num_bins)
+
+    def _context(self, hidden_BTD: Tensor, batch: Batch, rows: CoordRows) -> Context:
         """The next pass's slots from the beliefs of the pass before."""
-        logits_SK = at_least_float32(self._slot_logits(hidden_BTD, batch))
-        mode, truth_S = self.config.coord_ctx_embed_mode, batch.slots.target_bin
-        first, bins = self.objective.first_id, self.objective.num_bins
-        table_KD = self.model.get_input_embeddings().weight[first : first + bins]
+        logits_SK = at_least_float32(self._slot_logits(hidden_BTD, batch, rows))
+        mode, truth_S, table_KD = self.config.coord_ctx_embed_mode, batch.slots.target_bin, rows.table_KD
         best_S = logits_SK.argmax(-1)
         if mode is ContextEmbedMode.HARD:
             embeds_SD = table_KD[best_S]
@@ -105,11 +126,12 @@ class SoftContext(nn.Module):
             return slots.target_bin
         return retarget(context.bins_S.view(-1, 4), slots.target_bin.view(-1, 4), batch.object_group).view(-1)
 
-    def _slot_logits(self, hidden_BTD: Tensor, batch: Batch) -> Tensor:
-        hidden_SD = hidden_BTD[batch.slots.sample, batch.slots.position]
-        return coord_logits(self.model, hidden_SD, self.objective.first_id, self.objective.num_bins)
+    def _slot_logits(self, hidden_BTD: Tensor, batch: Batch, rows: CoordRows) -> Tensor:
+        return torch.nn.functional.linear(hidden_BTD[batch.slots.sample, batch.slots.position], rows.head_KD)
 
-    def _terms(self, name: str, weights: Weights, hidden_BTD: Tensor, batch: Batch, target_S: Tensor) -> list[LossTerm]:
+    def _terms(
+        self, name: str, weights: Weights, hidden_BTD: Tensor, batch: Batch, rows: CoordRows, target_S: Tensor
+    ) -> list[LossTerm]:
         """The losses of one pass; logits only where one of them reads."""
         roles = batch.roles
         text = batch.answer_mask & (roles != Role.COORD)
@@ -122,7 +144,7 @@ class SoftContext(nn.Module):
             slot_SV = at_least_float32(self.model.lm_head(hidden_BTD[batch.slots.sample, batch.slots.position]))
             slot_SK, mass_S = slot_SV[:, first : first + bins], log_coord_mass(slot_SV, first, bins)
         else:
-            slot_SK = self._slot_logits(hidden_BTD, batch)
+            slot_SK = self._slot_logits(hidden_BTD, batch, rows)
         logits = AnswerLogits(text_RV, batch.answer_ids[text], roles[text], slot_SK, mass_S)
         with torch.autocast(text_RV.device.type, enabled=False):  # losses are float32 in every precision
             return self.objective.terms(name, weights, logits, target_S)

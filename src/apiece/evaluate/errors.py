@@ -19,6 +19,7 @@ from apiece.evaluate.forms import Detections, GroundTruth
 from apiece.evaluate.outcomes import MISSES, NONE, Outcome, label_outcomes
 from apiece.evaluate.rates import Bootstrap, Rates, by_position, lenient_f1, outcome_rates
 from apiece.evaluate.shape import near_duplicates, strips
+from apiece.types import IntArray
 
 Figures = dict[str, float]
 
@@ -89,9 +90,7 @@ def error_figures(
     )
 
 
-def shape_figures(
-    truth: GroundTruth, detections: Detections, rows: np.ndarray[Any, np.dtype[np.int64]], bootstrap: Bootstrap
-) -> Figures:
+def shape_figures(truth: GroundTruth, detections: Detections, rows: IntArray, bootstrap: Bootstrap) -> Figures:
     """`shape/near_duplicate` and `shape/strip` per prediction of `rows`, with intervals, and the pairs counted."""
     pairs = near_duplicates(truth, detections, rows)
     repeats = np.zeros(len(detections), dtype=bool)
@@ -138,10 +137,10 @@ def error_lines(metrics: Mapping[str, Any]) -> list[str]:
 
 
 def _outcome_row(rates: Rates, group: int) -> Figures:
-    counts = {f"outcomes/{outcome.label}": int(rates.count[group, outcome]) for outcome in Outcome}
+    figures: Figures = {f"outcomes/{outcome.label}": int(rates.count[group, outcome]) for outcome in Outcome}
     for outcome in Outcome:
-        counts.update(rates.row(group, outcome, f"rates/{outcome.label}"))
-    return counts
+        figures.update(rates.row(group, outcome, f"rates/{outcome.label}"))
+    return figures
 
 
 def _f1(truth: GroundTruth, detections: Detections, min_score: float) -> float:

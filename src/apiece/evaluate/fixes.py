@@ -1,7 +1,7 @@
 """What fixing one kind of error would give: the F1 and AP if just those predictions had been right.
 
-A box that was meant for a missed label gets what it lacked, at its own score; each missed label is given once, and what is
-left over is dropped. docs/metrics.md has the table. Errors overlap in what they cost, so gains do not add up.
+A box that was meant for a missed label gets what it lacked, at its own score; each missed label is given once, and what
+is left over is dropped. docs/metrics.md has the table. Errors overlap in what they cost, so gains do not add up.
 
 Shapes: N detections, M labels.
 """

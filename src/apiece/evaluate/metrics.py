@@ -1,7 +1,8 @@
 """One dictionary of figures a run: what `metrics.json` holds, and the table that is printed.
 
 Keys are flat (`coco/AP`, `f1/f1`, `codec/AP`, `count/images`, `parse/truncated`) and their values numbers;
-`score_policy` is a text, `by_class`, `by_crowding` and `by_position` are nested tables. Every key is explained in docs/metrics.md.
+`score_policy` is a text, `by_class`, `by_crowding` and `by_position` are nested tables. Every key is explained in
+docs/metrics.md.
 """
 
 from __future__ import annotations

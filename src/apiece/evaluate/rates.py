@@ -87,7 +87,7 @@ class Bootstrap:
                 (table @ self.weights[start : start + _DRAWS_AT_ONCE].T.astype(np.float64)).T
                 for start in range(0, len(self.weights), _DRAWS_AT_ONCE)
             ]
-        ).reshape(-1, groups, values)
+        ).reshape(len(self.weights), groups, values)
         lo, hi = _interval(_share(drawn))
         return Rates(count, np.nan_to_num(_share(count.astype(np.float64))), lo, hi)
 

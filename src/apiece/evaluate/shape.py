@@ -1,7 +1,7 @@
 """What predictions look like, no labels needed: near-duplicates of each other, and long flat strips.
 
-Labels are almost never near-duplicates (5 of 243,225 same-class pairs of COCO reach IoU 0.9), so such a pair is an error
-whether or not its object is labelled.
+Labels are almost never near-duplicates (5 of 243,225 same-class pairs of COCO reach IoU 0.9), so such a pair is an
+error whether or not its object is labelled.
 
 Shapes: N detections, K pairs.
 """

@@ -85,9 +85,10 @@ def first_pass(model: Any, batch: Batch) -> FirstPass:
     """
     prefix, num_prefix, num_answer = batch.prefix, batch.prefix.ids.shape[1], batch.answer_ids.shape[1]
     first_slot = int(batch.slots.position.min()) if len(batch.slots) else num_answer
-    embed = model.get_input_embeddings()
-    embeds_BTD = embed(batch.answer_ids)
-    prefix_embeds, deepstack = _image_embeds(model, prefix, embed(prefix.ids))
+    # One look-up for both: the gradient of each is as large as the whole table.
+    embeds = model.get_input_embeddings()(torch.cat([prefix.ids, batch.answer_ids], dim=1))
+    embeds_BTD = embeds[:, num_prefix:]
+    prefix_embeds, deepstack = _image_embeds(model, prefix, embeds[:, :num_prefix])
     key_mask = None
     if not bool(prefix.mask.all()):
         key_mask = torch.nn.functional.pad(prefix.mask, (0, num_answer - 1), value=True)
