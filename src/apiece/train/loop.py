@@ -163,7 +163,7 @@ def training_samples(config: Config, side: TextSide) -> tuple[list[Sample], int]
 def prepare_model(model: Any, config: Config, world: World) -> Any:
     """Move to the device, set to training, recompute layers if asked."""
     if config.model.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     return model.to(world.device).train()
 
 
