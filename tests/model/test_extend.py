@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from narrow import WIDTH, without_coords, write_narrow
 from transformers import AutoTokenizer
 
 from apiece.codec import parse_ids
@@ -15,6 +14,7 @@ from apiece.errors import UserError
 from apiece.model.extend import extend_checkpoint
 from apiece.model.load import load_model, load_text_side
 from apiece.model.prompts import COCO_80
+from narrow import WIDTH, without_coords, write_narrow
 
 
 def check_extended(source: Path, out: Path, used: int, rows_before: int, rows_after: int, tied: bool) -> None:
