@@ -193,12 +193,20 @@ def process(*words: str) -> list[str]:
 def test_a_real_ctrl_c_leaves_no_traceback_and_no_half_file(tmp_path: Path) -> None:
     out = tmp_path / "out"
     command = process("scenes", str(out), "--n", "100000", "--workers", "1")
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+    # A suite that was started in the background has Ctrl-C switched off, and processes inherit that.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    try:
         until = time.monotonic() + 60
         while time.monotonic() < until and not any(tmp_path.rglob("*.png")):
             time.sleep(0.05)
         running.send_signal(signal.SIGINT)
         _, err = running.communicate(timeout=60)
+    finally:
+        running.kill()
     assert running.returncode == 130
     assert "Traceback" not in err
     assert not list(tmp_path.rglob("*.tmp"))
