@@ -12,7 +12,7 @@ from torch.testing import assert_close
 import toy
 from apiece.config.schema import CoordDecodeMode, ObjectiveSection
 from apiece.losses.compose import Objective
-from apiece.model.forward import coord_logits, rope_positions
+from apiece.model.forward import rope_positions
 from apiece.types import Per, Role
 
 
@@ -92,16 +92,6 @@ def test_positions_are_the_models_own(model_and_side) -> None:
     assert torch.equal(positions[:, mask], own[:, mask])
     # Axes do differ on images: these are no plain positions.
     assert not torch.equal(positions[1], positions[2])
-
-
-def test_coordinate_logits_are_columns_of_the_head(model_and_side) -> None:
-    model, side = model_and_side
-    hidden = torch.randn(5, model.config.text_config.hidden_size, generator=torch.Generator().manual_seed(0))
-    vocab = side.vocab
-    with torch.no_grad():
-        narrow = coord_logits(model, hidden, vocab.first_id, vocab.num_bins)
-        assert narrow.shape == (5, 1000)
-        assert_close(narrow, model.lm_head(hidden)[:, vocab.first_id : vocab.end_id])
 
 
 @pytest.mark.parametrize("sample", toy.ALL[1:], ids=lambda s: s.id)

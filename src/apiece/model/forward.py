@@ -1,6 +1,6 @@
-"""One teacher-forced pass: hidden states at the rows that predict the answer, and logits where a loss reads them.
+"""Rotary positions of a batch: always handed to the model, never left for it to find.
 
-Shapes: B samples, P prefix tokens, T answer tokens, D width, V vocabulary, K bins, S slots, R text rows.
+Shapes: B samples, P prefix tokens, T answer tokens.
 """
 
 from __future__ import annotations
@@ -24,8 +24,3 @@ def rope_positions(model: Any, prefix: Prefix, num_answer: int) -> Tensor:
     start = positions.amax(dim=(0, 2)) + 1
     answer = start[:, None] + torch.arange(num_answer, device=start.device)
     return torch.cat([positions, answer.expand(3, -1, -1)], dim=2)
-
-
-def coord_logits(model: Any, hidden_SD: Tensor, first_id: int, num_bins: int) -> Tensor:
-    """Logits `[S, K]` of the coordinate tokens alone."""
-    return torch.nn.functional.linear(hidden_SD, model.lm_head.weight[first_id : first_id + num_bins])
