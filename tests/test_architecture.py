@@ -17,6 +17,7 @@ LAYERS = (
     ("", "errors", "boxes", "types", "progress"),
     ("files", "config"),
     ("codec", "match", "data", "data.scenes"),
+    ("records",),
     ("data.collate",),  # the first that knows tensors
     ("losses", "model", "probes", "report"),
     ("rollout",),
