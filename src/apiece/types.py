@@ -25,6 +25,9 @@ BoxXYXY = tuple[float, float, float, float]
 BinsXYXY = tuple[int, int, int, int]
 IntArray = NDArray[np.int64]
 
+NEAR_BINS = 2
+"""How far from the bin that was written probability still speaks for it (`Rollout.near_mass`)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Instance:
@@ -179,9 +182,12 @@ class Rollout:
     Attributes:
         sample_id: Of the sample it answers.
         ids: `[T]` generated ids, the end token included where one was written.
-        logprobs: `[T]` log-probability of each id under the model's full softmax at temperature 1.
+        logprobs: `[T]` log-probability of each id under the model's full softmax at temperature 1; NaN where the engine
+            does not know it.
         text: The ids decoded, special tokens kept.
         finish_reason: Why it ended.
+        near_mass: `[T]` probability within `NEAR_BINS` bins of a coordinate token, same softmax; NaN for other tokens.
+            `None` from an engine that does not see the distribution.
     """
 
     sample_id: str
@@ -189,6 +195,12 @@ class Rollout:
     logprobs: NDArray[np.float32]
     text: str
     finish_reason: FinishReason
+    near_mass: NDArray[np.float32] | None = None
+
+    def __post_init__(self) -> None:
+        lengths = {len(self.ids), len(self.logprobs), len(self.ids if self.near_mass is None else self.near_mass)}
+        if len(lengths) != 1:
+            raise ValueError(f"ids, log-probabilities and masses must have one length, got {sorted(lengths)}")
 
 
 @dataclass(frozen=True, slots=True)

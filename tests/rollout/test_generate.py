@@ -17,7 +17,7 @@ from apiece.codec import CoordVocab, Renderer, parse_ids, render_text
 from apiece.codec.vocab import encode_plain
 from apiece.config.schema import GenerateSection
 from apiece.data.collate import collate, collate_prefix
-from apiece.rollout.generate import LocalEngine
+from apiece.rollout.generate import LocalEngine, near_mass
 from apiece.types import Encoded, FinishReason, ParseStatus, Role, Slots
 
 STEPS = 12
@@ -118,6 +118,39 @@ def test_logprobs_are_those_of_a_teacher_forced_pass(ending, rollouts) -> None:
         assert_allclose(rollout.logprobs, chosen[row, : len(rollout.ids)], atol=1e-4)
 
 
+def test_mass_near_a_coordinate_token_is_that_of_five_bins() -> None:
+    vocab = CoordVocab(first_id=10, num_bins=8)
+    probability = torch.arange(1, 21) / 210  # id i has (i + 1) / 210: two more ids after the last bin
+    ids = [9, 10, 11, 13, 16, 17, 18]
+    found = near_mass(torch.tensor(ids), probability.log().expand(len(ids), -1), vocab)
+    # Bins beyond the first and the last are not there: text tokens beside them do not count.
+    expected = [
+        np.nan,
+        11 + 12 + 13,
+        11 + 12 + 13 + 14,
+        12 + 13 + 14 + 15 + 16,
+        15 + 16 + 17 + 18,
+        16 + 17 + 18,
+        np.nan,
+    ]
+    assert_allclose(found.numpy() * 210, expected, rtol=1e-5)
+
+
+def test_masses_belong_to_coordinate_tokens_and_are_at_least_the_tokens_own(ending, rollouts) -> None:
+    _, side = ending
+    coords = 0
+    for rollout in rollouts:
+        is_coord = np.array([side.vocab.bin_of(token) is not None for token in rollout.ids.tolist()])
+        assert rollout.near_mass is not None
+        assert rollout.near_mass.dtype == np.float32
+        assert (np.isnan(rollout.near_mass) == ~is_coord).all()
+        own = np.exp(rollout.logprobs[is_coord])
+        assert (rollout.near_mass[is_coord] >= own * (1 - 1e-5)).all()
+        assert (rollout.near_mass[is_coord] <= 1 + 1e-5).all()
+        coords += int(is_coord.sum())
+    assert coords > 0
+
+
 @pytest.mark.parametrize("temperature", [0.0, 1.0], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_answers_do_not_depend_on_the_batch(ending, batch_size, temperature) -> None:
@@ -132,6 +165,7 @@ def test_answers_do_not_depend_on_the_batch(ending, batch_size, temperature) -> 
         assert rollout.ids.tolist() == other.ids.tolist()
         assert rollout.finish_reason is other.finish_reason
         assert_allclose(rollout.logprobs, other.logprobs, atol=1e-4)
+        assert_allclose(rollout.near_mass, other.near_mass, atol=1e-4)
 
 
 def test_sampling_is_seeded_by_run_and_sample(tiny_model, tiny_side) -> None:

@@ -16,12 +16,12 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from apiece.codec.render import CLOSE, RECORD_CLOSE
-from apiece.codec.vocab import decode_exact
+from apiece.codec.vocab import CoordVocab, decode_exact
 from apiece.config.schema import GenerateSection
 from apiece.data.collate import EncodedSample, Prefix, collate_prefix
 from apiece.model.forward import rope_positions
 from apiece.model.load import TextSide
-from apiece.types import FinishReason, Rollout
+from apiece.types import NEAR_BINS, FinishReason, Rollout
 
 
 class Engine(Protocol):
@@ -39,6 +39,7 @@ class _Row:
     rng: np.random.Generator
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    near_mass: list[float] = field(default_factory=list)
     num_coords: int = 0
     finish: FinishReason | None = None
 
@@ -137,9 +138,11 @@ class LocalEngine:
     def _record(self, rows: Sequence[_Row], next_B: Tensor, logprob_BV: Tensor) -> None:
         """Append the chosen ids and decide which rows have ended."""
         chosen = logprob_BV.gather(1, next_B[:, None])[:, 0].tolist()
-        for row, token, logprob in zip(rows, next_B.tolist(), chosen, strict=True):
+        masses = near_mass(next_B, logprob_BV, self.side.vocab).tolist()
+        for row, token, logprob, mass in zip(rows, next_B.tolist(), chosen, masses, strict=True):
             row.ids.append(token)
             row.logprobs.append(logprob)
+            row.near_mass.append(mass)
             row.num_coords += self.side.vocab.bin_of(token) is not None
             row.finish = self._finish(row)
 
@@ -167,4 +170,15 @@ class LocalEngine:
             logprobs=np.array(row.logprobs, dtype=np.float32),
             text=decode_exact(self.side.tokenizer, row.ids),
             finish_reason=row.finish,
+            near_mass=np.array(row.near_mass, dtype=np.float32),
         )
+
+
+def near_mass(ids_B: Tensor, logprob_BV: Tensor, vocab: CoordVocab) -> Tensor:
+    """Probability `[B]` within `NEAR_BINS` bins of each coordinate token, itself included; NaN for other tokens."""
+    bin_B = ids_B - vocab.first_id
+    bin_BW = bin_B[:, None] + torch.arange(-NEAR_BINS, NEAR_BINS + 1, device=ids_B.device)
+    inside_BW = (bin_BW >= 0) & (bin_BW < vocab.num_bins)
+    near_BW = logprob_BV.gather(1, vocab.first_id + bin_BW.clamp(0, vocab.num_bins - 1)).exp()
+    mass_B = near_BW.masked_fill(~inside_BW, 0).sum(1)
+    return mass_B.masked_fill((bin_B < 0) | (bin_B >= vocab.num_bins), float("nan"))
