@@ -16,7 +16,7 @@ GREY, BLACK, WHITE = (64, 64, 74), (0, 0, 0), (255, 255, 255)
 BACKGROUND: Colour = (250, 250, 250)
 CLASS_COLOURS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, YELLOW)
 
-SOLID, DASHED, DOTTED = (1, 0), (9, 6), (3, 6)
+SOLID, LONG, DASHED, SHORT, DOTTED = (1, 0), (14, 4), (9, 6), (5, 4), (3, 6)
 """Line styles: pixels drawn, pixels left out."""
 
 
@@ -28,6 +28,11 @@ class Style:
     colour: Colour
     dash: tuple[int, int]
 
+    @property
+    def css(self) -> str:
+        """The colour as `#rrggbb`."""
+        return "#" + bytes(self.colour).hex()
+
 
 MATCHED = Style("matched", BLUE, SOLID)
 MISSED = Style("missed", ORANGE, DASHED)
@@ -36,6 +41,30 @@ IGNORED = Style("ignored", GREY, DOTTED)
 CROWD_REGION = Style("crowd region", GREY, DOTTED)
 LABEL = Style("label", BLUE, SOLID)
 PREDICTION = Style("prediction", VERMILLION, SOLID)
+
+# A miss has the colour of the outcome that explains it: merged labels are what group boxes cover.
+OUTCOMES = {
+    "tp": MATCHED,
+    "duplicate": Style("duplicate", PURPLE, DASHED),
+    "group": Style("group", VERMILLION, LONG),
+    "fragment": Style("fragment", ORANGE, SHORT),
+    "mislocalised": Style("mislocalised", SKY, DASHED),
+    "wrong_class": Style("wrong class", YELLOW, DASHED),
+    "unlabelled": Style("unlabelled", GREEN, LONG),
+    "background": Style("background", BLACK, SHORT),
+    "ignored": IGNORED,
+}
+"""Of predictions, by outcome, in the order in which legends list them."""
+FATES = {
+    "matched": MATCHED,
+    "merged": Style("merged", VERMILLION, LONG),
+    "misclassified": Style("misclassified", YELLOW, DASHED),
+    "near_miss": Style("near miss", SKY, DASHED),
+    "missed": MISSED,
+}
+"""Of labels, by what became of them."""
+HIDDEN = Style("hidden truth", GREEN, DOTTED)
+"""There, but not labelled."""
 
 
 def ink_on(colour: Colour) -> Colour:
