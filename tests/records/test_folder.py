@@ -1,0 +1,139 @@
+"""Runs as data: what is read, and what is missing or broken, which is said and left out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from made import example_record, write_dump, write_run
+
+from apiece.errors import UserError
+from apiece.records.folder import dumped_steps, find_image, open_run, read_dump
+
+
+def test_a_whole_run_is_read(tmp_path: Path) -> None:
+    run = open_run(write_run(tmp_path / "a_only"))
+    assert run.name == "a_only"
+    assert run.config == {"seed": 0, "optim": {"lr": 1e-05}}
+    assert run.panel is not None
+    assert run.panel["ids"] == ["a", "b"]
+    assert run.series("loss/total") == [(10, 2.0), (20, 1.0)]
+    assert run.series("eval/f1/f1") == [(20, 0.25)]
+    assert run.series("no such figure") == []
+    assert run.steps == (0, 300)
+    assert run.gaps == ()
+    dumps, gaps = run.dumps()
+    assert [dump.step for dump in dumps] == [0, 300]
+    assert gaps == []
+    assert run.dump().step == 300
+    assert list(run.dump(0).by_id) == ["a", "b"]
+    assert run.dump().gaps == ()
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "manifest.json", "metrics.jsonl"])
+def test_a_missing_file_is_a_gap(tmp_path: Path, name: str) -> None:
+    folder = write_run(tmp_path / "run")
+    (folder / name).unlink()
+    run = open_run(folder)
+    assert len(run.gaps) == 1
+    assert f"{name}: cannot be read: No such file" in run.gaps[0]
+    assert [dump.step for dump in run.dumps()[0]] == [0, 300]
+
+
+def test_half_written_last_lines_are_named_and_the_rest_is_read(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    for file in (folder / "metrics.jsonl", folder / "dumps" / "step_000300" / "records.jsonl"):
+        content = file.read_bytes()
+        file.write_bytes(content[: len(content) - 5])
+    run = open_run(folder)
+    assert run.series("loss/total") == [(10, 2.0), (20, 1.0)]
+    assert run.gaps == (f"{folder}/metrics.jsonl:3: left out: the last line is half-written",)
+    dump = run.dump()
+    assert list(dump.by_id) == ["a"]
+    assert dump.gaps == (f"{dump.folder}/records.jsonl:2: left out: the last line is half-written",)
+
+
+def test_broken_and_repeated_lines_are_left_out(tmp_path: Path) -> None:
+    folder = write_dump(tmp_path, 5, [example_record("a", 5), {"schema": 1}, example_record("a", 5)])
+    with (folder / "records.jsonl").open("ab") as file:
+        file.write(b"\n\xff\n" + json.dumps(example_record("c\u2028", 5), ensure_ascii=False).encode())
+    (folder / "0000_a.png").touch()
+    (folder / "0005_c.png").touch()
+    dump = read_dump(folder)
+    assert list(dump.by_id) == ["a", "c\u2028"]
+    assert dump.pictures == {"a": folder / "0000_a.png", "c\u2028": folder / "0005_c.png"}
+    assert [gap.removeprefix(f"{folder}/records.jsonl:")[:14] for gap in dump.gaps] == [
+        "2: left out: s",
+        "3: left out: s",
+        "5: left out: n",
+    ]
+
+
+def test_a_dump_of_another_schema_is_a_gap_and_the_others_are_read(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", steps=(0, 300))
+    write_dump(folder, 100, [], schema=0)
+    run = open_run(folder)
+    assert run.steps == (0, 100, 300)
+    dumps, gaps = run.dumps()
+    assert [dump.step for dump in dumps] == [0, 300]
+    assert len(gaps) == 1
+    assert "step_000100/protocol.json: expected a dump of schema 1, found 0" in gaps[0]
+    with pytest.raises(UserError, match="expected a dump of schema 1, found 0"):
+        run.dump(100)
+
+
+def test_a_record_of_another_schema_stops_its_dump(tmp_path: Path) -> None:
+    folder = write_dump(tmp_path, 5, [example_record("a", 5), example_record("b", 5, schema=2)])
+    with pytest.raises(UserError, match=r"records.jsonl:2: expected a dump of schema 1, found 2"):
+        read_dump(folder)
+
+
+def test_unfinished_dumps_do_not_count(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    (folder / "dumps" / "step_000400.part").mkdir()
+    (folder / "dumps" / "step_000500").touch()
+    assert dumped_steps(folder) == (0, 300)
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="expected the folder of a run, found none"):
+        open_run(tmp_path / "missing")
+    with pytest.raises(UserError, match=r"expected the folder of a run \(config.yaml, .*none of these files in it"):
+        open_run(tmp_path)
+
+
+def test_a_run_without_dumps_says_how_to_get_some(tmp_path: Path) -> None:
+    run = open_run(write_run(tmp_path / "run", steps=()))
+    assert run.dumps() == ([], [])
+    with pytest.raises(UserError, match=r"expected dumps, found none\n  fix: set monitor.every_steps"):
+        run.dump()
+
+
+def test_an_unknown_step_is_told_with_the_known_ones(tmp_path: Path) -> None:
+    run = open_run(write_run(tmp_path / "run"))
+    with pytest.raises(UserError, match="no dump of step 7; there are 2: 0, 300"):
+        run.dump(7)
+
+
+def test_a_dump_without_protocol_is_none(tmp_path: Path) -> None:
+    folder = write_dump(tmp_path, 5, [])
+    (folder / "protocol.json").write_text("{")
+    with pytest.raises(UserError, match=r"not the folder of a dump: protocol.json cannot be read: not valid JSON"):
+        read_dump(folder)
+    (folder / "protocol.json").unlink()
+    with pytest.raises(UserError, match=r"protocol.json cannot be read: .*No such file"):
+        read_dump(folder)
+
+
+def test_an_image_is_found_where_it_was_or_in_the_run(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    record = open_run(folder).dump().records[0]
+    assert find_image(record, folder) is None
+    (folder / "images").mkdir()
+    (folder / "images" / "a.png").touch()
+    assert find_image(record, folder) == folder / "images" / "a.png"
+    record["image"] = str(tmp_path / "b.png")
+    assert find_image(record, folder) is None
+    (tmp_path / "b.png").touch()
+    assert find_image(record, folder) == tmp_path / "b.png"

@@ -1,0 +1,100 @@
+"""One record or protocol: what is written, what is read, what is refused with which words."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from made import example_protocol, example_record
+
+from apiece.errors import UserError
+from apiece.records.record import BrokenLineError, finite, json_line, parse_protocol, parse_record
+
+
+def test_a_record_comes_back_as_it_was_written() -> None:
+    record = example_record()
+    line = json_line(record)
+    assert line.endswith("}\n")
+    assert line.count("\n") == 1
+    assert parse_record(line, "x:1") == record
+
+
+def test_what_is_not_finite_becomes_null() -> None:
+    row = {"score": float("nan"), "iou": np.float32("inf"), "mass": np.array([0.5, np.nan]), "n": np.int64(3)}
+    assert finite(row) == {"score": None, "iou": None, "mass": [0.5, None], "n": 3}
+    assert json_line({"a": (1, float("-inf"), True, "NaN")}) == '{"a":[1,null,true,"NaN"]}\n'
+
+
+def test_a_nan_that_another_tool_wrote_is_read_as_null() -> None:
+    record = example_record()
+    record["predictions"][0]["score"] = float("nan")
+    read = parse_record(json.dumps(record), "x:1")
+    assert read["predictions"][0]["score"] is None
+
+
+@pytest.mark.parametrize("desc", ["</script><b>", "بطة", "🦆\u2028book", "x" * 10_000, ""])
+def test_hostile_names_pass_through_as_text(desc: str) -> None:
+    record = example_record()
+    record["predictions"][0]["desc"] = desc
+    line = json_line(record)
+    assert line.count("\n") == 1
+    assert parse_record(line.encode(), "x:1")["predictions"][0]["desc"] == desc
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        (0, r"expected a dump of schema 1, found 0: it was written by an older apiece\n  fix: read it with the apiece"),
+        (None, "expected a dump of schema 1, found none: it was written by an older apiece"),
+        ("1", "found '1': it was written by an older apiece"),
+        (2, r"found 2: it was written by a newer apiece\n  fix: update apiece to read it"),
+    ],
+)
+def test_another_schema_is_told_with_its_remedy(found: Any, message: str) -> None:
+    for read, value in ((parse_record, example_record()), (parse_protocol, example_protocol())):
+        value["schema"] = found
+        with pytest.raises(UserError, match=rf"dumps/x\.jsonl:7: .*{message}") as caught:
+            read(json.dumps(value), Path("dumps/x.jsonl:7"))
+        assert caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"predictions": None}, "predictions: Input should be a valid list"),
+        ({"width": "192"}, "width: Input should be a valid integer"),
+        ({"hidden": [{"desc": "book", "bbox": [1, 2, 3]}]}, "expected a bbox of 4 numbers, found 3"),
+        ({"objects": []}, "points to an object that is not among the 0 of the record"),
+    ],
+)
+def test_a_broken_record_says_where(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(BrokenLineError, match=re.escape(message)):
+        parse_record(json.dumps(example_record(**change)), "x:1")
+
+
+@pytest.mark.parametrize(("text", "message"), [("[]", "expected a JSON object"), ('{"schema": 1,', "not valid JSON")])
+def test_a_line_that_is_no_object_is_no_record(text: str, message: str) -> None:
+    with pytest.raises(BrokenLineError, match=message):
+        parse_record(text, "x:1")
+
+
+def test_a_missing_key_is_named() -> None:
+    protocol = example_protocol()
+    del protocol["data_sha256"]
+    with pytest.raises(BrokenLineError, match="data_sha256: Field required"):
+        parse_protocol(json.dumps(protocol), "protocol.json")
+
+
+def test_further_keys_are_no_mistake() -> None:
+    assert parse_record(json.dumps(example_record(note="of a later version")), "x:1")["id"] == "000044"
+
+
+def test_the_page_shows_this_form() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "records.md").read_text(encoding="utf-8")
+    block = page.split("## A record")[1].split("```json\n")[1].split("```")[0]
+    words = set(re.findall(r'"(\w+)":', block))
+    assert words >= set(example_record()) | set(example_record()["predictions"][0]) | set(example_record()["answer"])
