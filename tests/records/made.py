@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-
 CURVE = {"start": 12, "step": 1, "peak": 0.21, "values": "/w=="}
 
 
