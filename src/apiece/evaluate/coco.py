@@ -4,7 +4,7 @@ The protocol of https://cocodataset.org/#detection-eval: AP over IoU 0.50:0.05:0
 ignored, size ranges by annotation area, at most 100 detections an image and class. The figures equal pycocotools';
 -1 is its word for "no label to find here" and is kept.
 
-Shapes: I images, C classes, N rows.
+Shapes: I images, C classes, N rows, T IoU thresholds.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import hotcoco
 import numpy as np
+from numpy.typing import NDArray
 
 from apiece.boxes import FloatArray
 from apiece.evaluate.forms import Detections, GroundTruth
@@ -51,6 +52,76 @@ def coco_scores(
     Raises:
         ValueError: A detection's image or class is not one of `truth`.
     """
+    evaluator = _evaluator(truth, detections)
+    evaluator.evaluate()
+    evaluator.accumulate()
+    evaluator.summary_lines()  # fills `stats` as summarize() does, without printing
+    stats: list[float] = np.asarray(evaluator.stats).tolist()
+    assert evaluator.eval is not None
+    return CocoScores(
+        figures=dict(zip(FIGURES, stats, strict=True)),
+        by_class=_by_class(evaluator.eval["precision"], truth.names),
+        by_subset=_by_subset(evaluator, subsets or {}),
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CocoMatches:
+    """What the protocol decided image by image, before it is summed up: AP of any choice of images follows from it.
+
+    Attributes:
+        image: `[N]` index into the images, for the detections that count (at most 100 an image and class), in the order
+            in which AP goes through them: by class, falling score, then as written.
+        category: `[N]` index into the classes.
+        found: `[T, N]` whether each is a true positive at IoU 0.50:0.05:0.95.
+        ignored: `[T, N]` whether each is neither right nor wrong.
+        labels: `[I, C]` labels to find.
+    """
+
+    image: IntArray
+    category: IntArray
+    found: NDArray[np.bool_]
+    ignored: NDArray[np.bool_]
+    labels: IntArray
+
+
+def coco_matches(truth: GroundTruth, detections: Detections) -> CocoMatches:
+    """Match by the official COCO protocol, all areas, and keep every decision.
+
+    Raises:
+        ValueError: A detection's image or class is not one of `truth`.
+    """
+    evaluator = _evaluator(truth, detections)
+    evaluator.params.area_rng = evaluator.params.area_rng[:1]
+    evaluator.params.area_rng_lbl = evaluator.params.area_rng_lbl[:1]
+    evaluator.evaluate()
+    cells = [cell for cell in evaluator.eval_imgs if cell is not None]
+    labels = np.zeros((len(truth.images), len(truth.categories)), dtype=np.int64)
+    for cell in cells:
+        labels[cell["image_id"] - 1, cell["category_id"] - 1] = len(cell["gtIgnore"]) - np.count_nonzero(
+            cell["gtIgnore"]
+        )
+    thresholds = len(evaluator.params.iou_thrs)
+    lengths = [len(cell["dtScores"]) for cell in cells]
+    image = np.repeat(np.array([cell["image_id"] - 1 for cell in cells], dtype=np.int64), lengths)
+    category = np.repeat(np.array([cell["category_id"] - 1 for cell in cells], dtype=np.int64), lengths)
+    score = np.concatenate([np.zeros(0), *(np.asarray(cell["dtScores"], dtype=np.float64) for cell in cells)])
+    empty = np.zeros((thresholds, 0), dtype=bool)
+    found, ignored = (
+        np.concatenate([empty, *(np.asarray(cell[key], dtype=bool).reshape(thresholds, -1) for cell in cells)], axis=1)
+        for key in ("dtMatched", "dtIgnore")
+    )
+    order = np.lexsort((image, -score, category))  # stable: within an image as the protocol ranked them
+    return CocoMatches(
+        image=image[order],
+        category=category[order],
+        found=(found & ~ignored)[:, order],
+        ignored=ignored[:, order],
+        labels=labels,
+    )
+
+
+def _evaluator(truth: GroundTruth, detections: Detections) -> hotcoco.COCOeval:
     detections.check_against(truth)
     # Numbered from 1: evaluators take annotation id 0 for "unmatched". Order by id is kept, as it decides ties.
     labels = hotcoco.COCO.from_arrays(
@@ -64,17 +135,7 @@ def coco_scores(
         iscrowd=truth.iscrowd.astype(np.int64),
     )
     rows = np.column_stack([detections.image + 1, detections.bbox_xywh, detections.score, detections.category + 1])
-    evaluator = hotcoco.COCOeval(labels, labels.load_res(rows), "bbox")
-    evaluator.evaluate()
-    evaluator.accumulate()
-    evaluator.summary_lines()  # fills `stats` as summarize() does, without printing
-    stats: list[float] = np.asarray(evaluator.stats).tolist()
-    assert evaluator.eval is not None
-    return CocoScores(
-        figures=dict(zip(FIGURES, stats, strict=True)),
-        by_class=_by_class(evaluator.eval["precision"], truth.names),
-        by_subset=_by_subset(evaluator, subsets or {}),
-    )
+    return hotcoco.COCOeval(labels, labels.load_res(rows), "bbox")
 
 
 def _by_class(precision: FloatArray, names: tuple[str, ...]) -> dict[str, dict[str, float]]:
