@@ -132,7 +132,7 @@ def test_the_anchor_differs_in_four_values(path: Path, against: Path) -> None:
 
 def test_a_child_for_this_machine_keeps_the_objective_and_the_channel() -> None:
     changed = differences(CONFIGS / "tiny" / "a_only.yaml", PROD / "desc_first_a_only.yaml")
-    assert set(changed) <= {"model", "data", "optim", "train", "generate", "eval"}
+    assert set(changed) <= {"model", "data", "optim", "train", "generate", "eval", "monitor"}
 
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in PROD.glob("desc_first_a_only_*.yaml")))

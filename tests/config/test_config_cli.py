@@ -34,7 +34,9 @@ def run(*arguments: str) -> str:
 
 def test_it_prints_every_setting_with_its_source() -> None:
     text = run("a.yaml", "train.steps=77")
-    lines = {line.split(":")[0].strip(): line.split("  # ")[-1] for line in text.splitlines() if "#" in line}
+    lines: dict[str, str] = {}
+    for line in text.splitlines():
+        lines.setdefault(line.split(":")[0].strip(), line.split("  # ")[-1])
     assert lines["seed"] == "base.yaml:1"
     assert lines["lr"] == "a.yaml:3"
     assert lines["steps"] == "command line"

@@ -113,3 +113,16 @@ def test_the_schema_has_extends_and_the_documentation() -> None:
 def test_docs_config_md_is_up_to_date() -> None:
     remedy = "docs/config.md is out of date; run: apiece config --reference --out docs/config.md"
     assert _DOCS.read_text(encoding="utf-8") == reference(), remedy
+
+
+def test_a_key_that_is_a_word_of_pythons_is_that_key_everywhere(tmp_path: Path) -> None:
+    overrides = ["data.eval=x.jsonl", "monitor.every_steps=5", "monitor.panel.from=runs/a"]
+    loaded = load_config(None, overrides)
+    assert loaded.config.monitor.panel.from_run == "runs/a"
+    assert str(loaded.sources["monitor.panel.from"]) == "command line"
+    path = tmp_path / "config.yaml"
+    path.write_text(dump_config(loaded.config))
+    assert "    from: runs/a\n" in path.read_text()
+    assert load_config(path).config == loaded.config
+    assert "from" in config_schema()["$defs"]["PanelSection"]["properties"]
+    assert "| `monitor.panel.from` | text or null | `null` |" in reference()

@@ -33,6 +33,24 @@ from apiece.errors import UserError
             ["eval.samples=3"],
             "eval.samples: has no effect without data.eval: name the JSONL to evaluate on, or set it back",
         ),
+        (["data.complete=x"], "data.complete: has no effect without data.eval, whose images it completes"),
+        (["monitor.every_steps=3"], "monitor.every_steps is set but data.eval is not: name the JSONL that the panel"),
+        (
+            ["monitor.pictures=false"],
+            "monitor.pictures: has no effect without monitor.every_steps: set it to the steps",
+        ),
+        (["monitor.panel.from=runs/a"], "monitor.panel.from: has no effect without monitor.every_steps"),
+        (
+            ["data.eval=x", "monitor.every_steps=3", "monitor.panel.from=runs/a", "monitor.panel.size=3"],
+            r"monitor.panel.size: has no effect with monitor.panel.from, which names the samples: leave that out, or "
+            r"set it back to its default \(16\)",
+        ),
+        (
+            ["data.eval=x", "monitor.every_steps=3", "monitor.panel.size=0"],
+            r"the panel is empty: raise monitor.panel.size, or name samples in monitor.panel.ids",
+        ),
+        (["monitor.panel.from_run=a"], r"monitor.panel.from_run: unknown key \(did you mean 'from'\?\)"),
+        (["monitor.panel.from=3"], "monitor.panel.from: expected text or null, found 3"),
     ],
 )
 def test_a_pair_that_makes_no_sense(overrides: list[str], message: str) -> None:
@@ -48,6 +66,8 @@ def test_a_pair_that_makes_no_sense(overrides: list[str], message: str) -> None:
         ["eval.every_steps=3", "eval.samples=3", "data.eval=x.jsonl"],
         ["optim.lr_muon=0.1", "optim.name=muon"],
         ["optim.lr_muon=0.02"],
+        ["data.eval=x", "data.complete=y", "monitor.every_steps=3", "monitor.panel={size: 0, ids: ['1']}"],
+        ["data.eval=x", "monitor.every_steps=3", "monitor.panel.from=runs/a", "monitor.elsewhere=0"],
     ],
 )
 def test_a_pair_that_does(overrides: list[str]) -> None:

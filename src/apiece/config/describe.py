@@ -49,10 +49,15 @@ def section_of(annotation: Any) -> type[BaseModel] | None:
     return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
 
 
+def keys(model: type[BaseModel]) -> dict[str, tuple[str, FieldInfo]]:
+    """Key in a file -> attribute and field; they differ where the key is a word of Python's."""
+    return {field.alias or name: (name, field) for name, field in model.model_fields.items()}
+
+
 def settings(model: type[BaseModel], prefix: tuple[str, ...] = ()) -> Iterator[Setting]:
     """All sections and settings of a model, in order, each section before what is in it."""
-    for name, field in model.model_fields.items():
-        path = (*prefix, name)
+    for key, (_, field) in keys(model).items():
+        path = (*prefix, key)
         annotation = field.rebuild_annotation()
         default = field.get_default(call_default_factory=True, validated_data={})
         yield Setting(path, annotation, default, " ".join((field.description or "").split()))
@@ -70,8 +75,8 @@ def type_at(annotation: Any, path: KeyPath) -> Any:
         return type_at(get_args(annotation)[0], path)
     section = section_of(annotation)
     if section is not None:
-        field = section.model_fields.get(str(head))
-        return None if field is None else type_at(field.rebuild_annotation(), rest)
+        found = keys(section).get(str(head))
+        return None if found is None else type_at(found[1].rebuild_annotation(), rest)
     origin, args = get_origin(annotation), get_args(annotation)
     if origin in (Union, types.UnionType):
         found = [inner for arg in args if (inner := type_at(arg, path)) is not None]

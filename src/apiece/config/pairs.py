@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from apiece.config.describe import section_of
+from apiece.config.describe import keys, section_of
 
 Check = Callable[[Any], str | None]
 """Config -> what is wrong. (This module comes before `Config`, so it cannot name it.)"""
@@ -87,7 +87,7 @@ def value_at(config: BaseModel, path: str) -> Any:
     """The value at a dotted path; `None` below a section that is null."""
     value: Any = config
     for name in path.split("."):
-        value = None if value is None else getattr(value, name)
+        value = None if value is None else getattr(value, keys(type(value))[name][0])
     return value
 
 
@@ -95,10 +95,10 @@ def default_at(model: type[BaseModel], path: str) -> Any:
     """The default of the setting at a dotted path."""
     *sections, name = path.split(".")
     for part in sections:
-        section = section_of(model.model_fields[part].rebuild_annotation())
+        section = section_of(keys(model)[part][1].rebuild_annotation())
         assert section is not None, path
         model = section
-    return model.model_fields[name].get_default(call_default_factory=True, validated_data={})
+    return keys(model)[name][1].get_default(call_default_factory=True, validated_data={})
 
 
 def changed(config: BaseModel, path: str) -> bool:

@@ -29,6 +29,21 @@ def _something_to_evaluate(config: Config) -> str | None:
     return "eval.every_steps is set but data.eval is not: name the JSONL to evaluate on"
 
 
+@rule("monitor.every_steps", "data.eval")
+def _something_to_dump(config: Config) -> str | None:
+    if config.monitor.every_steps is None or config.data.eval is not None:
+        return None
+    return "monitor.every_steps is set but data.eval is not: name the JSONL that the panel is chosen from"
+
+
+@rule("monitor.panel.size", "monitor.panel.ids", "monitor.panel.from")
+def _panel_of_something(config: Config) -> str | None:
+    panel = config.monitor.panel
+    if panel.size or panel.ids or panel.from_run is not None:
+        return None
+    return "the panel is empty: raise monitor.panel.size, or name samples in monitor.panel.ids"
+
+
 @rule("optim.warmup_steps", "train.steps")
 def _warmup_ends(config: Config) -> str | None:
     warmup, steps = config.optim.warmup_steps, config.train.steps
@@ -47,6 +62,34 @@ no_effect(
     unless=lambda config: config.data.eval is not None,
     why="without data.eval: name the JSONL to evaluate on",
 )
+no_effect(
+    "data.complete",
+    reads="data.eval",
+    unless=lambda config: config.data.eval is not None,
+    why="without data.eval, whose images it completes: name the JSONL to evaluate on",
+)
+for _knob in (
+    "monitor.panel.size",
+    "monitor.panel.ids",
+    "monitor.panel.seed",
+    "monitor.panel.from",
+    "monitor.pictures",
+    "monitor.probes",
+    "monitor.elsewhere",
+):
+    no_effect(
+        _knob,
+        reads="monitor.every_steps",
+        unless=lambda config: config.monitor.every_steps is not None,
+        why="without monitor.every_steps: set it to the steps between dumps",
+    )
+for _knob in ("monitor.panel.size", "monitor.panel.ids", "monitor.panel.seed"):
+    no_effect(
+        _knob,
+        reads="monitor.panel.from",
+        unless=lambda config: config.monitor.panel.from_run is None,
+        why="with monitor.panel.from, which names the samples: leave that out",
+    )
 
 
 def _several_passes(config: Config) -> bool:

@@ -23,7 +23,12 @@ class Section(BaseModel):
     """Base of every section: unknown keys are errors, values never change after loading."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        serialize_by_alias=True,  # a key that is a word of Python's, such as `from`, is an alias
     )
 
 
@@ -68,6 +73,7 @@ class ObjectOrder(StrEnum):
 
     SORTED = "sorted"
     LEFT_TO_RIGHT = "left_to_right"
+    READING = "reading"
     RANDOM = "random"
 
 
@@ -77,6 +83,13 @@ class Precision(StrEnum):
     AUTO = "auto"
     FP32 = "fp32"
     BF16 = "bf16"
+
+
+class Parallel(StrEnum):
+    """What several processes do with the model."""
+
+    DDP = "ddp"
+    FSDP = "fsdp"
 
 
 class ModelSection(Section):
@@ -99,10 +112,13 @@ class DataSection(Section):
     """Training JSONL (docs/data.md), relative to the current folder."""
     eval: str | None = None
     """JSONL evaluated during training; none: no evaluation."""
+    complete: str | None = None
+    """Everything that is on the images of `data.eval` (COCO or JSONL), where it is known: adds the true F1."""
     max_objects: PositiveCount = 60
     """Images with more labelled objects are left out of training, with a count; never out of evaluation."""
     object_order: ObjectOrder = ObjectOrder.SORTED
-    """`sorted` by (y1, x1), `left_to_right` by (x1, y1), or `random`, seeded by sample and epoch."""
+    """`sorted` by (y1, x1), `left_to_right` by (x1, y1), `reading` row by row and in a row by (x1, y1), or `random`, seeded
+    by sample and epoch."""
     max_pixels: PositiveCount = 1_048_576
     """Images above this many pixels are resized down to it; none is ever enlarged beyond rounding to the patch grid."""
     flip: bool = False
@@ -282,6 +298,9 @@ class TrainSection(Section):
     """Where figures go besides `metrics.jsonl`."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; `auto` takes a GPU where there is one."""
+    parallel: Parallel = Parallel.DDP
+    """Under torchrun, `ddp`: every process holds the model; `fsdp`: they share weights, gradients and optimizer state
+    among them. Same results, same checkpoints. With one process there is nothing to share."""
 
 
 class GenerateSection(Section):
@@ -304,6 +323,34 @@ class EvalSection(Section):
     """Steps between evaluations; none: only at the end."""
     samples: PositiveCount = 64
     """Size of the fixed subset of `data.eval`."""
+
+
+class PanelSection(Section):
+    """The samples of `data.eval` that are dumped: chosen once, the same at every step."""
+
+    size: Count = 16
+    """How many are chosen, in equal shares of images with 1-5, 6-15 and 16+ labels (and a few with none)."""
+    ids: tuple[str, ...] = ()
+    """Sample ids that are in it beside those."""
+    seed: Count = 0
+    """Of the choice; not the run's seed, so that runs that differ in it show the same images."""
+    from_run: Annotated[str | None, Field(alias="from")] = None
+    """Folder of a run whose panel is taken over; its `data.eval` must be the same file."""
+
+
+class MonitorSection(Section):
+    """Dumps of a fixed panel during training, to be looked at with `apiece report` (docs/records.md)."""
+
+    every_steps: PositiveCount | None = None
+    """Steps between dumps; there is one before the first step and one at the end, too. None: no dumps."""
+    panel: PanelSection = PanelSection()
+    """What is dumped."""
+    pictures: bool = True
+    """Draw each sample of a dump as a PNG: labels left, predictions right."""
+    probes: bool = True
+    """Read what the model believes at the labels' coordinates."""
+    elsewhere: Count = 16
+    """How many broken answers of the evaluation of the same step are kept beside the panel, at most."""
 
 
 class RunSection(Section):
@@ -340,6 +387,8 @@ class Config(Section):
     """Generation, in evaluation and prediction alike."""
     eval: EvalSection = EvalSection()
     """Evaluation during training."""
+    monitor: MonitorSection = MonitorSection()
+    """Dumps during training."""
 
     @model_validator(mode="after")
     def _check_rules(self) -> Self:

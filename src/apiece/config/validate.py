@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from apiece.config.describe import base_types, describe, options, section_of, settings, show, type_at
+from apiece.config.describe import base_types, describe, keys, options, section_of, settings, show, type_at
 from apiece.config.pairs import RuleError
 from apiece.config.schema import Config
 from apiece.config.yaml_source import COMMAND_LINE, DEFAULT, KeyPath, Node, Problem, Source, dotted
@@ -131,7 +131,7 @@ def _hint(annotation: Any, node: Node) -> str:
 def _sibling(path: KeyPath) -> str | None:
     """The known key next to an unknown one that is most like it."""
     section = section_of(type_at(Config, path[:-1]))
-    close = get_close_matches(str(path[-1]), list(section.model_fields) if section else [], n=1)
+    close = get_close_matches(str(path[-1]), list(keys(section)) if section else [], n=1)
     return close[0] if close else None
 
 
