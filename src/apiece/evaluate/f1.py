@@ -14,12 +14,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from apiece.boxes import FloatArray
 from apiece.evaluate.forms import Detections, GroundTruth
-from apiece.match import inside_crowd, match_groups
+from apiece.outcomes import IOU_MIN, SplitMatch, match_labels
 from apiece.types import IntArray
 
-IOU_MIN = 0.5
+__all__ = [
+    "CROWDING",
+    "IOU_MIN",
+    "Scores",
+    "SplitMatch",
+    "class_scores",
+    "crowding_of_images",
+    "crowding_scores",
+    "match_split",
+    "total_scores",
+]
+
 CROWDING = ("0", "1-5", "6-15", "16+")
 """Images by how many labels they have, crowd regions not counted."""
 _CROWDING_STARTS = (1, 6, 16)
@@ -77,25 +87,6 @@ class Scores:
         }
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class SplitMatch:
-    """How a whole split was matched; all indices are rows of the detections and of the ground truth.
-
-    Attributes:
-        pairs: `[K, 2]` of (detection, label).
-        iou: `[K]` IoU of each pair.
-        false_positives: Rows of detections.
-        ignored: Rows of detections: unmatched, but half or more inside a crowd region of their class.
-        misses: Rows of labels; never crowd regions.
-    """
-
-    pairs: IntArray
-    iou: FloatArray
-    false_positives: IntArray
-    ignored: IntArray
-    misses: IntArray
-
-
 def match_split(truth: GroundTruth, detections: Detections, *, min_score: float = 0.0) -> SplitMatch:
     """Match all detections scored `min_score` or more to the labels of their image and class.
 
@@ -104,21 +95,7 @@ def match_split(truth: GroundTruth, detections: Detections, *, min_score: float 
     """
     detections.check_against(truth)
     kept = np.flatnonzero(detections.score >= min_score)
-    objects, crowds = np.flatnonzero(~truth.iscrowd), np.flatnonzero(truth.iscrowd)
-    boxes, truth_boxes = detections.bbox_xyxy[kept], truth.bbox_xyxy
-    classes = len(truth.categories)
-    group = detections.image[kept] * classes + detections.category[kept]
-    truth_group = truth.image * classes + truth.category
-    match = match_groups(boxes, group, truth_boxes[objects], truth_group[objects], IOU_MIN)
-    left = match.unmatched_predictions
-    inside = inside_crowd(boxes[left], group[left], truth_boxes[crowds], truth_group[crowds])
-    return SplitMatch(
-        pairs=np.stack([kept[match.pairs[:, 0]], objects[match.pairs[:, 1]]], axis=1),
-        iou=match.iou,
-        false_positives=kept[left[~inside]],
-        ignored=kept[left[inside]],
-        misses=objects[match.unmatched_truths],
-    )
+    return match_labels(truth, detections, kept)
 
 
 def total_scores(match: SplitMatch) -> Scores:
