@@ -18,6 +18,7 @@ from apiece.config.schema import ObjectiveSection, Stage2Section
 from apiece.data.collate import Batch, EncodedSample, collate
 from apiece.losses.compose import Objective, mean, total_loss
 from apiece.train.distributed import World
+from apiece.train.sharding import whole
 from apiece.train.step import train_step
 
 # Different prefixes and answers; one without objects; four instances of one name, so that contexts can mix them.
@@ -168,7 +169,7 @@ class Recorder(torch.optim.SGD):
         self.seen: dict[str, Tensor] = {}
 
     def step(self, closure: object = None) -> None:  # type: ignore[override]
-        self.seen = {n: p.grad.clone() for p, n in self.names.items() if p.grad is not None}
+        self.seen = {n: whole(p.grad).clone() for p, n in self.names.items() if p.grad is not None}
 
 
 def stepped(module: Any, step: SoftContext, batches: Sequence[Batch], world: World) -> Result:

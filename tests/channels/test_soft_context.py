@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import two_ranks
 from equivalence import (
     BASELINE,
     EVERYTHING,
@@ -129,9 +130,10 @@ def test_accumulation_gives_the_step_of_the_whole_batch(small, tiny_side, micro,
     assert_same(stepped(step, step, [batch_of(tiny_side, p) for p in parts], ALONE), whole)
 
 
-@pytest.mark.slow
-def test_two_gloo_ranks_take_the_step_of_one(small, tiny_side, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    script, out = Path(__file__).with_name("two_ranks.py"), tmp_path / "result.pt"
+@pytest.fixture(scope="module")
+def of_two_ranks(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Result]:
+    """The steps of `two_ranks.py`, taken by two gloo processes."""
+    script, out = Path(__file__).with_name("two_ranks.py"), tmp_path_factory.mktemp("ranks") / "results.pt"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
         [*torchrun, str(script), str(tiny_checkpoint), str(out)],
@@ -141,8 +143,16 @@ def test_two_gloo_ranks_take_the_step_of_one(small, tiny_side, tiny_checkpoint: 
         timeout=300,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    both = Result(*torch.load(out))
-    assert_same(both, plain(small, tiny_side, toy.encode(tiny_side, *RAGGED), EVERYTHING, stage2(n_softctx_iter=2)))
+    return {name: Result(*result) for name, result in torch.load(out).items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", two_ranks.CASES)
+def test_two_gloo_ranks_take_the_step_of_one(of_two_ranks, tiny_side, case) -> None:
+    """Replicated and sharded, against whole forwards in one process."""
+    _, knobs, _, tied = two_ranks.CASES[case]
+    model, samples = small_model(tiny_side, tied=tied), toy.encode(tiny_side, *RAGGED)
+    assert_same(of_two_ranks[case], plain(model, tiny_side, samples, EVERYTHING, stage2(**knobs)))
 
 
 # ---------------------------------------------------------------- names and the table

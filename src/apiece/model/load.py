@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, Qwen2VLImageProcessorPil, Qwen3VLForConditionalGeneration
 from transformers.utils import is_flash_attn_2_available
 from transformers.utils import logging as transformers_logging
@@ -151,11 +152,25 @@ def load_model(
 
 
 def save_pretrained(
-    model: Any, tokenizer: Any, image_processor: Qwen2VLImageProcessorPil, out: Path, card: dict[str, Any] | None = None
+    model: Any,
+    tokenizer: Any,
+    image_processor: Qwen2VLImageProcessorPil,
+    out: Path,
+    card: dict[str, Any] | None = None,
+    weights: dict[str, Tensor] | None = None,
 ) -> None:
-    """Write a checkpoint folder that the ordinary loading code reads."""
+    """Write a checkpoint folder that the ordinary loading code reads.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer.
+        image_processor: Its image processor.
+        out: Folder; made if missing.
+        card: What the weights were trained under, for `apiece.json`.
+        weights: All weights by name, where the model holds only a part of them.
+    """
     out.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(out)
+    model.save_pretrained(out, state_dict=weights)
     tokenizer.save_pretrained(out)
     image_processor.save_pretrained(out)
     write_json(out / CARD, card or {})

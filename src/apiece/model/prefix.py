@@ -23,9 +23,10 @@ KeysValues = tuple[Tensor, Tensor]
 
 
 class KeepPrefix:
-    """Stands in for a cache in the first pass: keeps the first `cut` keys and values of every layer, in the graph.
+    """Stands in for a cache in the first pass: keeps the keys and values of every layer, in the graph.
 
-    Gradient checkpointing runs a layer again in the backward pass; what was kept then stays as it is.
+    Later passes share those before `cut`. Gradient checkpointing runs a layer again in the backward pass; what was kept
+    then stays as it is.
     """
 
     def __init__(self, cut: int) -> None:
@@ -35,19 +36,25 @@ class KeepPrefix:
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any) -> KeysValues:
         """Called by the attention of `layer` with `[B, heads, L, d]`; returns what to attend to."""
         if layer not in self.layers:
-            self.layers[layer] = (keys[:, :, : self.cut], values[:, :, : self.cut])
+            self.layers[layer] = (keys, values)
         return keys, values
 
 
 class ReadPrefix:
-    """Stands in for a cache in later passes: puts the kept keys and values before the new ones, and stores nothing."""
+    """Stands in for a cache in later passes: puts the kept keys and values before the new ones, and stores nothing.
 
-    def __init__(self, kept: KeepPrefix) -> None:
+    Args:
+        kept: Of the first pass.
+        cut: How many of its positions are read; `None` for all, for a caller whose mask says which.
+    """
+
+    def __init__(self, kept: KeepPrefix, cut: int | None) -> None:
         self.layers = kept.layers
+        self.cut = cut
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any) -> KeysValues:
         """Called by the attention of `layer`; returns what to attend to."""
-        prefix_keys, prefix_values = self.layers[layer]
+        prefix_keys, prefix_values = (kept[:, :, : self.cut] for kept in self.layers[layer])
         return torch.cat([prefix_keys, keys], dim=2), torch.cat([prefix_values, values], dim=2)
 
 
@@ -60,8 +67,8 @@ class FirstPass:
         embeds_BTD: Input embeddings of the answer's tokens.
         positions: `[3, B, P + T - 1]` rotary positions.
         key_mask: `[B, P + T - 1]` bool, false at padding on the left; `None` where there is none.
-        kept: Keys and values before the first slot.
-        first_slot: Index of the earliest slot in the batch's answers.
+        kept: Keys and values; those before the first slot are shared by all passes.
+        first_slot: Index of the earliest slot in the batch's answers; of the last token fed in, if that comes first.
     """
 
     hidden_BTD: Tensor
@@ -84,7 +91,11 @@ def first_pass(model: Any, batch: Batch) -> FirstPass:
     The last token of an answer predicts nothing, so it is not fed in.
     """
     prefix, num_prefix, num_answer = batch.prefix, batch.prefix.ids.shape[1], batch.answer_ids.shape[1]
-    first_slot = int(batch.slots.position.min()) if len(batch.slots) else num_answer
+    # Later passes run one position at least, also where no slot is fed in: processes that share weights between them
+    # must run the layers equally often.
+    first_slot = max(num_answer - 2, 0)
+    if len(batch.slots):
+        first_slot = min(first_slot, int(batch.slots.position.min()))
     # One look-up for both: the gradient of each is as large as the whole table.
     embeds = model.get_input_embeddings()(torch.cat([prefix.ids, batch.answer_ids], dim=1))
     embeds_BTD = embeds[:, num_prefix:]
@@ -94,7 +105,7 @@ def first_pass(model: Any, batch: Batch) -> FirstPass:
         key_mask = torch.nn.functional.pad(prefix.mask, (0, num_answer - 1), value=True)
     positions = rope_positions(model, prefix, num_answer - 1)
     kept = KeepPrefix(num_prefix + first_slot)
-    hidden = _run_layers(
+    hidden = run_layers(
         model,
         torch.cat([prefix_embeds, embeds_BTD[:, :-1]], dim=1),
         positions,
@@ -119,12 +130,12 @@ def later_pass(model: Any, first: FirstPass, embeds_BTD: Tensor) -> Tensor:
     start, total = first.kept.cut, first.positions.shape[2]
     if start >= total:
         return first.hidden_BTD
-    hidden = _run_layers(
+    hidden = run_layers(
         model,
         embeds_BTD[:, first.first_slot : -1],
         first.positions[:, :, start:],
         attention_mask(model, first.key_mask, start, total, hidden_device=embeds_BTD.device),
-        ReadPrefix(first.kept),
+        ReadPrefix(first.kept, start),
     )
     hidden = model.model.language_model.norm(hidden)
     return torch.cat([first.hidden_BTD[:, : first.first_slot + 1], hidden], dim=1)
@@ -163,7 +174,7 @@ def _joined(features: Tensor | Sequence[Tensor]) -> Tensor:
     return features if isinstance(features, Tensor) else torch.cat(list(features))
 
 
-def _run_layers(
+def run_layers(
     model: Any,
     hidden: Tensor,
     positions: Tensor,

@@ -1,7 +1,8 @@
 """Checkpoints of a run: the model as an ordinary folder, the optimizer's state, and the step. Complete or absent.
 
 Nothing is pickled: tensors are safetensors, the rest is JSON. Batches are a function of the step, so the step is all
-that is needed of the sampler; the loop draws no other random numbers.
+that is needed of the sampler; the loop draws no other random numbers. Weights and state are whole in the files, so a
+run may be resumed on another number of processes, replicated or sharded.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from safetensors.torch import load_file, save_file
 from apiece.errors import UserError
 from apiece.files import write_json
 from apiece.model.load import TextSide, save_pretrained
+from apiece.train.distributed import World
 from apiece.train.optim import load_optimizer_tensors, optimizer_tensors
+from apiece.train.sharding import put_weights, weights_of, whole_state
 
 
 def checkpoint_folder(run: Path, step: int) -> Path:
@@ -36,21 +39,27 @@ def save_checkpoint(
     optimizers: Sequence[torch.optim.Optimizer],
     card: dict[str, Any],
     keep_last: int,
+    world: World,
 ) -> Path:
     """Write the checkpoint after `step` steps under a temporary name, rename it, then drop the oldest.
+
+    All processes must call this, as they may hold parts; one of them writes.
 
     Returns:
         The checkpoint's folder.
     """
     folder = checkpoint_folder(run, step)
-    if folder.exists():
+    weights = whole_state(weights_of(model), world)
+    state = whole_state(optimizer_tensors(model, optimizers), world)
+    if folder.exists() or not world.is_main:
         return folder
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        save_pretrained(model, side.tokenizer, side.images.processor, temporary / "model", card | {"step": step})
-        state = {k: v.contiguous() for k, v in optimizer_tensors(model, optimizers).items()}
-        save_file(state, temporary / "optimizer.safetensors")
+        save_pretrained(
+            model, side.tokenizer, side.images.processor, temporary / "model", card | {"step": step}, weights
+        )
+        save_file({k: v.contiguous() for k, v in state.items()}, temporary / "optimizer.safetensors")
         write_json(temporary / "state.json", {"step": step})
         for file in temporary.rglob("*"):
             if file.is_file():
@@ -93,12 +102,7 @@ def load_checkpoint(folder: Path, model: Any, optimizers: Sequence[torch.optim.O
         raise UserError(
             f"the checkpoint cannot be read: {error}", where=folder, fix="delete it to resume from the one before"
         ) from error
-    missing = set(model.load_state_dict(weights, strict=False).missing_keys) - _tied(model)
-    if missing:
+    if missing := put_weights(model, weights):
         raise UserError(f"the checkpoint lacks {sorted(missing)[0]} and {len(missing) - 1} more", where=folder)
     load_optimizer_tensors(model, optimizers, state)
     return step
-
-
-def _tied(model: Any) -> set[str]:
-    return {"lm_head.weight"} if model.config.tie_word_embeddings else set()

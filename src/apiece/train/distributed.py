@@ -1,15 +1,21 @@
-"""The processes of a run: one without torchrun, several with it. The only module that imports torch.distributed."""
+"""The processes of a run: one without torchrun, several with it."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+from apiece.model.device import pick_device
+
+# All wait while one process evaluates; a process that died is noticed by torchrun, not by this.
+PATIENCE = timedelta(hours=4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,15 +65,18 @@ def join_world(device: str) -> World:
 
     Args:
         device: `auto`, `cpu` or `cuda`.
+
+    Raises:
+        UserError: `cuda` is asked for, and there is none.
     """
-    cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    cuda = pick_device(device, cpu="train.device=cpu").type == "cuda"
     size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     local = int(os.environ.get("LOCAL_RANK", "0"))
     where = torch.device("cuda", local) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(where)
     if size > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if cuda else "gloo")
+        dist.init_process_group("nccl" if cuda else "gloo", timeout=PATIENCE)
     return World(rank, size, where)
 
 

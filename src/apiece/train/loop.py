@@ -27,8 +27,9 @@ from apiece.train.checkpoint import complete_checkpoints, load_checkpoint, save_
 from apiece.train.distributed import World, join_world, leave_world
 from apiece.train.evaluation import eval_subset, evaluate_step
 from apiece.train.meter import Meter, brief
-from apiece.train.optim import build_optimizers, lr_scale, set_lr
+from apiece.train.optim import build_optimizers, freeze_parts, lr_scale, set_lr
 from apiece.train.run import Metrics, create_run, log_to, make_manifest
+from apiece.train.sharding import parallelize, whole_model
 from apiece.train.step import autocast_dtype, train_step
 from apiece.train.trackers import TRACKERS
 from apiece.types import Sample
@@ -71,9 +72,10 @@ def train(config: Config, name: str, *, resume: Path | None = None) -> Outcome:
     objective = Objective(
         config.objective, config.stage2_ab.coord_decode_mode, side.vocab.first_id, side.vocab.num_bins
     )
-    optimizers = build_optimizers(model, config.optim)
-    channel = world.wrap(SoftContext(model, objective, config.stage2_ab))
     dtype = autocast_dtype(config.model.precision, world.device)
+    freeze_parts(model, config.optim)
+    channel = parallelize(SoftContext(model, objective, config.stage2_ab), config.train.parallel, world, dtype)
+    optimizers = build_optimizers(model, config.optim)
     encoder = SampleEncoder(side, prompt, model.config.text_config.max_position_embeddings)
     card = checkpoint_card(config, prompt)
 
@@ -106,12 +108,12 @@ def train(config: Config, name: str, *, resume: Path | None = None) -> Outcome:
                 bar.update(task, note=brief(figures))
             bar.update(task, completed=step)
             interrupted = step < steps and (world.any(stopped.now) if world.size > 1 else stopped.now)
-            if world.is_main and (interrupted or step == steps or step % (config.train.save_every or steps) == 0):
-                save_checkpoint(run, step, model, side, optimizers, card, config.train.keep_last)
+            if interrupted or step == steps or step % (config.train.save_every or steps) == 0:
+                save_checkpoint(run, step, model, side, optimizers, card, config.train.keep_last, world)
             if eval_samples and not interrupted and (step == steps or step % (config.eval.every_steps or steps) == 0):
-                if world.is_main:
-                    metrics.log(step, evaluate_step(run, step, model, encoder, eval_samples, config))
-                world.barrier()
+                with whole_model(model, config.model, world) as whole:
+                    if whole is not None:
+                        metrics.log(step, evaluate_step(run, step, whole, encoder, eval_samples, config))
                 meter.restart_clock()
             if interrupted:
                 break

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from apiece.config.schema import OptimSection
+from apiece.train.sharding import sharded_like
 
 
 class Part(StrEnum):
@@ -33,26 +34,38 @@ def _is_hidden_matrix(name: str, parameter: Tensor) -> bool:
     return parameter.ndim == 2 and not any(x in name for x in ("embed", "lm_head"))
 
 
+def part_rates(config: OptimSection) -> dict[Part, float]:
+    """The peak rate of every part."""
+    return {
+        Part.VISION: config.lr if config.lr_vision is None else config.lr_vision,
+        Part.MERGER: config.lr if config.lr_merger is None else config.lr_merger,
+        Part.LANGUAGE: config.lr,
+        Part.COORD: config.lr if config.lr_coord is None else config.lr_coord,
+    }
+
+
+def freeze_parts(model: nn.Module, config: OptimSection) -> None:
+    """Freeze the parameters of parts with rate 0 and train all others."""
+    rates = part_rates(config)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(rates[part_of(name)] > 0)
+
+
 def build_optimizers(model: nn.Module, config: OptimSection) -> list[torch.optim.Optimizer]:
     """One or two optimizers over the trainable parameters.
 
     Parameters of a part with rate 0 are frozen. Each group carries `peak_lr` for the schedule and `part`.
 
     Args:
-        model: The bare model (not a distributed wrapper).
+        model: The bare model (not a distributed wrapper), sharded already if it is to be.
         config: The `optim` section.
     """
-    rates = {
-        Part.VISION: config.lr if config.lr_vision is None else config.lr_vision,
-        Part.MERGER: config.lr if config.lr_merger is None else config.lr_merger,
-        Part.LANGUAGE: config.lr,
-        Part.COORD: config.lr if config.lr_coord is None else config.lr_coord,
-    }
+    freeze_parts(model, config)
+    rates = part_rates(config)
     adamw: dict[tuple[Part, bool], list[Tensor]] = {}
     muon: list[Tensor] = []
     for name, parameter in model.named_parameters():
         part = part_of(name)
-        parameter.requires_grad_(rates[part] > 0)
         if not parameter.requires_grad:
             continue
         matrix = _is_hidden_matrix(name, parameter)
@@ -121,5 +134,5 @@ def load_optimizer_tensors(
         parameter = parameters[name]
         # `step` stays on the CPU, as AdamW keeps it; moments go to the parameter's device.
         owner[parameter].state[parameter] = {
-            key: value if key == "step" else value.to(parameter.device) for key, value in states.items()
+            key: value if key == "step" else sharded_like(value, parameter) for key, value in states.items()
         }

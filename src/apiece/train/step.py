@@ -13,6 +13,7 @@ from apiece.data.collate import Batch
 from apiece.errors import UserError
 from apiece.losses.compose import Counts, Objective, mean, total_loss
 from apiece.train.distributed import World
+from apiece.train.sharding import whole
 from apiece.types import LossTerm, Per
 
 
@@ -87,7 +88,7 @@ def train_step(
         (total_loss(terms, counts) * world.size).backward()
         collected.append([_detached(t) for t in terms])
     parameters = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
-    grad_norm = torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
+    grad_norm = whole(torch.nn.utils.clip_grad_norm_(parameters, clip_norm))
     if not bool(torch.isfinite(grad_norm)):
         ids = ", ".join(i for b in batches for i in b.sample_ids)
         raise UserError(

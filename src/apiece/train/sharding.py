@@ -1,0 +1,121 @@
+"""Sharded training (FSDP2): every process keeps a part of each weight, and a layer is whole only while it runs.
+
+The root is the whole step (`SoftContext`), so what lies outside the layers, above all the embedding and head table that
+the channel cuts its coordinate rows from, is whole for as long as a step's forward and backward pass. Outside a step
+nothing is: weights are then read through `whole_state` or `whole_model`, in which all processes must take part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from apiece.channels.a_soft_context import SoftContext
+from apiece.config.schema import ModelSection, Parallel
+from apiece.model.load import load_model
+from apiece.train.distributed import World
+
+
+def parallelize(channel: SoftContext, parallel: Parallel, world: World, dtype: torch.dtype | None) -> nn.Module:
+    """The step as it is trained here: alone, replicated, or sharded.
+
+    To be called after freezing and before the optimizers are made: sharding puts other parameters in place.
+
+    Args:
+        channel: The whole step; with `fsdp` it is changed in place.
+        parallel: What several processes do; one alone does neither.
+        world: The processes.
+        dtype: Of autocast. Sharded layers are gathered in it, since their products run in it anyway; the table, norms
+            and mergers outside the layers stay as they are, and gradients are added up as they are.
+    """
+    if parallel is Parallel.DDP or world.size == 1:
+        return world.wrap(channel)
+    mesh = init_device_mesh(world.device.type, (world.size,))
+    reduce = None if dtype is None else torch.float32
+    # Autocast casts where it must; casting a layer's input would round the residual stream as well.
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=reduce, cast_forward_inputs=False)
+    core = channel.model.model
+    for layer in [*core.visual.blocks, *core.language_model.layers]:
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
+    fully_shard(channel, mesh=mesh)
+    return channel
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor with all of its entries; where it is sharded, all processes must call this."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def sharded_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """What this process keeps of a whole tensor, if it is laid out as `like`; no process asks another."""
+    tensor = tensor.to(like.device)
+    if isinstance(like, DTensor):
+        return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
+    return tensor
+
+
+def whole_state(state: dict[str, Tensor], world: World) -> dict[str, Tensor]:
+    """Named tensors with all of their entries, gathered one by one; all processes must call this.
+
+    Returns:
+        On the process that writes files: sharded tensors on the CPU, others as they are. Elsewhere nothing.
+    """
+    out = {}
+    for name, tensor in state.items():
+        if isinstance(tensor, DTensor):
+            entire = tensor.full_tensor()
+            if world.is_main:
+                out[name] = entire.cpu()
+        elif world.is_main:
+            out[name] = tensor
+    return out
+
+
+def weights_of(model: Any) -> dict[str, Tensor]:
+    """All weights by name; a head that is tied to the embedding is in it once, as the embedding."""
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in _tied(model)}
+
+
+def put_weights(model: Any, weights: Mapping[str, Tensor]) -> set[str]:
+    """Put whole weights into a model, sharded or not; gives the names that were missing."""
+    own = weights_of(model)
+    missing = model.load_state_dict({n: sharded_like(weights[n], own[n]) for n in own if n in weights}, strict=False)
+    return set(missing.missing_keys) - _tied(model)
+
+
+def _tied(model: Any) -> set[str]:
+    return {"lm_head.weight"} if model.config.tie_word_embeddings else set()
+
+
+@contextmanager
+def whole_model(model: Any, config: ModelSection, world: World) -> Iterator[Any | None]:
+    """A model that one process can use alone, outside a step; all processes must enter and leave together.
+
+    A sharded model is gathered into a second one: a forward pass of the first would make all processes wait for it.
+
+    Args:
+        model: The one that is trained.
+        config: Where it came from.
+        world: The processes.
+
+    Yields:
+        On the process that writes files the model, or its copy. Elsewhere `None`.
+    """
+    if any(isinstance(p, DTensor) for p in model.parameters()):
+        state, entire = whole_state(weights_of(model), world), None
+        if world.is_main:
+            entire = load_model(config.checkpoint, attention=config.attention)
+            put_weights(entire, state)
+            entire = entire.to(world.device)
+        del state
+        yield entire
+    else:
+        yield model if world.is_main else None
+    world.barrier()
