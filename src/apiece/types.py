@@ -141,6 +141,7 @@ class FinishReason(StrEnum):
     EOS = "eos"
     LENGTH = "length"
     OBJECT_CAP = "object_cap"
+    REPETITION = "repetition"
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +162,21 @@ class ParsedObject:
 
 
 @dataclass(frozen=True, slots=True)
+class Fault:
+    """A record, or the text between two records, that was dropped.
+
+    Attributes:
+        status: Why.
+        span: `(start, end)` offsets in the text of the answer.
+        coord_positions: Positions of its coordinate tokens in the ids, however many; empty when text was parsed.
+    """
+
+    status: ParseStatus
+    span: tuple[int, int]
+    coord_positions: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class ParseResult:
     """All that an answer said: what was kept, and what was dropped by reason."""
 
@@ -168,6 +184,8 @@ class ParseResult:
     dropped: Mapping[ParseStatus, int] = field(default_factory=dict)
     closed: bool = True
     """Whether the outermost object was closed: false for an answer that was cut off."""
+    faults: tuple[Fault, ...] = ()
+    """Where the dropped records and texts stand, in the order written."""
 
     @property
     def num_records(self) -> int:
@@ -188,6 +206,8 @@ class Rollout:
         finish_reason: Why it ended.
         near_mass: `[T]` probability within `NEAR_BINS` bins of a coordinate token, same softmax; NaN for other tokens.
             `None` from an engine that does not see the distribution.
+        logprobs_masked: `[T]` log-probability of each id among those that the format allowed at its place, 0 for forced
+            ones: what a policy held to the format has. Equal to `logprobs` without a grammar; `None` where not known.
     """
 
     sample_id: str
@@ -196,9 +216,11 @@ class Rollout:
     text: str
     finish_reason: FinishReason
     near_mass: NDArray[np.float32] | None = None
+    logprobs_masked: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
-        lengths = {len(self.ids), len(self.logprobs), len(self.ids if self.near_mass is None else self.near_mass)}
+        known = [self.logprobs, *(v for v in (self.near_mass, self.logprobs_masked) if v is not None)]
+        lengths = {len(self.ids), *map(len, known)}
         if len(lengths) != 1:
             raise ValueError(f"ids, log-probabilities and masses must have one length, got {sorted(lengths)}")
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
+from itertools import pairwise
 
 import pytest
 from answers import COCO_OBJECTS, OBJECTS, WORKED, WORKED_TEXT, many_objects
@@ -10,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from apiece.codec import parse, render_text
-from apiece.codec.render import CLOSE, OPEN
+from apiece.codec.render import CLOSE, OPEN, RECORD_SEPARATOR
 from apiece.types import ParseResult, ParseStatus
 
 A = '{"desc": "cat", "bbox_2d": [<|coord_1|>, <|coord_2|>, <|coord_30|>, <|coord_40|>]}'
@@ -43,6 +45,12 @@ def check_kept(text: str, result: ParseResult) -> None:
     assert all(count > 0 for count in result.dropped.values())
     assert ParseStatus.TRUNCATED not in result.dropped or not result.closed
     assert result.dropped.get(ParseStatus.TRUNCATED, 0) <= 1
+    assert Counter(fault.status for fault in result.faults) == result.dropped
+    # What was kept and what was dropped stand side by side, and nothing else but the canonical frames between them.
+    spans = sorted([item.span for item in result.objects] + [fault.span for fault in result.faults])
+    assert all(before[1] <= after[0] for before, after in pairwise(spans))
+    frames = [text[before[1] : after[0]] for before, after in pairwise([(0, 0), *spans, (len(text), len(text))])]
+    assert set(frames) <= {OPEN, RECORD_SEPARATOR, CLOSE, OPEN + CLOSE, ""}
 
 
 def perfect(text: str, result: ParseResult) -> bool:

@@ -10,7 +10,7 @@ from answers import BINS, COCO_OBJECTS, WORKED, WORKED_TEXT, many_objects
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apiece.codec import CoordVocab, Renderer, answer_order, coord_token, render_text
+from apiece.codec import CoordVocab, Renderer, coord_token, render_text
 from apiece.codec.vocab import decode_exact, encode_plain
 from apiece.errors import UserError
 from apiece.model.prompts import COCO_80
@@ -51,6 +51,16 @@ def check_roles_and_slots(renderer: Renderer, encoded: Encoded, objects) -> None
 def test_text_by_hand() -> None:
     assert render_text(WORKED) == WORKED_TEXT
     assert render_text([]) == '{"objects": []}'
+
+
+@pytest.mark.parametrize("count", range(4))
+def test_the_rest_of_an_answer_joins_on_behind_a_coordinate(renderer, count) -> None:
+    entire = renderer.render(WORKED)
+    rest = renderer.render(WORKED[count:], after_record=count > 0)
+    cut = 0 if count == 0 else entire.slots.position[4 * count - 1] + 1
+    assert rest.ids.tolist() == entire.ids[cut:].tolist()
+    assert rest.roles.tolist() == entire.roles[cut:].tolist()
+    assert (rest.slots.position + cut).tolist() == entire.slots.position[4 * count :].tolist()
 
 
 @pytest.mark.parametrize("objects", [[], WORKED[:1], WORKED, many_objects(60), many_objects(1000)], ids=len)
@@ -159,30 +169,6 @@ def test_boxes_that_would_not_be_read_back_are_not_written(tiny_side, bins) -> N
         render_text([("dog", bins)])
     with pytest.raises(ValueError, match=message):
         tiny_side.renderer.render([("dog", bins)])
-
-
-def test_order_by_hand() -> None:
-    boxes = [(0, 9, 5, 20), (7, 3, 9, 8), (2, 3, 9, 8), (2, 3, 9, 7), (2, 3, 8, 8), (2, 3, 8, 8)]
-    names = ["a", "a", "a", "a", "b", "a"]
-    # By y1, then x1, then y2, then x2, then the name.
-    assert answer_order(boxes, names) == [3, 5, 4, 2, 1, 0]
-    # By x1, then y1, then x2, then y2, then the name.
-    assert answer_order(boxes, names, left_to_right=True) == [0, 5, 4, 3, 2, 1]
-    assert answer_order([], []) == []
-
-
-@pytest.mark.parametrize("left_to_right", [False, True])
-@given(data=st.data())
-def test_order_does_not_depend_on_the_order_of_the_labels(left_to_right, data) -> None:
-    few = st.integers(0, 2)  # many ties
-    items = data.draw(st.lists(st.tuples(st.sampled_from("ab"), st.tuples(few, few, few, few)), max_size=8))
-    other = data.draw(st.permutations(items))
-
-    def ordered(labels):
-        boxes, names = [box for _, box in labels], [desc for desc, _ in labels]
-        return [labels[i] for i in answer_order(boxes, names, left_to_right=left_to_right)]
-
-    assert ordered(items) == ordered(other)
 
 
 def test_the_vocabulary_must_hold_the_coordinate_tokens(tiny_side) -> None:
