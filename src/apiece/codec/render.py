@@ -71,20 +71,6 @@ def _check_desc(desc: str) -> None:
         )
 
 
-def answer_order(
-    boxes_xyxy: Sequence[Sequence[float]], descs: Sequence[str], *, left_to_right: bool = False
-) -> list[int]:
-    """Indices in the canonical order, which does not depend on the order of the input.
-
-    Args:
-        boxes_xyxy: N boxes.
-        descs: N names.
-        left_to_right: By (x1, y1) instead of (y1, x1); ties by the far corner and the name.
-    """
-    by = (0, 1, 2, 3) if left_to_right else (1, 0, 3, 2)
-    return sorted(range(len(descs)), key=lambda i: (*(boxes_xyxy[i][j] for j in by), descs[i]))
-
-
 def objects_to_bins(
     boxes_xyxy: Sequence[Sequence[float]], descs: Sequence[str], size_wh: tuple[int, int], bins: Bins
 ) -> list[DescBins]:
@@ -156,11 +142,12 @@ class Renderer:
         ends = len(self.piece(OPEN + RECORD_OPEN)) + len(self.piece(RECORD_CLOSE + CLOSE)) + 1
         return names + len(descs) * box + (len(descs) - 1) * between + ends
 
-    def render(self, objects: Sequence[DescBins]) -> Encoded:
+    def render(self, objects: Sequence[DescBins], *, after_record: bool = False) -> Encoded:
         """The canonical answer as tokens, the end token included.
 
         Args:
             objects: `(desc, bins_xyxy)` in the order to be written.
+            after_record: The rest of an answer instead, from behind the last coordinate token of a record before.
         """
         ids: list[int] = []
         roles: list[int] = []
@@ -171,7 +158,7 @@ class Renderer:
             roles.extend([role] * len(piece))
 
         # Neighbouring syntax is encoded as one run, as the tokenizer sees it.
-        lead = OPEN + RECORD_OPEN
+        lead = RECORD_CLOSE + RECORD_SEPARATOR + RECORD_OPEN if after_record else OPEN + RECORD_OPEN
         for index, (desc, bins) in enumerate(objects):
             _check_record(desc, bins)
             put(self.piece(lead), Role.STRUCT)
@@ -183,7 +170,7 @@ class Renderer:
                 slots.append((len(ids), coordinate, index, k))
                 put([self.vocab.token_id(k)], Role.COORD)
             lead = RECORD_CLOSE + RECORD_SEPARATOR + RECORD_OPEN
-        put(self.piece(RECORD_CLOSE + CLOSE if objects else OPEN + CLOSE), Role.STRUCT)
+        put(self.piece(RECORD_CLOSE + CLOSE if objects or after_record else OPEN + CLOSE), Role.STRUCT)
         put([self.eos_id], Role.EOS)
         columns = np.array(slots, dtype=np.int64).reshape(-1, 4).T
         return Encoded(np.array(ids, dtype=np.int64), np.array(roles, dtype=np.int8), Slots(*columns))

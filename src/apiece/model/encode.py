@@ -68,6 +68,10 @@ class Augmentation:
         return np.random.default_rng([self.seed, zlib.crc32(sample_id.encode()), epoch])
 
 
+class TooLongError(UserError):
+    """Image, prompt and answer together do not fit into the model's context."""
+
+
 @dataclass(frozen=True)
 class SampleEncoder:
     """Encodes samples for one model and prompt.
@@ -91,7 +95,7 @@ class SampleEncoder:
         """Image, prompt and answer.
 
         Raises:
-            UserError: The answer does not fit the model's context.
+            TooLongError: The answer does not fit the model's context.
         """
         image = self.load(sample.image)
         objects = [o for o in sample.objects if not o.iscrowd]
@@ -106,7 +110,7 @@ class SampleEncoder:
         answer = self.side.renderer.render(records)
         length = len(encoded.prefix_ids) + len(answer.ids)
         if length > self.max_length:
-            raise UserError(
+            raise TooLongError(
                 f"sample {sample.id} needs {length} tokens, the model takes {self.max_length}",
                 where=sample.image,
                 fix="lower data.max_objects or data.max_pixels",
@@ -135,9 +139,21 @@ class SampleEncoder:
         return EncodedSample(sample.id, self.prompt.prefix_ids(tokens, self.side.image_token_id), pixels, grid)
 
 
+def written_objects(sample: Sample, order: ObjectOrder, seed: int = 0, epoch: int = 0) -> IntArray:
+    """Which of a sample's objects its answer names, `[N]` indices in the order written; the image as it is.
+
+    Crowd regions and boxes thinner than a bin are not among them.
+    """
+    kept = [i for i, o in enumerate(sample.objects) if not o.iscrowd]
+    rng = Augmentation(seed=seed).rng(sample.id, epoch)
+    chosen = [kept[i] for i in _written_order([sample.objects[i] for i in kept], order, rng)]
+    boxes = Bins().to_bins([sample.objects[i].bbox_xyxy for i in chosen], sample.size_wh)
+    return np.array(chosen, dtype=np.int64)[(boxes[:, 2:] > boxes[:, :2]).all(1)]
+
+
 def _written_order(objects: list[Instance], order: ObjectOrder, rng: np.random.Generator) -> list[int]:
     """Indices in the order in which the answer names the objects."""
     if order is ObjectOrder.RANDOM:
         return [int(i) for i in rng.permutation(len(objects))]
     boxes, descs = [o.bbox_xyxy for o in objects], [o.desc for o in objects]
-    return answer_order(boxes, descs, left_to_right=order is ObjectOrder.LEFT_TO_RIGHT)
+    return answer_order(boxes, descs, order)
