@@ -21,7 +21,7 @@ model:
 data:
   train: {out}/train.jsonl
   eval: {out}/eval.jsonl
-  object_order: left_to_right
+  object_order: reading
   flip: true
 objective:
   bbox_geo:
