@@ -33,18 +33,14 @@ def shift_of_all_rows_swapped(patch: Patch) -> None:
 
 def shift_of_slots_swapped(patch: Patch) -> None:
     """Slots alone are read one row late."""
-    slot_logits = SoftContext._slot_logits
-
-    def shifted(self: SoftContext, hidden: Any, *rest: Any) -> Any:
-        return slot_logits(self, hidden.roll(-1, dims=1), *rest)
-
-    patch.setattr(SoftContext, "_slot_logits", shifted)
+    slot_logits = a_soft_context.slot_logits
+    patch.setattr(a_soft_context, "slot_logits", lambda hidden, *rest: slot_logits(hidden.roll(-1, dims=1), *rest))
 
 
 def straight_through_path_detached(patch: Patch) -> None:
     """The context no longer passes gradients on to the pass before."""
-    context = SoftContext._context
-    patch.setattr(SoftContext, "_context", lambda self, hidden, *rest: context(self, hidden.detach(), *rest))
+    context = a_soft_context.self_context
+    patch.setattr(a_soft_context, "self_context", lambda logits, *rest: context(logits.detach(), *rest))
 
 
 def gradient_of_a1_losses_dropped(patch: Patch) -> None:
@@ -72,11 +68,10 @@ def a1_hidden_states_detached(patch: Patch) -> None:
 def truth_given_to_a2(patch: Patch) -> None:
     """Later passes read the ground truth, as A1 does."""
 
-    def truth(self: SoftContext, hidden: Any, batch: Any, rows: Any) -> Context:
-        bins = batch.slots.target_bin
-        return Context(rows.table_KD[bins], bins)
+    def truth(logits: Any, bins: Any, table_KD: Any, *_: Any) -> Context:
+        return Context(table_KD[bins], bins)
 
-    patch.setattr(SoftContext, "_context", truth)
+    patch.setattr(a_soft_context, "self_context", truth)
 
 
 def shared_prefix_out_of_the_graph(patch: Patch) -> None:

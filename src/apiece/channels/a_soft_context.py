@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from apiece.channels.retarget import retarget
 from apiece.config.schema import ContextEmbedMode, SoftContextGrad, SoftContextReplace, SoftContextTarget, Stage2Section
-from apiece.data.collate import Batch
+from apiece.data.collate import Batch, BatchSlots
 from apiece.losses.compose import (
     AnswerLogits,
     Objective,
@@ -27,7 +27,7 @@ from apiece.losses.compose import (
 )
 from apiece.losses.coord import log_coord_mass
 from apiece.losses.precision import at_least_float32
-from apiece.model.prefix import allow_shared_prefix, first_pass, later_pass
+from apiece.model.prefix import FirstPass, allow_shared_prefix, first_pass, later_pass
 from apiece.types import LossTerm, Role
 
 
@@ -64,6 +64,37 @@ class CoordRows:
         return cls(head_KD, head_KD if head is table else table[first : first + bins])
 
 
+def slot_logits(hidden_BTD: Tensor, slots: BatchSlots, rows: CoordRows) -> Tensor:
+    """Logits `[S, K]` of the coordinate tokens at every slot."""
+    return torch.nn.functional.linear(hidden_BTD[slots.sample, slots.position], rows.head_KD)
+
+
+def self_context(logits_SK: Tensor, truth_S: Tensor, table_KD: Tensor, config: Stage2Section) -> Context:
+    """What stands at the slots of the next pass, from the beliefs of the pass before."""
+    logits_SK = at_least_float32(logits_SK)
+    mode, best_S = config.coord_ctx_embed_mode, logits_SK.argmax(-1)
+    if mode is ContextEmbedMode.HARD:
+        embeds_SD = table_KD[best_S]
+    else:
+        belief_SK = (logits_SK / config.softctx_temperature).softmax(-1)
+        with torch.autocast(belief_SK.device.type, enabled=False):  # a sum of 1000 embeddings needs float32
+            embeds_SD = belief_SK.to(table_KD.dtype) @ table_KD
+        if mode is ContextEmbedMode.ST:
+            embeds_SD = table_KD[best_S] + (embeds_SD - embeds_SD.detach())
+    if config.softctx_grad_mode is SoftContextGrad.EM_DETACH:
+        embeds_SD = embeds_SD.detach()
+    if config.softctx_replace is SoftContextReplace.NEAR_GT:
+        near_S = (best_S - truth_S).abs() <= config.softctx_radius
+        embeds_SD = torch.where(near_S[:, None], embeds_SD, table_KD[truth_S])
+        best_S = torch.where(near_S, best_S, truth_S)
+    return Context(embeds_SD, best_S)
+
+
+def context_inputs(first: FirstPass, slots: BatchSlots, context: Context) -> Tensor:
+    """Input embeddings `[B, T, D]` of the answers with a context at their slots."""
+    return first.embeds_BTD.index_put((slots.sample, slots.position), context.embeds_SD.to(first.embeds_BTD.dtype))
+
+
 class SoftContext(nn.Module):
     """The whole step as one module's `forward`, so that distributed wrappers see all of it."""
 
@@ -85,9 +116,9 @@ class SoftContext(nn.Module):
         hidden_BTD, context = first.hidden_BTD, None
         unroll = self.config.softctx_grad_mode is SoftContextGrad.UNROLL
         for number in range(2, passes + 1):
-            context = self._context(hidden_BTD, batch, rows)
-            at = (batch.slots.sample, batch.slots.position)
-            embeds = first.embeds_BTD.index_put(at, context.embeds_SD.to(first.embeds_BTD.dtype))
+            logits_SK = slot_logits(hidden_BTD, batch.slots, rows)
+            context = self_context(logits_SK, batch.slots.target_bin, rows.table_KD, self.config)
+            embeds = context_inputs(first, batch.slots, context)
             # A detached pass in the middle feeds nothing but the next detached context.
             with torch.set_grad_enabled(torch.is_grad_enabled() and (unroll or number == passes)):
                 hidden_BTD = later_pass(self.model, first, embeds)
@@ -98,36 +129,12 @@ class SoftContext(nn.Module):
     def _rows(self) -> CoordRows:
         return CoordRows.of(self.model, self.objective.first_id, self.objective.num_bins)
 
-    def _context(self, hidden_BTD: Tensor, batch: Batch, rows: CoordRows) -> Context:
-        """The next pass's slots from the beliefs of the pass before."""
-        logits_SK = at_least_float32(self._slot_logits(hidden_BTD, batch, rows))
-        mode, truth_S, table_KD = self.config.coord_ctx_embed_mode, batch.slots.target_bin, rows.table_KD
-        best_S = logits_SK.argmax(-1)
-        if mode is ContextEmbedMode.HARD:
-            embeds_SD = table_KD[best_S]
-        else:
-            belief_SK = (logits_SK / self.config.softctx_temperature).softmax(-1)
-            with torch.autocast(belief_SK.device.type, enabled=False):  # a sum of 1000 embeddings needs float32
-                embeds_SD = belief_SK.to(table_KD.dtype) @ table_KD
-            if mode is ContextEmbedMode.ST:
-                embeds_SD = table_KD[best_S] + (embeds_SD - embeds_SD.detach())
-        if self.config.softctx_grad_mode is SoftContextGrad.EM_DETACH:
-            embeds_SD = embeds_SD.detach()
-        if self.config.softctx_replace is SoftContextReplace.NEAR_GT:
-            near_S = (best_S - truth_S).abs() <= self.config.softctx_radius
-            embeds_SD = torch.where(near_S[:, None], embeds_SD, table_KD[truth_S])
-            best_S = torch.where(near_S, best_S, truth_S)
-        return Context(embeds_SD, best_S)
-
     def _targets(self, context: Context, batch: Batch) -> Tensor:
         """The bins that the last pass is to say."""
         slots = batch.slots
         if self.config.softctx_target is SoftContextTarget.IDENTITY:
             return slots.target_bin
         return retarget(context.bins_S.view(-1, 4), slots.target_bin.view(-1, 4), batch.object_group).view(-1)
-
-    def _slot_logits(self, hidden_BTD: Tensor, batch: Batch, rows: CoordRows) -> Tensor:
-        return torch.nn.functional.linear(hidden_BTD[batch.slots.sample, batch.slots.position], rows.head_KD)
 
     def _terms(
         self, name: str, weights: Weights, hidden_BTD: Tensor, batch: Batch, rows: CoordRows, target_S: Tensor
@@ -144,7 +151,7 @@ class SoftContext(nn.Module):
             slot_SV = at_least_float32(self.model.lm_head(hidden_BTD[batch.slots.sample, batch.slots.position]))
             slot_SK, mass_S = slot_SV[:, first : first + bins], log_coord_mass(slot_SV, first, bins)
         else:
-            slot_SK = self._slot_logits(hidden_BTD, batch, rows)
+            slot_SK = slot_logits(hidden_BTD, batch.slots, rows)
         logits = AnswerLogits(text_RV, batch.answer_ids[text], roles[text], slot_SK, mass_S)
         with torch.autocast(text_RV.device.type, enabled=False):  # losses are float32 in every precision
             return self.objective.terms(name, weights, logits, target_S)
