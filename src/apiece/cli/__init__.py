@@ -11,7 +11,7 @@ from typer.core import TyperGroup
 
 from apiece.errors import UserError
 
-ORDER = ("demo", "scenes", "data", "model", "config", "train", "evaluate", "predict", "env")
+ORDER = ("demo", "scenes", "data", "model", "config", "train", "evaluate", "compare", "predict", "env")
 INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 and the signal's number, as shells count it."""
 

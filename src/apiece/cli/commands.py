@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from apiece.cli import config, data, demo, env, evaluate, model, predict, scenes, train
+from apiece.cli import compare, config, data, demo, env, evaluate, model, predict, scenes, train
 
-__all__ = ["config", "data", "demo", "env", "evaluate", "model", "predict", "scenes", "train"]
+__all__ = ["compare", "config", "data", "demo", "env", "evaluate", "model", "predict", "scenes", "train"]

@@ -1,0 +1,96 @@
+"""`apiece compare`: two or more runs on the same images, with intervals and plain verdicts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from apiece.cli import app
+from apiece.errors import UserError
+
+_FORMS = "apiece compare RUN_A RUN_B [...]  or  apiece compare --arm A=RUN[,RUN] --arm B=RUN[,RUN]"
+_FILE = "comparison.json"
+
+
+@app.command(short_help="Compare runs on the same images, with intervals and verdicts.")
+def compare(
+    runs: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="RUN_A RUN_B [...]", help="Folders of runs, dumps or evaluations.", show_default=False),
+    ] = None,
+    arm: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=RUN,RUN", help="An arm of several seeds, instead of RUNs.", show_default=False),
+    ] = None,
+    step: Annotated[
+        int | None, typer.Option(help="Of the runs' dumps; the newest that all have by default.", show_default=False)
+    ] = None,
+    draws: Annotated[int, typer.Option(min=100, help="Bootstrap draws.")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="Of the draws; equal seeds give equal intervals.")] = 0,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help=f"Folder for `{_FILE}`.", show_default=False)] = None,
+    json: Annotated[Path | None, typer.Option("--json", help="The same under a name of your own.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it is there.")] = False,
+) -> None:
+    """Compare runs on the same images: every figure with its difference, a paired interval and a plain verdict.
+
+    Takes folders of runs (their dumps), of single dumps, or of `apiece evaluate`. Every arm is held against the first.
+    Runs that differ in `seed` alone are taken as one arm. Different data, panels, prompts, pixel budgets, score
+    policies or settings of generation are refused. docs/comparing.md explains each figure and each verdict.
+
+    Examples:
+
+    `apiece compare runs/baseline runs/anchor`
+
+    `apiece compare eval_a eval_b --out out`
+
+    `apiece compare --arm baseline=runs/a_s0,runs/a_s1 --arm anchor=runs/b_s0,runs/b_s1`
+    """
+    runs, arm = runs or [], arm or []
+    if bool(runs) == bool(arm):
+        what = "these do not go together: RUNs, --arm" if runs else "nothing to compare"
+        raise UserError(what, fix=_FORMS, exit_code=2)
+    targets = [path for path in (json, None if out is None else out / _FILE) if path is not None]
+    for path in targets:
+        if path.exists() and not overwrite:
+            raise UserError(
+                "this file is there already and is not overwritten",
+                where=path,
+                fix="choose another name, or add --overwrite",
+                exit_code=2,
+            )
+    from apiece.compare.arms import group_seeds
+    from apiece.compare.read import read_sources
+    from apiece.compare.result import print_comparison
+    from apiece.compare.run import compare as compare_arms
+    from apiece.compare.run import comparison_json
+    from apiece.compare.source import Arm
+    from apiece.files import write_json
+
+    told: tuple[str, ...] = ()
+    if arm:
+        named = [_arm(text) for text in arm]
+        sources = iter(read_sources([path for _, paths in named for path in paths], step))
+        arms = tuple(Arm(name, tuple(next(sources) for _ in paths)) for name, paths in named)
+    else:
+        if len(runs) < 2:
+            raise UserError(f"expected two runs or more, found {runs[0]} alone", fix=_FORMS, exit_code=2)
+        arms, told = group_seeds(read_sources(runs, step))
+    comparisons = compare_arms(arms, draws=draws, seed=seed, remarks=told)
+    for number, comparison in enumerate(comparisons):
+        if number:
+            typer.echo()
+        print_comparison(comparison)
+    for path in targets:
+        write_json(path, comparison_json(comparisons))
+        typer.echo(f"\nwrote {path}")
+
+
+def _arm(text: str) -> tuple[str, list[Path]]:
+    """`NAME=RUN,RUN` in parts."""
+    name, equals, paths = text.partition("=")
+    found = [Path(path) for path in paths.split(",") if path]
+    if not name or not equals or not found:
+        raise UserError(f"expected --arm NAME=RUN or NAME=RUN,RUN, found '{text}'", fix=_FORMS, exit_code=2)
+    return name, found
