@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from apiece.codec import parse, parse_ids, render_text
+from apiece.codec.parse import desc_positions
 from apiece.codec.vocab import decode_exact, encode_plain
-from apiece.types import ParseStatus
+from apiece.types import ParseStatus, Role
 
 
 def read(renderer, ids, **options):
@@ -135,3 +136,31 @@ def test_ids_broken_at_random(renderer, objects, data) -> None:
     for item in result.objects:
         assert (known[item.span].desc, known[item.span].bins_xyxy) == (item.desc, item.bins_xyxy)
     check_positions(renderer, ids, result)
+
+
+@pytest.mark.parametrize(
+    "objects",
+    [[], WORKED, [("Ärmel é", (1, 2, 3, 4)), ("🍎🍏", (1, 2, 3, 4))], many_objects(60)],
+    ids=["none", "three", "characters of many bytes", "many"],
+)
+def test_tokens_of_the_names_are_those_rendered(renderer, objects) -> None:
+    encoded = renderer.render(objects)
+    ids = encoded.ids.tolist()
+    found = desc_positions(ids, read(renderer, ids).objects, renderer.tokenizer, renderer.vocab)
+    assert [p for row in found for p in row] == np.flatnonzero(encoded.roles == Role.DESC).tolist()
+    for (desc, _), row in zip(objects, found, strict=True):
+        assert decode_exact(renderer.tokenizer, [ids[p] for p in row]) == desc
+
+
+def test_tokens_of_a_name_may_hold_more_than_it(renderer) -> None:
+    """A name that the tokenizer joins to the quote after it, behind records that are dropped."""
+    text = '{"objects": [{"desc": "cat", "bbox_2d": [<|coord_9|>]}, {"desc": "a b.", "bbox_2d": [%s]}]}'
+    ids = encode_plain(renderer.tokenizer, text % ", ".join(f"<|coord_{k}|>" for k in (1, 2, 3, 4)))
+    result = read(renderer, ids)
+    assert [item.desc for item in result.objects] == ["a b."]
+    (row,) = desc_positions(ids, result.objects, renderer.tokenizer, renderer.vocab)
+    assert list(row) == list(range(row[0], row[-1] + 1))
+    before, name = (decode_exact(renderer.tokenizer, part) for part in (ids[: row[0]], [ids[p] for p in row]))
+    assert before.endswith('"desc": "')
+    assert name.startswith("a b.")
+    assert name.removeprefix("a b.") in ("", '"', '",')

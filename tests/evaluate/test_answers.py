@@ -12,7 +12,7 @@ import pytest
 from written import rollout
 
 from apiece.codec import parse
-from apiece.evaluate.answers import SCORE_POLICIES, read_answer
+from apiece.evaluate.answers import read_answer, under_one_policy
 from apiece.model.load import TextSide, load_text_side
 from apiece.types import FinishReason, ParseStatus, Sample
 
@@ -44,10 +44,25 @@ def test_boxes_are_in_pixels_of_the_original_image(side: TextSide) -> None:
     assert part.bbox_xyxy == pytest.approx((500 * 100 / 999, 250 * 200 / 999, 500 * 300 / 999, 250 * 400 / 999))
 
 
-def test_constant_policy_scores_every_box_1(side: TextSide) -> None:
+def test_another_policy_scores_the_same_boxes(side: TextSide) -> None:
     answer = read_answer(SAMPLE, rollout(side, "s", RECORDS), side.tokenizer, side.vocab, policy="constant")
     assert [d.score for d in answer.detections] == [1.0, 1.0]
-    assert set(SCORE_POLICIES) == {"coord_logprob", "constant"}
+    again = answer.under("coord_logprob")
+    assert [d.score for d in again.detections] == pytest.approx([math.exp(-0.5)] * 2)
+    assert [d.bbox_xyxy for d in again.detections] == [d.bbox_xyxy for d in answer.detections]
+    assert (answer.policy, again.policy) == ("constant", "coord_logprob")
+
+
+def test_answers_of_one_split_have_one_policy(side: TextSide) -> None:
+    """One answer without log-probabilities: scores of two kinds in one ranking would mean nothing."""
+    given = rollout(side, "s", RECORDS)
+    blind = replace(given, logprobs=np.full_like(given.logprobs, np.nan))
+    answers = [read_answer(SAMPLE, r, side.tokenizer, side.vocab) for r in (given, blind)]
+    assert [a.policy for a in answers] == ["coord_logprob", "constant"]
+    assert [a.policy for a in under_one_policy(answers, "coord_logprob")] == ["constant", "constant"]
+    assert {d.score for a in under_one_policy(answers, "coord_logprob") for d in a.detections} == {1.0}
+    empty = read_answer(SAMPLE, rollout(side, "s", []), side.tokenizer, side.vocab)
+    assert [a.policy for a in under_one_policy([answers[0], empty], "coord_logprob")] == ["coord_logprob"] * 2
 
 
 def test_empty_answer(side: TextSide) -> None:
@@ -79,3 +94,28 @@ def test_record_goes_through_json_and_holds_all_that_was_said(side: TextSide) ->
     assert line["logprobs"] == pytest.approx(answer.rollout.logprobs.tolist(), abs=1e-5)
     reread = parse(line["text"].removesuffix("<|im_end|>"))
     assert [(o.desc, o.bins_xyxy) for o in reread.objects] == RECORDS
+
+
+def test_record_holds_what_every_policy_needs(side: TextSide) -> None:
+    given = rollout(side, "s", RECORDS, logprob=-0.25)
+    slots = side.renderer.render(RECORDS).slots
+    mass = np.full(len(given.ids), np.nan, dtype=np.float32)
+    mass[slots.position] = np.linspace(0.1, 0.8, 8)
+    answer = read_answer(SAMPLE, replace(given, near_mass=mass), side.tokenizer, side.vocab, policy="product")
+    line = json.loads(json.dumps(answer.record()))
+    assert line["score_policy"] == "product"
+    second = line["objects"][1]
+    assert second["coord_positions"] == slots.position[4:].tolist()
+    assert second["near_mass"] == pytest.approx([0.5, 0.6, 0.7, 0.8], abs=1e-6)
+    assert side.tokenizer.decode([line["ids"][p] for p in second["desc_positions"]]) == "person"
+    assert second["score"] == second["scores"]["product"] == pytest.approx(math.exp(-0.5), abs=1e-6)
+    assert list(second["scores"]) == ["constant", "coord_logprob", "coord_mass", "desc_logprob", "product"]
+
+
+def test_record_has_no_nan(side: TextSide) -> None:
+    given = rollout(side, "s", RECORDS)
+    blind = replace(given, logprobs=np.full_like(given.logprobs, np.nan))
+    line = json.loads(json.dumps(read_answer(SAMPLE, blind, side.tokenizer, side.vocab).record(), allow_nan=False))
+    assert line["logprobs"] == [None] * len(given.ids)
+    assert (line["score_policy"], line["objects"][0]["scores"]) == ("constant", {"constant": 1.0})
+    assert line["objects"][0]["near_mass"] is None

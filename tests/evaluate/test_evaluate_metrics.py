@@ -29,7 +29,7 @@ from apiece.evaluate.outcomes import MISSES, Fate, Outcome
 from apiece.evaluate.rates import POSITIONS
 from apiece.types import FinishReason, ParsedObject, ParseResult, ParseStatus
 
-NESTED = {"by_class", "by_crowding", "by_position"}
+NESTED = {"by_class", "by_crowding", "by_position", "calibration_curve"}
 
 
 def printed(metrics, **options) -> str:

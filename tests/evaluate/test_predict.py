@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -34,6 +35,10 @@ def test_perfect_answers_score_1_in_every_figure(tmp_path: Path, tiny_checkpoint
     assert metrics["coco/AP50"] == pytest.approx(1)
     assert (metrics["parse/dropped"], metrics["parse/unclosed"], metrics["parse/finish_eos"]) == (0, 0, 1)
     assert metrics["score_policy"] == "coord_logprob"
+    policies = ("coord_logprob", "constant", "desc_logprob", "product")  # given answers have no distribution
+    assert {key.split("/")[1] for key in metrics if key.startswith("coco_by_policy/")} == set(policies)
+    assert metrics["calibration/constant/ece"] == 0
+    assert metrics["calibration/product/ece"] == pytest.approx(1 - math.exp(-1), abs=1e-6)
     lines = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
     assert [line["id"] for line in lines] == [answer.sample.id for answer in answers] == [s.id for s in samples]
 
@@ -54,7 +59,9 @@ def test_coco_files_give_the_same_figures(tmp_path: Path, tiny_checkpoint: Path)
     write_coco_files(samples, answers, tmp_path)
     truth = load_coco_ground_truth(tmp_path / "coco.json")
     again = evaluate_detections(truth, load_coco_results(tmp_path / "results.json", truth), policy="coord_logprob")
+    curves = again.pop("calibration_curve")  # the file has scores of one policy
     assert again == {key: value for key, value in metrics.items() if key in again}
+    assert curves == {name: metrics["calibration_curve"][name] for name in ("coord_logprob", "constant")}
     assert json.loads((tmp_path / "coco.json").read_text())["images"][0]["file_name"].endswith("0.png")
 
 

@@ -8,11 +8,11 @@ from typing import Annotated
 import typer
 
 from apiece.cli import app
-from apiece.cli.options import BatchSize, Device, MaxObjects, Prompt, PromptText, chosen_prompt
+from apiece.cli.options import BatchSize, Device, MaxObjects, Prompt, PromptText, ScorePolicyName, chosen_prompt
 from apiece.errors import UserError
 
 _FORMS = "apiece evaluate CHECKPOINT --data X.jsonl  or  apiece evaluate --predictions DETS.json --annotations GT.json"
-_OF_CHECKPOINTS = ("batch_size", "max_objects", "prompt", "prompt_text", "device", "pictures")
+_OF_CHECKPOINTS = ("batch_size", "max_objects", "prompt", "prompt_text", "score_policy", "device", "pictures")
 
 
 @app.command()
@@ -42,6 +42,7 @@ def evaluate(
     max_objects: MaxObjects = 100,
     prompt: Prompt = None,
     prompt_text: PromptText = None,
+    score_policy: ScorePolicyName = "coord_logprob",
     device: Device = "auto",
     pictures: Annotated[int, typer.Option(min=0, help="How many images to draw, labels beside predictions.")] = 16,
 ) -> None:
@@ -49,14 +50,15 @@ def evaluate(
 
     Gives the official COCO AP, F1 at IoU 0.5 (one prediction a label, of its class), the ceiling of the coordinate
     bins, what each prediction is (duplicate, group box over several objects, background, ...) and what fixing each kind
-    would give, by class and by crowding, in `OUT/metrics.json` and as tables. docs/metrics.md explains each figure.
+    would give, by class and by crowding; AP by score policy and by the order of equal scores, and the calibration of
+    scores. All in `OUT/metrics.json` and as tables. docs/metrics.md explains each figure.
 
     For a checkpoint also `predictions.jsonl` (raw answers, boxes, scores), `coco.json` and `results.json` (the same as
     COCO labels and results), `pictures/` and `contact_sheet.png` (labels beside predictions, from few objects to many).
 
     Examples:
 
-    `apiece evaluate tiny --data data/crowd/complete.jsonl --out out`
+    `apiece evaluate tiny --data data/crowd/complete.jsonl --out out --score-policy product`
 
     `apiece evaluate --predictions dets.json --annotations instances_val2017.json --out out`
     """
@@ -68,6 +70,7 @@ def evaluate(
         from apiece.config.schema import GenerateSection
         from apiece.evaluate.metrics import print_table
         from apiece.evaluate.predict import evaluate_checkpoint
+        from apiece.evaluate.scores import chosen_policy
 
         metrics = evaluate_checkpoint(
             checkpoint,
@@ -79,6 +82,7 @@ def evaluate(
             device=device,
             pictures=pictures,
             complete=complete,
+            policy=chosen_policy(score_policy),
             warn=lambda message: typer.echo(f"warning: {message}", err=True),
         )
         print_table(metrics)
@@ -121,9 +125,10 @@ def _evaluate_files(predictions: Path, annotations: Path, path: Path, min_score:
     from apiece.evaluate.detections import load_coco_results, load_ground_truth
     from apiece.evaluate.metrics import AS_GIVEN, evaluate_detections, print_table, write_metrics
 
-    truth = load_ground_truth(annotations)
+    truth, everything = load_ground_truth(annotations), None
+    if complete:
+        truth, everything = load_complete(complete, truth)
     detections = load_coco_results(predictions, truth)
-    everything = load_complete(complete, truth)[1] if complete else None
     metrics = evaluate_detections(truth, detections, policy=AS_GIVEN, min_score=min_score, complete=everything)
     write_metrics(path, metrics)
     print_table(metrics)

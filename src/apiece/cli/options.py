@@ -14,6 +14,12 @@ if TYPE_CHECKING:
 BatchSize = Annotated[int, typer.Option(min=1, help="Images at once.")]
 MaxObjects = Annotated[int, typer.Option(min=1, help="End an answer after this many objects.")]
 Device = Annotated[str, typer.Option(help="`auto`, `cpu` or `cuda`.")]
+ScorePolicyName = Annotated[
+    str,
+    typer.Option(
+        "--score-policy", help="`coord_logprob`, `coord_mass`, `desc_logprob`, `product` or `constant`.", metavar="NAME"
+    ),
+]
 Prompt = Annotated[
     str | None,
     typer.Option(help="`plain`, `coco_80` or `atomic`; the checkpoint's own by default.", show_default=False),

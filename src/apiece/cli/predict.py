@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from apiece.cli import app
-from apiece.cli.options import BatchSize, Device, MaxObjects, Prompt, PromptText, chosen_prompt
+from apiece.cli.options import BatchSize, Device, MaxObjects, Prompt, PromptText, ScorePolicyName, chosen_prompt
 from apiece.errors import UserError
 
 INTERRUPTED = 130
@@ -30,6 +30,7 @@ def predict(
     seed: Annotated[int, typer.Option(min=0, help="Of sampling.")] = 0,
     prompt: Prompt = None,
     prompt_text: PromptText = None,
+    score_policy: ScorePolicyName = "coord_logprob",
     device: Device = "auto",
     overlays: Annotated[bool, typer.Option(help="Draw the boxes on each photo.")] = True,
     resume: Annotated[
@@ -50,13 +51,14 @@ def predict(
     from apiece.evaluate.answer_file import check_out
     from apiece.evaluate.photos import predict_photos
     from apiece.evaluate.predict import load_predictor
+    from apiece.evaluate.scores import chosen_policy, no_scores
 
     # Everything that can be refused is refused before a large model is loaded.
-    asked = chosen_prompt(prompt, prompt_text)
+    asked, policy = chosen_prompt(prompt, prompt_text), chosen_policy(score_policy)
     check_out(out, resume=resume)
     photos = find_photos(images, leave_out=out)
     settings = GenerateSection(batch_size=batch_size, max_objects=max_objects, temperature=temperature)
-    predictor, warning = load_predictor(checkpoint, settings, prompt=asked, device=device, seed=seed)
+    predictor, warning = load_predictor(checkpoint, settings, prompt=asked, device=device, seed=seed, policy=policy)
     if warning:
         typer.echo(f"warning: {warning}", err=True)
     try:
@@ -67,6 +69,8 @@ def predict(
         ) from None
     for problem in done.skipped:
         typer.echo(f"skipped: {problem}", err=True)
+    if done.policy != policy:
+        typer.echo(f"warning: {no_scores(policy, done.policy)}", err=True)
     earlier = f" ({done.resumed:,} of them earlier)" if done.resumed else ""
     counts = (
         f"{_count(done.images, 'photo')}{earlier}, {_count(done.objects, 'object')}, {_count(done.dropped, 'record')}"

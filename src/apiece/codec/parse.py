@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from apiece.codec.bins import NUM_BINS
@@ -25,7 +25,7 @@ from apiece.codec.render import (
     desc_problem,
 )
 from apiece.codec.vocab import CoordVocab, Tokenizer, coord_token, decode_exact
-from apiece.types import BinsXYXY, ParsedObject, ParseResult, ParseStatus
+from apiece.types import BinsXYXY, Fault, ParsedObject, ParseResult, ParseStatus
 
 # What has the shape of a record; whether name and box are right is decided after.
 _RECORD = re.compile(f'{re.escape(RECORD_OPEN)}([^"]*){re.escape(BOX_OPEN)}([^]]*){re.escape(RECORD_CLOSE)}')
@@ -50,25 +50,30 @@ def parse(text: str, known_descs: Collection[str] | None = None) -> ParseResult:
     if not starts:
         return _without_records(text)
     kept: list[ParsedObject] = []
-    dropped: Counter[ParseStatus] = Counter()
+    faults: list[Fault] = []
     if text[: starts[0]] != OPEN:
-        dropped[ParseStatus.MALFORMED] += 1
+        faults.append(Fault(ParseStatus.MALFORMED, (0, starts[0])))
     for start, end in zip(starts, [*starts[1:], len(text)], strict=True):
         shape = _RECORD.match(text, start, end)
         if shape is None:
             cut = end == len(text) and _is_cut_record(text[start:])
-            dropped[ParseStatus.TRUNCATED if cut else ParseStatus.MALFORMED] += 1
+            faults.append(Fault(ParseStatus.TRUNCATED if cut else ParseStatus.MALFORMED, (start, end)))
             continue
         item = _read_record(shape, known_descs)
         if isinstance(item, ParsedObject):
             kept.append(item)
         else:
-            dropped[item] += 1
+            faults.append(Fault(item, shape.span()))
         problem = _frame_problem(text[shape.end() : end], last=end == len(text))
         if problem:
-            dropped[problem] += 1
+            faults.append(Fault(problem, (shape.end(), end)))
+    dropped = _counted(faults)
     closed = text.endswith(RECORD_CLOSE[-1] + CLOSE) and ParseStatus.TRUNCATED not in dropped
-    return ParseResult(tuple(kept), dict(dropped), closed)
+    return ParseResult(tuple(kept), dropped, closed, tuple(faults))
+
+
+def _counted(faults: Sequence[Fault]) -> dict[ParseStatus, int]:
+    return dict(Counter(fault.status for fault in faults))
 
 
 def _without_records(text: str) -> ParseResult:
@@ -76,7 +81,8 @@ def _without_records(text: str) -> ParseResult:
     if text == OPEN + CLOSE:
         return ParseResult((), {}, closed=True)
     cut = _is_cut(text, OPEN + CLOSE, OPEN + RECORD_OPEN)
-    return ParseResult((), {ParseStatus.TRUNCATED if cut else ParseStatus.MALFORMED: 1}, closed=False)
+    fault = Fault(ParseStatus.TRUNCATED if cut else ParseStatus.MALFORMED, (0, len(text)))
+    return ParseResult((), _counted([fault]), closed=False, faults=(fault,))
 
 
 def _frame_problem(frame: str, *, last: bool) -> ParseStatus | None:
@@ -149,16 +155,22 @@ def parse_ids(
     text, position_at = _decode_with_positions(answer, tokenizer, vocab)
     result = parse(text, known_descs)
     kept: list[ParsedObject] = []
-    dropped = Counter(result.dropped)
+    faults = [replace(f, coord_positions=_coords_in(text, f.span, position_at)) for f in result.faults]
     for item in result.objects:
-        start, end = item.span
-        # A kept record holds `<|` nowhere else: its name cannot.
-        match [position_at.get(m.start()) for m in _COORD_START.finditer(text, start, end)]:
-            case [int(p1), int(p2), int(p3), int(p4)]:
+        positions = _coords_in(text, item.span, position_at)
+        match positions:
+            case (p1, p2, p3, p4):
                 kept.append(replace(item, coord_positions=(p1, p2, p3, p4)))
             case _:
-                dropped[ParseStatus.NOT_A_COORD] += 1
-    return ParseResult(tuple(kept), dict(dropped), result.closed)
+                faults.append(Fault(ParseStatus.NOT_A_COORD, item.span, positions))
+    faults.sort(key=lambda fault: fault.span)
+    return ParseResult(tuple(kept), _counted(faults), result.closed, tuple(faults))
+
+
+def _coords_in(text: str, span: tuple[int, int], position_at: Mapping[int, int]) -> tuple[int, ...]:
+    """Positions of the coordinate tokens in a part of the text; coordinates spelled with other tokens have none."""
+    starts = (m.start() for m in _COORD_START.finditer(text, *span))
+    return tuple(position_at[start] for start in starts if start in position_at)
 
 
 def _decode_with_positions(ids: Sequence[int], tokenizer: Tokenizer, vocab: CoordVocab) -> tuple[str, dict[int, int]]:
@@ -170,3 +182,37 @@ def _decode_with_positions(ids: Sequence[int], tokenizer: Tokenizer, vocab: Coor
             position_at[len(text)] = position
             done = position
     return text + decode_exact(tokenizer, ids[done:]), position_at
+
+
+def desc_positions(
+    ids: Sequence[int], objects: Sequence[ParsedObject], tokenizer: Tokenizer, vocab: CoordVocab
+) -> list[tuple[int, ...]]:
+    """Positions in `ids` of the tokens that hold a part of each object's name; a tokenizer may join it to a quote.
+
+    Args:
+        ids: The answer.
+        objects: What `parse_ids` read in it.
+        tokenizer: As for `parse_ids`.
+        vocab: As for `parse_ids`.
+    """
+    found: list[tuple[int, ...]] = []
+    known: dict[tuple[tuple[int, ...], str], list[int]] = {}
+    for item in objects:
+        assert item.coord_positions is not None, "objects read from ids have positions"
+        end = start = item.coord_positions[0]
+        while start and vocab.bin_of(ids[start - 1]) is None:
+            start -= 1
+        key = tuple(ids[start:end]), item.desc  # most records of an answer begin alike
+        if key not in known:
+            known[key] = _desc_tokens(*key, tokenizer)
+        found.append(tuple(start + i for i in known[key]))
+    return found
+
+
+def _desc_tokens(ids: Sequence[int], desc: str, tokenizer: Tokenizer) -> list[int]:
+    """Which of some ids, up to the first coordinate token of a record, hold a part of its name."""
+    texts = [decode_exact(tokenizer, ids[:i]) for i in range(len(ids) + 1)]
+    stop = len(texts[-1]) - len(BOX_OPEN)
+    start = stop - len(desc)
+    # Where a character is cut in two, the text so far ends with a replacement character: it is not complete yet.
+    return [i for i in range(len(ids)) if len(texts[i].rstrip("\ufffd")) < stop and len(texts[i + 1]) > start]

@@ -30,13 +30,15 @@ def load_complete(path: Path, truth: GroundTruth) -> tuple[GroundTruth, GroundTr
         truth: Labels of the split.
 
     Returns:
-        The labels, with classes added that only the complete truth has, and the complete truth.
+        The labels, with classes added that only the complete truth has (a results file can name them by the ids that
+        they have there, see `with_classes_of`), and the complete truth.
 
     Raises:
         UserError: The file cannot be read, or an image of the split is not in it or has another size there.
     """
+    complete = load_ground_truth(path)
     try:
-        return align_complete(load_ground_truth(path), truth)
+        return align_complete(complete, with_classes_of(complete, truth))
     except ValueError as error:
         raise UserError(str(error), where=path, fix="give the complete truth of the same images") from error
 
@@ -76,6 +78,23 @@ def align_complete(complete: GroundTruth, truth: GroundTruth) -> tuple[GroundTru
         image=new_image[complete.image],
         category=new_category[complete.category],
     )
+
+
+def with_classes_of(complete: GroundTruth, truth: GroundTruth) -> GroundTruth:
+    """The labels with the classes that only the complete truth has, under the category ids that they have there.
+
+    Only where both files number their classes alike; else an id could mean two classes, and the labels are given back
+    as they are. Numbers of classes change, so this is done before detections are read.
+    """
+    name_of = {category.id: category.name for category in truth.categories}
+    id_of = {category.name: category.id for category in truth.categories}
+    theirs = complete.categories
+    if any(name_of.get(c.id, c.name) != c.name or id_of.get(c.name, c.id) != c.id for c in theirs):
+        return truth
+    categories = tuple(sorted({*truth.categories, *theirs}, key=lambda category: category.id))
+    number = {category.id: i for i, category in enumerate(categories)}
+    new = np.array([number[category.id] for category in truth.categories], dtype=np.int64)
+    return replace(truth, categories=categories, category=new[truth.category])
 
 
 def hidden_instances(complete: GroundTruth, truth: GroundTruth) -> GroundTruth:

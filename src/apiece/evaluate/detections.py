@@ -264,7 +264,11 @@ class _Lookup:
             )
         if category not in self.category:
             known = _some(self.category)
-            raise UserError(f"expected a category_id of the annotations ({known}), found {category}", where=where)
+            raise UserError(
+                f"expected a category_id of the annotations ({known}), found {category}",
+                where=where,
+                fix="list the class among the categories of the annotations; it needs no label there",
+            )
         box = row.get("bbox")
         if not isinstance(box, list) or len(box) != 4:
             found = f"{len(box)} numbers" if isinstance(box, list) else "none" if box is None else f"a {_kind(box)}"

@@ -1,8 +1,8 @@
 """One dictionary of figures a run: what `metrics.json` holds, and the table that is printed.
 
 Keys are flat (`coco/AP`, `f1/f1`, `codec/AP`, `count/images`, `parse/truncated`) and their values numbers;
-`score_policy` is a text, `by_class`, `by_crowding` and `by_position` are nested tables. Every key is explained in
-docs/metrics.md.
+`score_policy` is a text, `by_class`, `by_crowding`, `by_position` and `calibration_curve` are nested tables. Every key
+is explained in docs/metrics.md.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from apiece.boxes import FloatArray
 from apiece.errors import UserError
 from apiece.evaluate.ceiling import codec_ceiling
 from apiece.evaluate.coco import CocoScores, coco_scores
@@ -32,6 +33,7 @@ from apiece.evaluate.f1 import (
     total_scores,
 )
 from apiece.evaluate.forms import Detections, GroundTruth
+from apiece.evaluate.ranking import ranking_figures, ranking_table
 from apiece.files import write_json
 from apiece.types import FinishReason, ParseResult, ParseStatus
 
@@ -96,6 +98,7 @@ def evaluate_detections(
     detections: Detections,
     *,
     policy: str,
+    scores: Mapping[str, FloatArray] | None = None,
     parse: ParseCounts | None = None,
     min_score: float = 0.0,
     num_bins: int = 1000,
@@ -107,6 +110,7 @@ def evaluate_detections(
         truth: Labels of the split.
         detections: In the order written: at equal scores, AP depends on it.
         policy: Name of the rule that the scores follow, kept beside the figures.
+        scores: Further rules to their scores `[N]`, to be compared; `constant` always is.
         parse: What became of the answers; adds the `parse/` rates.
         min_score: Detections below it are left out of F1 (never out of AP).
         num_bins: Of the codec whose ceiling is reported.
@@ -124,9 +128,11 @@ def evaluate_detections(
     by_class = class_scores(match, truth, detections)
     by_crowding = crowding_scores(match, truth, detections)
     errors = error_figures(truth, detections, match, coco.figures["AP"], complete, min_score=min_score)
+    ranking = ranking_figures(truth, detections, match, coco.figures, policy, scores)
     images = np.bincount(bucket, minlength=len(CROWDING)).tolist()
     return {
         **{f"coco/{name}": value for name, value in coco.figures.items()},
+        **ranking.flat,
         **{f"f1/{name}": value for name, value in total_scores(match).as_dict().items()},
         "f1/min_score": min_score,
         **errors.flat,
@@ -143,6 +149,7 @@ def evaluate_detections(
             for name, count in zip(CROWDING, images, strict=True)
         },
         "by_position": errors.by_position,
+        "calibration_curve": ranking.curves,
     }
 
 
@@ -180,7 +187,7 @@ def print_table(metrics: Metrics, console: Console | None = None) -> None:
     console.print(", ".join(f"{metrics[f'count/{key}']:,} {word}" for key, word in counts.items()))
     by_class: dict[str, Metrics] = metrics["by_class"]
     most = sorted(by_class, key=lambda name: -_labels(by_class[name]))[:_CLASSES_PRINTED]
-    tables = [_ap_table(metrics), _f1_table(metrics), *error_tables(metrics)]
+    tables = [_ap_table(metrics), _f1_table(metrics), ranking_table(metrics), *error_tables(metrics)]
     tables.append(_breakdown("labels per image", metrics["by_crowding"]))
     if len(by_class) > 1:
         tables.append(_breakdown("class", {name: by_class[name] for name in most}))

@@ -19,6 +19,7 @@ from apiece.data.photos import Photo
 from apiece.evaluate.answer_file import PREDICTIONS_FILE, open_answers, read_records
 from apiece.evaluate.answers import Answer
 from apiece.evaluate.predict import COCO_FILE, RESULTS_FILE, Predictor
+from apiece.evaluate.scores import DEFAULT_POLICY, ScorePolicy
 from apiece.files import atomic_open, write_json
 from apiece.progress import progress_bar
 from apiece.report.draw import draw_predictions, save_png
@@ -37,6 +38,7 @@ class PhotosDone:
     Attributes:
         images: Photos answered, those of an earlier run among them.
         resumed: How many of them an earlier run had answered.
+        policy: Score policy of `results.json`: the predictor's, or `constant` where an answer lacks it.
         objects: In all of their answers.
         dropped: Records that could not be used.
         skipped: Photos that could not be read, a message each.
@@ -47,6 +49,7 @@ class PhotosDone:
     objects: int
     dropped: int
     skipped: tuple[str, ...]
+    policy: str = DEFAULT_POLICY
 
 
 def predict_photos(
@@ -79,8 +82,8 @@ def predict_photos(
             count = len(answers.done) - resumed
             bar.update(task, completed=count + len(skipped), note=f"{answers.objects} objects")
         bar.update(task, completed=len(left))
-    write_coco(out)
-    return PhotosDone(len(answers.done), resumed, answers.objects, answers.dropped, tuple(skipped))
+    policy = write_coco(out, predictor.policy)
+    return PhotosDone(len(answers.done), resumed, answers.objects, answers.dropped, tuple(skipped), policy)
 
 
 def _questions(
@@ -120,17 +123,23 @@ def overlay_name(photo_id: str) -> str:
     return f"{folder}{slash}{name}.png"
 
 
-def write_coco(out: Path) -> None:
+def write_coco(out: Path, policy: str) -> str:
     """`coco.json` (images and categories, no annotations) and `results.json` from the `predictions.jsonl` in `out`.
 
     Image ids are 1, 2, ... in the order of the lines, category ids 1, 2, ... over the sorted names. Boxes are read line
     by line: memory grows only with the number of photos, by a line of `coco.json` each.
+
+    Returns:
+        The score policy of the results: `policy`, or `constant` where an answer with boxes lacks it.
     """
     images: list[dict[str, Any]] = []
     names: set[str] = set()
+    policies: set[str] = set()
     for number, record in enumerate(read_records(out / PREDICTIONS_FILE), 1):
         images.append({"id": number, "file_name": record["id"], "width": record["width"], "height": record["height"]})
         names.update(item["desc"] for item in record["objects"])
+        policies.update(record.get("score_policy", policy) for _ in record["objects"])
+    used = policy if policies <= {policy} else str(ScorePolicy.CONSTANT)
     category = {name: number for number, name in enumerate(sorted(names), 1)}
     categories = [{"id": number, "name": name} for name, number in category.items()]
     write_json(out / COCO_FILE, {"images": images, "annotations": [], "categories": categories})
@@ -143,8 +152,9 @@ def write_coco(out: Path) -> None:
                     "image_id": number,
                     "category_id": category[item["desc"]],
                     "bbox": [x1, y1, round(x2 - x1, 3), round(y2 - y1, 3)],
-                    "score": item["score"],
+                    "score": item["score"] if used == policy else 1.0,
                 }
                 file.write(separator + json.dumps(row))
                 separator = ",\n"
         file.write("[]\n" if separator == "[\n" else "\n]\n")
+    return used

@@ -19,7 +19,7 @@ from apiece.data.images import image_size
 from apiece.data.jsonl import read_jsonl
 from apiece.errors import UserError
 from apiece.evaluate.answer_file import PREDICTIONS_FILE
-from apiece.evaluate.answers import DEFAULT_POLICY, Answer, read_answer
+from apiece.evaluate.answers import Answer, read_answer, under_one_policy
 from apiece.evaluate.complete import load_complete
 from apiece.evaluate.detections import (
     predictions_to_detections,
@@ -30,6 +30,7 @@ from apiece.evaluate.detections import (
 from apiece.evaluate.forms import GroundTruth
 from apiece.evaluate.metrics import METRICS_FILE, Metrics, ParseCounts, evaluate_detections, write_metrics
 from apiece.evaluate.pictures import write_pictures
+from apiece.evaluate.scores import DEFAULT_POLICY, common_policy, no_scores, split_scores
 from apiece.files import atomic_open, file_hash, write_json
 from apiece.model.device import pick_device
 from apiece.model.encode import PromptTokens, SampleEncoder
@@ -99,6 +100,7 @@ def load_predictor(
     prompt: PromptSection | None = None,
     device: str = "auto",
     seed: int = 0,
+    policy: str = DEFAULT_POLICY,
 ) -> tuple[Predictor, str | None]:
     """A predictor for a checkpoint, and a warning if the prompt is not the one it was trained under.
 
@@ -108,6 +110,7 @@ def load_predictor(
         prompt: The checkpoint's own if `None`.
         device: `auto`, `cpu` or `cuda`.
         seed: Of sampling.
+        policy: Name of the score policy.
     """
     where = pick_device(device)
     side = load_text_side(checkpoint)
@@ -132,11 +135,11 @@ def load_predictor(
         "max_pixels": side.images.max_pixels,
         "generate": settings.model_dump(mode="json"),
         "seed": seed,
-        "score_policy": DEFAULT_POLICY,
+        "score_policy": str(policy),
         "device": where.type,
     }
     engine = LocalEngine(model, side, settings, seed)
-    return Predictor(encoder, engine, settings.batch_size, protocol=protocol), warning
+    return Predictor(encoder, engine, settings.batch_size, policy, protocol), warning
 
 
 @contextmanager
@@ -154,11 +157,21 @@ def score_answers(
     min_score: float = 0.0,
     complete: GroundTruth | None = None,
 ) -> Metrics:
-    """All figures of a split from its answers."""
+    """All figures of a split from its answers; by `policy`, or by `constant` where an answer lacks it."""
+    answers = under_one_policy(answers, policy)
+    scores = [answer.scores for answer in answers]
     truth = samples_to_ground_truth(samples)
     truth, detections = predictions_to_detections(truth, {a.sample.id: a.detections for a in answers})
     counts = ParseCounts.of((a.parsed, a.rollout.finish_reason) for a in answers)
-    return evaluate_detections(truth, detections, policy=policy, parse=counts, min_score=min_score, complete=complete)
+    return evaluate_detections(
+        truth,
+        detections,
+        policy=common_policy(scores, policy),
+        scores=split_scores(scores),
+        parse=counts,
+        min_score=min_score,
+        complete=complete,
+    )
 
 
 def evaluate_samples(
@@ -169,14 +182,19 @@ def evaluate_samples(
     min_score: float = 0.0,
     complete: GroundTruth | None = None,
 ) -> tuple[Metrics, list[Answer]]:
-    """Answer every sample, write `predictions.jsonl`, and score."""
-    answers = []
+    """Answer every sample, write `predictions.jsonl`, and score.
+
+    Returns:
+        The figures, and the answers by the score policy that `score_policy` among the figures names: the predictor's,
+        or `constant` where an answer lacks it.
+    """
+    answers: list[Answer] = []
     with predictions_file(out) as write:
         for answer in track(predictor.answers(samples), "evaluate", total=len(samples)):
             write(answer)
             answers.append(answer)
     metrics = score_answers(samples, answers, policy=predictor.policy, min_score=min_score, complete=complete)
-    return metrics, answers
+    return metrics, under_one_policy(answers, predictor.policy)
 
 
 def evaluate_checkpoint(
@@ -190,6 +208,7 @@ def evaluate_checkpoint(
     device: str = "auto",
     pictures: int = 16,
     complete: Path | None = None,
+    policy: str = DEFAULT_POLICY,
     warn: Callable[[str], None] = log.warning,
 ) -> Metrics:
     """Answer a split and score it, into `out`.
@@ -207,17 +226,22 @@ def evaluate_checkpoint(
         device: `auto`, `cpu` or `cuda`.
         pictures: How many images are drawn.
         complete: Complete truth of the same images (COCO or JSONL), where it is known.
-        warn: Told before anything is generated if the prompt is not the one the checkpoint was trained under.
+        policy: Name of the score policy.
+        warn: Told before anything is generated if the prompt is not the one the checkpoint was trained under, and after
+            it if the scores cannot follow `policy`.
 
     Returns:
         What is in `metrics.json`: the figures, and under `protocol` what they depend on.
     """
     samples = read_split(data)
     everything = load_complete(complete, samples_to_ground_truth(samples))[1] if complete else None
-    predictor, warning = load_predictor(checkpoint, settings or GenerateSection(), prompt=prompt, device=device)
+    settings = settings or GenerateSection()
+    predictor, warning = load_predictor(checkpoint, settings, prompt=prompt, device=device, policy=policy)
     if warning:
         warn(warning)
     metrics, answers = evaluate_samples(predictor, samples, out, min_score=min_score, complete=everything)
+    if metrics["score_policy"] != policy:
+        warn(no_scores(policy, metrics["score_policy"]))
     write_coco_files(samples, answers, out)
     write_pictures(answers, out, pictures, min_score=min_score)
     metrics["protocol"] = {**predictor.protocol, "data": str(data), "data_sha256": file_hash(data)}
