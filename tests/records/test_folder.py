@@ -9,7 +9,7 @@ import pytest
 from made import example_record, write_dump, write_run
 
 from apiece.errors import UserError
-from apiece.records.folder import dumped_steps, find_image, open_run, read_dump
+from apiece.records.folder import dumped_steps, find_image, open_run, picture_name, read_dump
 
 
 def test_a_whole_run_is_read(tmp_path: Path) -> None:
@@ -59,15 +59,25 @@ def test_broken_and_repeated_lines_are_left_out(tmp_path: Path) -> None:
     with (folder / "records.jsonl").open("ab") as file:
         file.write(b"\n\xff\n" + json.dumps(example_record("c\u2028", 5), ensure_ascii=False).encode())
     (folder / "0000_a.png").touch()
-    (folder / "0005_c.png").touch()
+    (folder / picture_name(4, "c\u2028")).touch()
+    (folder / "0009_gone.png").touch()
     dump = read_dump(folder)
     assert list(dump.by_id) == ["a", "c\u2028"]
-    assert dump.pictures == {"a": folder / "0000_a.png", "c\u2028": folder / "0005_c.png"}
+    assert dump.pictures == {"a": folder / "0000_a.png", "c\u2028": folder / "0004_c_.png"}
     assert [gap.removeprefix(f"{folder}/records.jsonl:")[:14] for gap in dump.gaps] == [
         "2: left out: s",
         "3: left out: s",
         "5: left out: n",
     ]
+
+
+def test_pictures_of_ids_that_look_alike_in_file_names_keep_their_order(tmp_path: Path) -> None:
+    folder = write_dump(tmp_path, 5, [example_record(name, 5) for name in ("a b", "x", "a:b")])
+    names = [picture_name(0, "a b"), picture_name(2, "a:b")]
+    assert names == ["0000_a_b.png", "0002_a_b.png"]
+    for name in names:
+        (folder / name).touch()
+    assert read_dump(folder).pictures == {"a b": folder / names[0], "a:b": folder / names[1]}
 
 
 def test_a_dump_of_another_schema_is_a_gap_and_the_others_are_read(tmp_path: Path) -> None:

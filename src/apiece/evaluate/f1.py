@@ -24,6 +24,7 @@ __all__ = [
     "Scores",
     "SplitMatch",
     "class_scores",
+    "crowding_of_counts",
     "crowding_of_images",
     "crowding_scores",
     "match_split",
@@ -124,7 +125,12 @@ def crowding_scores(match: SplitMatch, truth: GroundTruth, detections: Detection
 
 def crowding_of_images(truth: GroundTruth) -> IntArray:
     """Index into `CROWDING` for each image, `[I]`."""
-    return np.searchsorted(_CROWDING_STARTS, truth.objects_per_image, side="right")
+    return crowding_of_counts(truth.objects_per_image)
+
+
+def crowding_of_counts(labels: IntArray) -> IntArray:
+    """Index into `CROWDING` for numbers of labels."""
+    return np.searchsorted(_CROWDING_STARTS, labels, side="right")
 
 
 def _grouped(match: SplitMatch, of_detection: IntArray, of_label: IntArray, groups: int) -> list[Scores]:

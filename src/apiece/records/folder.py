@@ -184,12 +184,13 @@ def read_dump(folder: Path) -> Dump:
         raise UserError(f"not the folder of a dump: {PROTOCOL_FILE} cannot be read: {error}", where=folder) from error
     gaps: list[str] = []
     records = _records(folder / RECORDS_FILE, gaps)
-    elsewhere = _records(folder / ELSEWHERE_FILE, gaps) if (folder / ELSEWHERE_FILE).exists() else {}
-    # A picture's name begins with the number of its record in the panel, which is its line.
-    drawn = {int(path.name[:4]): path for path in sorted(folder.glob("[0-9][0-9][0-9][0-9]_*.png"))}
-    pictures = {record["id"]: drawn[line - 1] for line, record in records.items() if line - 1 in drawn}
-    rows, others = tuple(records.values()), tuple(elsewhere.values())
-    return Dump(protocol["step"], folder, protocol, rows, others, pictures, tuple(gaps))
+    elsewhere = _records(folder / ELSEWHERE_FILE, gaps) if (folder / ELSEWHERE_FILE).exists() else ()
+    return Dump(protocol["step"], folder, protocol, records, elsewhere, _pictures(folder, records), tuple(gaps))
+
+
+def picture_name(number: int, sample_id: str) -> str:
+    """File name of a picture: its number in the panel, and the id with `_` for what no file can be called."""
+    return f"{number:04d}_{_safe(sample_id)}.png"
 
 
 def find_image(record: Record, run: Path) -> Path | None:
@@ -198,22 +199,33 @@ def find_image(record: Record, run: Path) -> Path | None:
     return next((path for path in (given, run / given) if path.is_file()), None)
 
 
-def _records(file: Path, gaps: list[str]) -> dict[int, Record]:
-    """The records of a file by line number, from 1; of an id that is there twice, the first."""
-    found: dict[int, Record] = {}
-    seen: set[str] = set()
+def _safe(sample_id: str) -> str:
+    return re.sub(r"[^\w.-]+", "_", sample_id)[:60]
+
+
+def _pictures(folder: Path, records: Sequence[Record]) -> dict[str, Path]:
+    """PNG by sample id. Ids that are alike in file names are told apart by their order, which the numbers keep."""
+    by_name: dict[str, list[Path]] = {}
+    for path in sorted(folder.glob("[0-9][0-9][0-9][0-9]_*.png")):
+        by_name.setdefault(path.stem[5:], []).append(path)
+    waiting = ((record["id"], by_name.get(_safe(record["id"]))) for record in records)
+    return {sample_id: paths.pop(0) for sample_id, paths in waiting if paths}
+
+
+def _records(file: Path, gaps: list[str]) -> tuple[Record, ...]:
+    """The records of a file; of an id that is there twice, the first."""
+    found: dict[str, Record] = {}
     for number, raw in _lines(file, gaps):
         try:
             record = parse_record(raw, f"{file}:{number}")
         except BrokenLineError as error:
             gaps.append(f"{file}:{number}: left out: {error}")
             continue
-        if record["id"] in seen:
+        if record["id"] in found:
             gaps.append(f"{file}:{number}: left out: sample {record['id']!r} is there already")
         else:
-            seen.add(record["id"])
-            found[number] = record
-    return found
+            found[record["id"]] = record
+    return tuple(found.values())
 
 
 def _rows(file: Path, gaps: list[str]) -> Iterator[Row]:

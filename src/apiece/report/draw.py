@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw
 from apiece.boxes import as_boxes
 from apiece.files import atomic_open
 from apiece.match import inside_crowd, number_names
+from apiece.records.record import Record
 from apiece.report.overlay import Mark, overlay
 from apiece.report.palette import (
     BACKGROUND,
@@ -22,10 +23,13 @@ from apiece.report.palette import (
     CROWD_REGION,
     DASHED,
     DOTTED,
+    FATES,
+    HIDDEN,
     IGNORED,
     LABEL,
     MATCHED,
     MISSED,
+    OUTCOMES,
     PREDICTION,
     SOLID,
     WHITE,
@@ -33,7 +37,7 @@ from apiece.report.palette import (
     Style,
 )
 from apiece.report.text import CAPTION_FONT, TITLE_FONT, fit, line_height, wrap
-from apiece.types import Detection, Instance, Match
+from apiece.types import BoxXYXY, Detection, Instance, Match
 
 _MARGIN = 8
 
@@ -65,6 +69,42 @@ def draw_comparison(
     ignored = sum(style is IGNORED for style in styles)
     counts = count_line(objects, len(predictions), None if match is None else len(match.pairs), ignored)
     return _page([overlay(image, left, "labels"), overlay(image, right, "predictions")], title, counts)
+
+
+def draw_record(image: Image.Image, record: Record) -> Image.Image:
+    """A record of a dump: labels by what became of them on the left, predictions by outcome on the right.
+
+    What is there but not labelled is on the left too, where that is known.
+
+    Args:
+        image: The original.
+        record: Its record.
+
+    Returns:
+        An RGB picture.
+    """
+    left = [
+        Mark(_box(row["bbox"]), CROWD_REGION if row["fate"] is None else FATES[row["fate"]], row["desc"])
+        for row in record["objects"]
+    ]
+    left += [Mark(_box(row["bbox"]), HIDDEN, row["desc"]) for row in record["hidden"] or ()]
+    right = [
+        Mark(
+            _box(row["bbox"]),
+            PREDICTION if row["outcome"] is None else OUTCOMES[row["outcome"]],
+            row["desc"],
+            "" if row["score"] is None else f"{row['score']:.2f}",
+        )
+        for row in record["predictions"]
+    ]
+    counts = record["counts"]
+    line = count_line(counts["gt"], counts["pred"], counts["matched"], counts["ignored"])
+    if counts["f1_true"] is not None:
+        line += f"  true f1 {counts['f1_true']:.3f}".replace("f1 0.", "f1 .")
+    if not record["answer"]["closed"]:
+        line += "  answer cut off"
+    panels = [overlay(image, left, "labels"), overlay(image, right, "predictions")]
+    return _page(panels, f"{record['id']}  step {record['step']}", line)
 
 
 def draw_predictions(image: Image.Image, detections: Sequence[Detection], title: str = "") -> Image.Image:
@@ -132,6 +172,11 @@ def count_line(truths: int, predictions: int, matched: int | None, ignored: int 
     rates = {"p": (matched, judged), "r": (matched, truths), "f1": (2 * matched, judged + truths)}
     shown = "  ".join(f"{name} {_short_rate(*rate)}" for name, rate in rates.items())
     return f"{counts}  matched {matched}{f'  ignored {ignored}' if ignored else ''}  {shown}"
+
+
+def _box(values: Sequence[float]) -> BoxXYXY:
+    x1, y1, x2, y2 = values
+    return x1, y1, x2, y2
 
 
 def _short_rate(part: int, whole: int) -> str:
