@@ -7,7 +7,6 @@ Shapes: B samples, P prefix tokens, T answer tokens, S slots of the whole batch,
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
@@ -17,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from apiece.types import Encoded, IntArray, Role
+from apiece.types import Encoded, IntArray, Role, Sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +30,8 @@ class EncodedSample:
         grid_thw: Patches by time, rows and columns.
         answer: The target; `None` where an answer is to be generated.
         num_collapsed: Objects left out because their box is thinner than a bin.
+        shown: The sample as its image shows it, after augmentation: size, objects in the order in which an answer names
+            them, crowd regions behind them. `None` where there are no labels.
     """
 
     sample_id: str
@@ -39,6 +40,7 @@ class EncodedSample:
     grid_thw: tuple[int, int, int]
     answer: Encoded | None = None
     num_collapsed: int = 0
+    shown: Sample | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,23 @@ class BatchSlots:
 
 
 @dataclass(frozen=True, slots=True)
+class Redundant:
+    """Where a batch's answers hold boxes of the model's own that are wrong whatever is labelled.
+
+    Attributes:
+        sample: `[R]` row in the batch.
+        position: `[R]` index in the answer of the box's first coordinate token.
+    """
+
+    sample: Tensor
+    position: Tensor
+
+    def to(self, device: torch.device) -> Self:
+        """The same on a device."""
+        return replace(self, sample=self.sample.to(device), position=self.position.to(device))
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """What one forward pass of training reads.
 
@@ -100,9 +119,12 @@ class Batch:
         answer_ids: `[B, T]`, right-padded.
         answer_mask: `[B, T]` bool.
         roles: `[B, T]` int8 of `Role`; -1 at padding.
-        slots: Coordinate tokens.
+        slots: Coordinate tokens that have a loss: all, but for the model's own records that match no label.
         object_group: `[N]` objects of one sample and name share a number.
+        supervised: `[B, T]` bool, text tokens that have a loss: all, but for the model's own records.
         num_collapsed: Objects left out because their box is thinner than a bin.
+        shown: The samples as their images show them.
+        redundant: Where the answers begin with what a model wrote; `None` where they are the labels' alone.
     """
 
     sample_ids: tuple[str, ...]
@@ -112,7 +134,10 @@ class Batch:
     roles: Tensor
     slots: BatchSlots
     object_group: Tensor
+    supervised: Tensor
     num_collapsed: int = 0
+    shown: tuple[Sample | None, ...] = ()
+    redundant: Redundant | None = None
 
     @property
     def num_objects(self) -> int:
@@ -135,6 +160,8 @@ class Batch:
             roles=self.roles.to(device, non_blocking=True),
             slots=self.slots.to(device),
             object_group=self.object_group.to(device, non_blocking=True),
+            supervised=self.supervised.to(device, non_blocking=True),
+            redundant=None if self.redundant is None else self.redundant.to(device),
         )
 
 
@@ -153,6 +180,59 @@ def collate_prefix(samples: Sequence[EncodedSample], pad_id: int, image_token_id
 def collate(samples: Sequence[EncodedSample], pad_id: int, image_token_id: int) -> Batch:
     """Join B encoded samples, answers included, into one batch."""
     answers = [_answer(s) for s in samples]
+    return _batch(
+        answers,
+        [a.roles != Role.COORD for a in answers],
+        pad_id,
+        sample_ids=tuple(s.sample_id for s in samples),
+        prefix=collate_prefix(samples, pad_id, image_token_id),
+        num_collapsed=sum(s.num_collapsed for s in samples),
+        shown=tuple(s.shown for s in samples),
+    )
+
+
+def with_answers(
+    batch: Batch,
+    answers: Sequence[Encoded],
+    supervised: Sequence[NDArray[np.bool_]],
+    committing: Sequence[IntArray],
+    pad_id: int,
+) -> Batch:
+    """The same images and prompts with answers that a model has begun.
+
+    Args:
+        batch: Of B samples.
+        answers: Theirs; slots are those of the coordinates that have a loss.
+        supervised: `[T]` text tokens of each that have a loss.
+        committing: `[R]` positions in each for `Redundant`.
+        pad_id: As in `collate`.
+    """
+    rows = np.repeat(np.arange(len(answers)), [len(c) for c in committing])
+    return _batch(
+        answers,
+        supervised,
+        pad_id,
+        sample_ids=batch.sample_ids,
+        prefix=batch.prefix,
+        num_collapsed=batch.num_collapsed,
+        shown=batch.shown,
+        redundant=Redundant(torch.from_numpy(rows), torch.from_numpy(np.concatenate(committing).astype(np.int64))),
+    )
+
+
+def questions(batch: Batch) -> list[EncodedSample]:
+    """The samples of a batch without answers, as generation takes them; their prefixes make the same batch again."""
+    prefix = batch.prefix
+    pixels = prefix.pixel_values.cpu().split(prefix.grid_thw.prod(1).tolist())
+    grids = [(t, h, w) for t, h, w in prefix.grid_thw.tolist()]
+    ids = [row[mask].cpu().numpy() for row, mask in zip(prefix.ids, prefix.mask, strict=True)]
+    rows = zip(batch.sample_ids, ids, pixels, grids, strict=True)
+    return [EncodedSample(name, row, patches.numpy(), grid) for name, row, patches, grid in rows]
+
+
+def _batch(
+    answers: Sequence[Encoded], supervised: Sequence[NDArray[np.bool_]], pad_id: int, **prefix_half: Any
+) -> Batch:
     answer_ids, answer_mask = _pad([a.ids for a in answers], pad_id, left=False)
     roles, _ = _pad([a.roles for a in answers], -1, left=False)
     columns: list[tuple[Any, ...]] = []
@@ -163,14 +243,13 @@ def collate(samples: Sequence[EncodedSample], pad_id: int, image_token_id: int) 
         objects += len(s) // 4
     slots = BatchSlots(*(torch.from_numpy(np.concatenate(c).astype(np.int64)) for c in zip(*columns, strict=True)))
     return Batch(
-        sample_ids=tuple(s.sample_id for s in samples),
-        prefix=collate_prefix(samples, pad_id, image_token_id),
         answer_ids=answer_ids,
         answer_mask=answer_mask,
         roles=roles.to(torch.int8),
         slots=slots,
         object_group=_object_groups(answers),
-        num_collapsed=sum(s.num_collapsed for s in samples),
+        supervised=_pad(supervised, 0, left=False)[0].bool(),
+        **prefix_half,
     )
 
 
@@ -179,9 +258,10 @@ def _object_groups(answers: Sequence[Encoded]) -> Tensor:
     numbers: dict[tuple[int, bytes], int] = {}
     groups = []
     for row, answer in enumerate(answers):
-        s = answer.slots
-        starts = [0, *(s.position[3::4] + 1).tolist()]
-        for start, end in itertools.pairwise(starts):
+        coords = np.flatnonzero(answer.roles == Role.COORD)
+        for end in answer.slots.position[::4].tolist():
+            before = coords[coords < end]
+            start = before[-1] + 1 if len(before) else 0
             names = answer.ids[start:end][answer.roles[start:end] == Role.DESC]
             groups.append(numbers.setdefault((row, names.tobytes()), len(numbers)))
     return torch.tensor(groups, dtype=torch.int64)

@@ -118,9 +118,8 @@ class Objective:
 
     def counts(self, batch: Batch) -> dict[Per, Tensor]:
         """Items of a batch by kind, float64 scalars; add them up over micro-batches and ranks."""
-        text = batch.answer_mask & (batch.roles != Role.COORD)
-        slots = torch.tensor(float(len(batch.slots)), dtype=torch.float64, device=text.device)
-        return {Per.TOKENS: text.sum().double(), Per.OBJECTS: slots / 4, Per.SLOTS: slots}
+        slots = torch.tensor(float(len(batch.slots)), dtype=torch.float64, device=batch.supervised.device)
+        return {Per.TOKENS: batch.supervised.sum().double(), Per.OBJECTS: slots / 4, Per.SLOTS: slots}
 
     def terms(self, context: str, weights: Weights, logits: AnswerLogits, target_bin_S: Tensor) -> list[LossTerm]:
         """All terms of one pass, as sums; a term without weight is computed for the log alone.

@@ -98,12 +98,14 @@ class SampleEncoder:
             TooLongError: The answer does not fit the model's context.
         """
         image = self.load(sample.image)
-        objects = [o for o in sample.objects if not o.iscrowd]
+        objects = list(sample.objects)
         rng = augment.rng(sample.id, epoch)
         if augment.flip and rng.random() < 0.5:
             image, objects = mirror(image, objects)
         if augment.scale_jitter:
             image, objects = random_crop(image, objects, augment.scale_jitter, rng)
+        crowds = [o for o in objects if o.iscrowd]
+        objects = [o for o in objects if not o.iscrowd]
         objects = [objects[i] for i in _written_order(objects, augment.order, rng)]
         records = objects_to_bins([o.bbox_xyxy for o in objects], [o.desc for o in objects], image.size, Bins())
         encoded = self._prefix(sample, image)
@@ -122,6 +124,7 @@ class SampleEncoder:
             encoded.grid_thw,
             answer,
             num_collapsed=len(objects) - len(records),
+            shown=Sample(sample.id, sample.image, image.size, (*objects, *crowds)),
         )
 
     def estimate_length(self, sample: Sample) -> int:

@@ -1,0 +1,334 @@
+"""Channel-B's targets: what the model wrote, token for token, then the labels that it missed, then the end.
+
+The kept part of an answer runs to its last complete record before the first thing that is not in our form. A record in
+our form whose box cannot be (`inverted_box`, `zero_area`) stays where a kept record follows: it is what the model has
+before its eyes, and has no loss. Kept tokens are never decoded and encoded again. They end with the last coordinate
+token: the tokens of the brackets behind it depend on what follows them, and are those of the renderer.
+
+A run of syntax between two boxes closes one record and opens the next, often in one token (`]},`). Up to where going
+on and ending differ it belongs to the record before; from there on, comma included, to what follows: so the decision to
+write a record is part of that record, and the decision to end is part of the outermost close.
+
+Shapes: T tokens, N objects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from apiece.codec.bins import Bins
+from apiece.codec.parse import parse_ids
+from apiece.codec.render import (
+    BOX_OPEN,
+    CLOSE,
+    COORD_SEPARATOR,
+    OPEN,
+    RECORD_CLOSE,
+    RECORD_OPEN,
+    RECORD_SEPARATOR,
+    DescBins,
+    Renderer,
+)
+from apiece.match import number_names
+from apiece.outcomes import Columns, Outcome, Outcomes, SplitMatch, label_outcomes, match_labels
+from apiece.types import (
+    Encoded,
+    Fault,
+    Instance,
+    IntArray,
+    ParsedObject,
+    ParseResult,
+    ParseStatus,
+    Role,
+    Rollout,
+    Sample,
+    Slots,
+)
+
+
+class Subset(IntEnum):
+    """Which part of a target a token belongs to."""
+
+    OUTER = 0
+    """The opening that every answer has, and the outermost close."""
+    MATCHED = 1
+    """A record of the model that matches a label."""
+    FALSE_POSITIVE = 2
+    """A record of the model that matches none."""
+    DROPPED = 3
+    """A record of the model whose box cannot be."""
+    MISS = 4
+    """A label that the model missed, appended."""
+    EOS = 5
+    """The end token."""
+
+
+SUPERVISED: Mapping[Subset, frozenset[Role]] = {
+    Subset.OUTER: frozenset({Role.STRUCT}),
+    Subset.MATCHED: frozenset({Role.STRUCT, Role.COORD}),
+    Subset.FALSE_POSITIVE: frozenset(),
+    Subset.DROPPED: frozenset(),
+    Subset.MISS: frozenset({Role.STRUCT, Role.DESC, Role.COORD}),
+    Subset.EOS: frozenset({Role.EOS}),
+}
+"""Tokens with a loss: cross-entropy on text, geometry and `coord_reg` on coordinates."""
+REDUNDANT = (Outcome.DUPLICATE, Outcome.GROUP)
+"""Wrong whether or not their object is labelled: what `b_redundancy_weight` charges."""
+_STAYS = (ParseStatus.INVERTED_BOX, ParseStatus.ZERO_AREA)
+_Record = ParsedObject | Fault
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What the model is taught after one answer of its own.
+
+    Attributes:
+        answer: Ids and roles of all tokens; slots of the coordinates that have a loss, with the labels' bins.
+        subset: `[T]` of `Subset`.
+        supervised: `[T]` text tokens with cross-entropy.
+        committing: `[R]` positions of the x1 token of every duplicate and group.
+        num_kept: Records of the model in it, `num_matched` of them matched.
+        num_matched: As said.
+        num_appended: Labels appended.
+    """
+
+    answer: Encoded
+    subset: NDArray[np.int8]
+    supervised: NDArray[np.bool_]
+    committing: IntArray
+    num_kept: int
+    num_matched: int
+    num_appended: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Judged:
+    """An answer held against the labels.
+
+    Attributes:
+        rollout: The answer.
+        parsed: What it says.
+        match: Its kept records (rows) against the labels that can be written, then the crowd regions.
+        outcomes: Of the same.
+        target: Made from it.
+    """
+
+    rollout: Rollout
+    parsed: ParseResult
+    match: SplitMatch
+    outcomes: Outcomes
+    target: Target
+
+
+@dataclass(frozen=True, slots=True)
+class _Labels:
+    """The labels of an image: those that have a record, in the order written, and the crowd regions behind them."""
+
+    records: list[DescBins]
+    instances: list[Instance]
+
+    @classmethod
+    def of(cls, sample: Sample, bins: Bins) -> _Labels:
+        objects = [o for o in sample.objects if not o.iscrowd]
+        boxes = bins.to_bins([o.bbox_xyxy for o in objects], sample.size_wh)
+        writable = [i for i, (x1, y1, x2, y2) in enumerate(boxes.tolist()) if x2 > x1 and y2 > y1]
+        records = [(objects[i].desc, _four(boxes[i].tolist())) for i in writable]
+        return cls(records, [objects[i] for i in writable] + [o for o in sample.objects if o.iscrowd])
+
+
+@dataclass(frozen=True)
+class TargetBuilder:
+    """Makes targets for one tokenizer.
+
+    Attributes:
+        renderer: Of the tokenizer.
+        max_records: Most records of the model in a target: what a runaway answer goes on with is cut off.
+        max_length: Longest prefix plus target. Records of the model go, from the end, until it holds.
+    """
+
+    renderer: Renderer
+    max_records: int
+    max_length: int
+
+    def build(self, rollout: Rollout, sample: Sample, num_prefix: int) -> Judged:
+        """Parse an answer, match it to the labels and make its target.
+
+        Args:
+            rollout: The answer.
+            sample: What was shown: labels after augmentation, in the order in which an answer names them.
+            num_prefix: Tokens of image and prompt.
+        """
+        ids = rollout.ids.tolist()
+        bins = Bins(self.renderer.vocab.num_bins)
+        labels = _Labels.of(sample, bins)
+        parsed = parse_ids(ids, self.renderer.tokenizer, self.renderer.vocab)
+        whole = _judge(parsed.objects, labels, sample.size_wh, bins)
+        kept = _kept_part(parsed, self.max_records)
+        while True:
+            objects = [record for record in kept if isinstance(record, ParsedObject)]
+            all_kept = len(objects) == len(parsed.objects)
+            match, outcomes = whole if all_kept else _judge(objects, labels, sample.size_wh, bins)
+            target = self._write(ids, kept, match, outcomes, labels)
+            if not kept or num_prefix + len(target.answer.ids) <= self.max_length:
+                return Judged(rollout, parsed, *whole, target)
+            kept = _ending_complete(kept[:-1])
+
+    def _write(
+        self, ids: list[int], kept: Sequence[_Record], match: SplitMatch, outcomes: Outcomes, labels: _Labels
+    ) -> Target:
+        label_of, charged = dict(match.pairs.tolist()), set(np.flatnonzero(np.isin(outcomes.of_prediction, REDUNDANT)))
+        pen = _Pen(self.renderer)
+        row = 0
+        for record in kept:
+            subset = Subset.DROPPED
+            if isinstance(record, ParsedObject):
+                subset = Subset.MATCHED if row in label_of else Subset.FALSE_POSITIVE
+            pen.copy(ids, record, subset)
+            if subset is Subset.MATCHED:
+                pen.aim(labels.records[label_of[row]][1])
+            elif row in charged and subset is Subset.FALSE_POSITIVE:
+                pen.committing.append(pen.coords[0])
+            row += isinstance(record, ParsedObject)
+        missed = [labels.records[i] for i in match.misses.tolist()]
+        pen.append(missed, after_record=bool(kept))
+        return pen.target(num_kept=row, num_matched=len(label_of), num_appended=len(missed))
+
+
+class _Pen:
+    """A target being written."""
+
+    def __init__(self, renderer: Renderer) -> None:
+        self.renderer = renderer
+        self.ids: list[int] = []
+        self.roles: list[Role] = []
+        self.subset: list[Subset] = []
+        self.slots: list[tuple[int, int, int, int]] = []
+        self.committing: list[int] = []
+        self.coords: tuple[int, ...] = ()
+        """Positions of the last record's coordinates."""
+        go_on, end = RECORD_CLOSE + RECORD_SEPARATOR + RECORD_OPEN, RECORD_CLOSE + CLOSE
+        self._leads = [renderer.piece(OPEN + RECORD_OPEN), renderer.piece(go_on)]
+        # How much of the syntax before a record says nothing of whether there is one.
+        self._shared = [
+            _num_alike(self._leads[0], renderer.piece(OPEN + CLOSE)),
+            _num_alike(self._leads[1], renderer.piece(end)),
+        ]
+
+    def copy(self, ids: list[int], record: _Record, subset: Subset) -> None:
+        """A record as the model wrote it, from behind the coordinates of the one before."""
+        coords = record.coord_positions
+        assert coords is not None and len(coords) == 4, "records are kept only with four coordinate tokens"
+        start, (x1, *_, y2) = len(self.ids), coords
+        roles = self._text_roles(ids[start:x1], bool(start))
+        for before, after in pairwise(coords):
+            between = ids[before + 1 : after]
+            known = tuple(between) == self.renderer.piece(COORD_SEPARATOR)
+            roles += [Role.COORD, *[Role.STRUCT if known else Role.DESC] * len(between)]
+        self._put(ids[start : y2 + 1], [*roles, Role.COORD], subset)
+        self.coords = coords
+
+    def _text_roles(self, text: list[int], after_record: bool) -> list[Role]:
+        """Roles up to the first coordinate. What is not the renderer's own tokens for the syntax counts as the name."""
+        lead, tail = self._leads[after_record], self.renderer.piece(BOX_OPEN)
+        head = len(lead) if tuple(text[: len(lead)]) == lead else 0
+        foot = len(tail) if tuple(text[-len(tail) :]) == tail and head + len(tail) <= len(text) else 0
+        return [Role.STRUCT] * head + [Role.DESC] * (len(text) - head - foot) + [Role.STRUCT] * foot
+
+    def _put(self, ids: Sequence[int], roles: Sequence[Role], subset: Subset) -> None:
+        """Tokens of a record, or of the end: the first of them may belong to what stands before."""
+        before = self.subset[-1] if self.subset else Subset.OUTER
+        shared = self._shared[bool(self.ids)]
+        if any(role is not Role.STRUCT for role in roles[:shared]):
+            shared = 0
+        self.subset += [before] * shared + [subset] * (len(ids) - shared)
+        self.ids += ids
+        self.roles += roles
+
+    def aim(self, bins: Sequence[int]) -> None:
+        """Ask for a label's bins at the coordinates of the last record."""
+        index = len(self.slots) // 4
+        self.slots += [(at, c, index, k) for c, (at, k) in enumerate(zip(self.coords, bins, strict=True))]
+
+    def append(self, missed: Sequence[DescBins], after_record: bool) -> None:
+        """Labels as further records, then the outermost close and the end token."""
+        rest = self.renderer.render(missed, after_record=after_record)
+        ids, roles = rest.ids.tolist(), [Role(r) for r in rest.roles.tolist()]
+        start, done = len(self.ids), 0
+        for (_, bins), coords in zip(missed, (rest.slots.position + start).reshape(-1, 4).tolist(), strict=True):
+            end = coords[3] + 1 - start
+            self._put(ids[done:end], roles[done:end], Subset.MISS)
+            self.coords, done = tuple(coords), end
+            self.aim(bins)
+        self._put(ids[done:-1], roles[done:-1], Subset.OUTER)
+        self.ids.append(ids[-1])
+        self.roles.append(roles[-1])
+        self.subset.append(Subset.EOS)
+
+    def target(self, num_kept: int, num_matched: int, num_appended: int) -> Target:
+        """What was written."""
+        pairs = zip(self.subset, self.roles, strict=True)
+        supervised = [role is not Role.COORD and role in SUPERVISED[subset] for subset, role in pairs]
+        columns = np.array(self.slots, dtype=np.int64).reshape(-1, 4).T
+        return Target(
+            Encoded(np.array(self.ids, dtype=np.int64), np.array(self.roles, dtype=np.int8), Slots(*columns)),
+            np.array(self.subset, dtype=np.int8),
+            np.array(supervised),
+            np.array(self.committing, dtype=np.int64),
+            num_kept,
+            num_matched,
+            num_appended,
+        )
+
+
+def _kept_part(parsed: ParseResult, max_records: int) -> list[_Record]:
+    """The records up to the last complete one before the first thing that is not in our form."""
+    kept: list[_Record] = []
+    for item in sorted((*parsed.objects, *parsed.faults), key=lambda item: item.span):
+        if isinstance(item, Fault) and not (item.status in _STAYS and len(item.coord_positions) == 4):
+            break
+        kept.append(item)
+    return _ending_complete(kept[:max_records])
+
+
+def _ending_complete(records: list[_Record]) -> list[_Record]:
+    """Without dropped records at the end."""
+    while records and isinstance(records[-1], Fault):
+        records = records[:-1]
+    return records
+
+
+def _judge(
+    objects: Sequence[ParsedObject], labels: _Labels, size_wh: tuple[int, int], bins: Bins
+) -> tuple[SplitMatch, Outcomes]:
+    """Records of an answer against the labels of its image, by the definitions of evaluation."""
+    names, truth_names = number_names([o.desc for o in objects], [i.desc for i in labels.instances])
+    found = Columns(
+        np.zeros(len(objects), dtype=np.int64),
+        names,
+        bins.to_pixels([o.bins_xyxy for o in objects], size_wh),
+        np.zeros(len(objects), dtype=bool),
+    )
+    truth = Columns(
+        np.zeros(len(labels.instances), dtype=np.int64),
+        truth_names,
+        np.array([i.bbox_xyxy for i in labels.instances], dtype=np.float64).reshape(-1, 4),
+        np.array([i.iscrowd for i in labels.instances], dtype=bool),
+    )
+    match = match_labels(truth, found, np.arange(len(objects)))
+    return match, label_outcomes(truth, found, match)
+
+
+def _num_alike(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens two runs begin with alike."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def _four(values: Sequence[int]) -> tuple[int, int, int, int]:
+    x1, y1, x2, y2 = values
+    return x1, y1, x2, y2
