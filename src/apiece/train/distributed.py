@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from apiece.model.device import pick_device
 
 # All wait while one process evaluates; a process that died is noticed by torchrun, not by this.
-PATIENCE = timedelta(hours=4)
+PATIENCE = timedelta(hours=2)
 
 
 @dataclass(frozen=True, slots=True)

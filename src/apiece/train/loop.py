@@ -198,7 +198,8 @@ def open_metrics(run: Path, start: int, config: Config, world: World) -> Metrics
     trackers = [TRACKERS[name]() for name in config.train.trackers] if world.is_main else []
     for tracker in trackers:
         tracker.start(run, config.model_dump(mode="json"))
-    return Metrics(run, start, trackers)
+    # Opening the file rewrites it, so the other processes must not.
+    return Metrics(run if world.is_main else None, start, trackers)
 
 
 def training_stream(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from apiece.config.schema import OptimSection
-from apiece.train.sharding import sharded_like
+from apiece.train.sharding import is_sharded, sharded_like, whole
 
 
 class Part(StrEnum):
@@ -87,8 +87,29 @@ def build_optimizers(model: nn.Module, config: OptimSection) -> list[torch.optim
     if muon:
         group = {"params": muon, "lr": config.lr_muon, "peak_lr": config.lr_muon, "part": "matrices"}
         # Scaled so that an update has AdamW's usual size (Liu et al. 2025, "Muon is scalable for LLM training").
-        optimizers.append(torch.optim.Muon([group], weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"))
+        kind = WholeMuon if any(is_sharded(p) for p in muon) else torch.optim.Muon
+        optimizers.append(kind([group], weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"))
     return optimizers
+
+
+class WholeMuon(torch.optim.Muon):
+    """Muon for sharded matrices: each is gathered for its update, which is then exactly that of one process.
+
+    The library's products of shards add up bf16 parts in another order, and wait for the other processes in each.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Update every matrix; all processes must call this."""
+        for group in self.param_groups:
+            for parameter in (p for p in group["params"] if p.grad is not None):
+                entire = nn.Parameter(whole(parameter.detach()))
+                entire.grad = whole(parameter.grad)
+                alone = torch.optim.Muon([group | {"params": [entire]}])
+                alone.state[entire] = {name: whole(value) for name, value in self.state[parameter].items()}
+                alone.step()
+                parameter.copy_(sharded_like(entire.detach(), parameter))
+                self.state[parameter] = {n: sharded_like(v, parameter) for n, v in alone.state[entire].items()}
 
 
 def lr_scale(step: int, steps: int, config: OptimSection) -> float:

@@ -79,18 +79,27 @@ class Metrics:
     """`metrics.jsonl`: one line a logged step. It is the truth of a run.
 
     Lines after the step that a run resumes from are dropped, so no step stands there twice.
+
+    Args:
+        run: The run's folder; `None` on a process that writes no files.
+        resumed_at: The step that the run goes on from.
+        trackers: Told the same.
     """
 
-    def __init__(self, run: Path, resumed_at: int = 0, trackers: Sequence[Tracker] = ()) -> None:
+    def __init__(self, run: Path | None, resumed_at: int = 0, trackers: Sequence[Tracker] = ()) -> None:
         self._trackers = trackers
+        self._file: IO[str] | None = None
+        if run is None:
+            return
         path = run / "metrics.jsonl"
         if path.exists():
             kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= resumed_at]
             write_text(path, "".join(line + "\n" for line in kept))
-        self._file: IO[str] = open(path, "a", encoding="utf-8")  # noqa: SIM115  closed by __exit__
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115  closed by __exit__
 
     def log(self, step: int, figures: dict[str, float]) -> None:
         """Append one line, and tell the trackers."""
+        assert self._file is not None, "one process logs"
         self._file.write(json.dumps({"step": step, **figures}) + "\n")
         self._file.flush()
         for tracker in self._trackers:
@@ -100,7 +109,8 @@ class Metrics:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         for tracker in self._trackers:
             tracker.close()
 

@@ -48,6 +48,11 @@ def parallelize(channel: SoftContext, parallel: Parallel, world: World, dtype: t
     return channel
 
 
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether this process holds only a part of the tensor."""
+    return isinstance(tensor, DTensor)
+
+
 def whole(tensor: Tensor) -> Tensor:
     """A tensor with all of its entries; where it is sharded, all processes must call this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
@@ -108,7 +113,7 @@ def whole_model(model: Any, config: ModelSection, world: World) -> Iterator[Any 
     Yields:
         On the process that writes files the model, or its copy. Elsewhere `None`.
     """
-    if any(isinstance(p, DTensor) for p in model.parameters()):
+    if any(is_sharded(p) for p in model.parameters()):
         state, entire = whole_state(weights_of(model), world), None
         if world.is_main:
             entire = load_model(config.checkpoint, attention=config.attention)
