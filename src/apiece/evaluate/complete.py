@@ -8,6 +8,7 @@ Shapes: I images, N rows.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,9 +18,11 @@ from numpy.typing import NDArray
 from apiece.errors import UserError
 from apiece.evaluate.detections import load_ground_truth
 from apiece.evaluate.f1 import IOU_MIN
-from apiece.evaluate.forms import GroundTruth
+from apiece.evaluate.forms import GroundTruth, ImageInfo
 from apiece.match import match_groups
 from apiece.types import IntArray
+
+_IMAGE_ENDINGS = ("jpg", "jpeg", "png", "bmp", "webp", "tif", "tiff", "gif")
 
 
 def load_complete(path: Path, truth: GroundTruth) -> tuple[GroundTruth, GroundTruth]:
@@ -46,27 +49,26 @@ def load_complete(path: Path, truth: GroundTruth) -> tuple[GroundTruth, GroundTr
 def align_complete(complete: GroundTruth, truth: GroundTruth) -> tuple[GroundTruth, GroundTruth]:
     """`load_complete` for labels already read.
 
-    Images are joined by name (sample id or file name) where every name of the split is in both once, else by id;
-    images of the complete truth that are not in the split are left out.
+    Images are joined by name (sample id or file name) where every name of the split is in both once; else by file names
+    without folder and ending, as sample ids often are; else by id. Images of the complete truth that are not in the
+    split are left out.
 
     Raises:
         ValueError: An image of the split is not among the complete ones, or has another size there.
     """
-    names = [image.name for image in complete.images]
-    by_name = len(set(names)) == len(names) and {image.name for image in truth.images} <= set(names)
-    place = {image.name if by_name else image.id: i for i, image in enumerate(complete.images)}
+    key_of = _common_key(complete, truth)
+    place = {key_of(image): i for i, image in enumerate(complete.images)}
     new_image = np.full(len(complete.images), -1, dtype=np.int64)
     for i, image in enumerate(truth.images):
-        key = image.name if by_name else image.id
-        if key not in place:
+        if key_of(image) not in place:
             raise ValueError(f"expected every image of the split, found none of id {image.id} ({image.name})")
-        other = complete.images[place[key]]
+        other = complete.images[place[key_of(image)]]
         if other.size_wh != image.size_wh:
             raise ValueError(
                 f"image {image.name}: expected {image.size_wh[0]} x {image.size_wh[1]} pixels as in the split, "
                 f"found {other.size_wh[0]} x {other.size_wh[1]}"
             )
-        new_image[place[key]] = i
+        new_image[place[key_of(image)]] = i
     truth = truth.with_classes(complete.names)
     number = {name: i for i, name in enumerate(truth.names)}
     new_category = np.array([number[name] for name in complete.names], dtype=np.int64)
@@ -78,6 +80,23 @@ def align_complete(complete: GroundTruth, truth: GroundTruth) -> tuple[GroundTru
         image=new_image[complete.image],
         category=new_category[complete.category],
     )
+
+
+def _common_key(complete: GroundTruth, truth: GroundTruth) -> Callable[[ImageInfo], int | str]:
+    """What tells the images of both apart in the same way: the first that fits."""
+    keys: tuple[Callable[[ImageInfo], str], ...] = (lambda image: image.name, lambda image: _stem(image.name))
+    for key in keys:
+        theirs, ours = [key(image) for image in complete.images], {key(image) for image in truth.images}
+        if len(set(theirs)) == len(theirs) and len(ours) == len(truth.images) and ours <= set(theirs):
+            return key
+    return lambda image: image.id
+
+
+def _stem(name: str) -> str:
+    """`images/000017.png` to `000017`."""
+    last = name.rpartition("/")[2]
+    head, dot, ending = last.rpartition(".")
+    return head if dot and head and ending.lower() in _IMAGE_ENDINGS else last
 
 
 def with_classes_of(complete: GroundTruth, truth: GroundTruth) -> GroundTruth:
