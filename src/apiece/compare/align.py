@@ -40,7 +40,7 @@ def require_comparable(sources: Sequence[Source]) -> None:
     for other in sources[1:]:
         if other.kind != first.kind:
             raise UserError(
-                f"cannot be compared: {first.name} is a {_kind(first)}, {other.name} a {_kind(other)}",
+                f"cannot be compared: {first.name} is {_kind(first)}, {other.name} {_kind(other)}",
                 fix="compare runs with runs, or evaluations with evaluations",
                 exit_code=2,
             )
@@ -179,7 +179,7 @@ def _short(value: Any) -> str:
 
 
 def _kind(source: Source) -> str:
-    return "run with dumps" if source.kind == "panel" else "evaluation"
+    return "a run with dumps" if source.kind == "panel" else "an evaluation"
 
 
 def _names(sources: Sequence[Source]) -> str:

@@ -42,10 +42,12 @@ def dump_source(run: RunFolder, dump: Dump, path: Path) -> Source:
     Raises:
         UserError: There is no record in it, or a prediction has no score.
     """
-    records = dump.records
+    panel = run.panel
+    place = {name: i for i, name in enumerate(panel["ids"])} if panel else {}
+    records = sorted(dump.records, key=lambda record: place.get(record["id"], len(place)))
     if not records:
         raise UserError("expected records, found none that can be read", where=dump.folder, fix="; ".join(dump.gaps))
-    protocol, panel = dump.protocol, run.panel
+    protocol = dump.protocol
     samples = [_sample(record, record["objects"]) for record in records]
     truth, detections = predictions_to_detections(
         samples_to_ground_truth(samples),

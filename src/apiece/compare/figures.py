@@ -47,14 +47,14 @@ _PROBES: dict[str, tuple[str, bool | None]] = {
     "entropy": ("entropy, nats", None),
     "modes": ("modes", None),
     "own_mass": ("mass near its own", True),
-    "cross_instance_mass": ("mass near another instance", False),
-    "exp_argmax_gap": ("expectation to argmax, bins", None),
+    "cross_instance_mass": ("mass near another", False),
+    "exp_argmax_gap": ("mean to argmax, bins", None),
     "flip": ("flipped to a neighbour", False),
     "chimera": ("mixed of several instances", False),
     "drift": ("drift from a1 to last, bins", None),
-    "near_neighbour": ("finishes the neighbour's box", True),
-    "near_own": ("returns to its own box", False),
-    "elsewhere": ("goes elsewhere", None),
+    "near_neighbour": ("the neighbour's box", True),
+    "near_own": ("its own box", False),
+    "elsewhere": ("elsewhere", None),
 }
 
 
