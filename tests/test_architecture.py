@@ -22,7 +22,7 @@ LAYERS = (
     ("losses", "model", "probes", "report"),
     ("rollout",),
     ("channels", "evaluate"),
-    ("monitor",),
+    ("monitor", "compare"),
     ("train",),
     ("experiment",),
     ("cli",),
