@@ -55,6 +55,10 @@ def test_a_knob_of_self_context_without_self_context(path: str) -> None:
             [TWO, "stage2_ab.softctx_temperature=0.5", "stage2_ab.coord_ctx_embed_mode=hard"],
             "stage2_ab.softctx_temperature: has no effect with `stage2_ab.coord_ctx_embed_mode: hard`, which takes",
         ),
+        (
+            [TWO, "stage2_ab.softctx_temperature=0.5", "stage2_ab.softctx_grad_mode=em_detach"],
+            "stage2_ab.softctx_temperature: has no effect with `stage2_ab.softctx_grad_mode: em_detach` and",
+        ),
         (["stage2_ab.n_softctx_iter=0"], "stage2_ab.n_softctx_iter: expected a whole number >= 1 and <= 8"),
         (["stage2_ab.n_softctx_iter=9"], "stage2_ab.n_softctx_iter: expected a whole number >= 1 and <= 8"),
         ([TWO, "stage2_ab.softctx_grad_mode=detach"], "stage2_ab.softctx_grad_mode: expected one of unroll, em_detach"),
@@ -72,11 +76,42 @@ def test_a_setting_that_makes_no_sense(overrides: list[str], message: str) -> No
         [TWO, "stage2_ab.softctx_radius=5", "stage2_ab.softctx_replace=near_gt"],
         [TWO, "stage2_ab.softctx_temperature=0.5", "stage2_ab.coord_ctx_embed_mode=soft"],
         [TWO, "stage2_ab.coord_ctx_embed_mode=hard"],
+        [
+            *(TWO, "stage2_ab.softctx_temperature=0.5"),
+            *("stage2_ab.coord_ctx_embed_mode=soft", "stage2_ab.softctx_grad_mode=em_detach"),
+        ],
+        [TWO, "stage2_ab.coord_ctx_embed_mode=hard", "stage2_ab.softctx_grad_mode=em_detach"],
         ["stage2_ab.coord_decode_mode=st"],
     ],
 )
 def test_a_setting_that_does(overrides: list[str]) -> None:
     load_config(None, overrides)
+
+
+WEIGHTS = {
+    "token_ce": ("desc_ce_weight", "self_context_struct_ce_weight"),
+    "bbox_geo": ("smoothl1_weight", "ciou_weight", "a1_smoothl1_weight", "a1_ciou_weight"),
+    "coord_reg": (
+        *("coord_ce_weight", "soft_ce_weight", "w1_weight", "self_context_soft_ce_weight"),
+        *("a1_soft_ce_weight", "a1_w1_weight", "coord_gate_weight", "text_gate_weight"),
+    ),
+}
+
+
+@pytest.mark.parametrize(("term", "part"), [(term, part) for term, parts in WEIGHTS.items() for part in parts])
+def test_a_part_of_a_term_without_weight(term: str, part: str) -> None:
+    path, without = f"objective.{term}.config.{part}", f"objective.{term}.weight=0"
+    with pytest.raises(UserError, match=re.escape(f"{path}: has no effect with `objective.{term}.weight: 0`")):
+        load_config(None, [TWO, f"{path}=0.37", without])
+    load_config(None, [TWO, f"{path}=0.37"])
+    load_config(None, [TWO, without])
+
+
+def test_no_weight_is_left_out_of_the_table_above() -> None:
+    objective = load_config(None).config.objective
+    for term, parts in WEIGHTS.items():
+        config = getattr(objective, term).config
+        assert {name for name in type(config).model_fields if name.endswith("_weight")} == set(parts)
 
 
 def test_all_mistakes_are_named_at_once() -> None:

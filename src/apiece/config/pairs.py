@@ -61,12 +61,12 @@ def rule(*reads: str) -> Callable[[Check], Check]:
     return register
 
 
-def no_effect(*paths: str, reads: str, unless: Callable[[Any], bool], why: str) -> None:
+def no_effect(*paths: str, reads: str | tuple[str, ...], unless: Callable[[Any], bool], why: str) -> None:
     """Register a rule for each path: to change it is an error where it does nothing.
 
     Args:
         paths: Settings that matter only sometimes.
-        reads: The setting that decides whether they do.
+        reads: The setting, or settings, that decide whether they do.
         unless: Config -> whether they do.
         why: Why they do not, and what to change; goes between "has no effect" and "or set it back to its default".
     """
@@ -78,7 +78,7 @@ def no_effect(*paths: str, reads: str, unless: Callable[[Any], bool], why: str) 
             default = default_at(type(config), path)
             return f"has no effect {why}, or set it back to its default ({'null' if default is None else default})"
 
-        return Rule((path, reads), check)
+        return Rule((path, *((reads,) if isinstance(reads, str) else reads)), check)
 
     RULES.extend(rule_for(path) for path in paths)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from apiece.config.pairs import no_effect, rule
-from apiece.config.schema import Config, ContextEmbedMode, SoftContextReplace
+from collections.abc import Callable
+
+from apiece.config.pairs import no_effect, rule, value_at
+from apiece.config.schema import Config, ContextEmbedMode, SoftContextGrad, SoftContextReplace
 
 
 @rule("prompt.text", "prompt.name")
@@ -127,3 +129,35 @@ no_effect(
     unless=lambda config: config.stage2_ab.coord_ctx_embed_mode is not ContextEmbedMode.HARD,
     why="with `stage2_ab.coord_ctx_embed_mode: hard`, which takes the most likely bin",
 )
+no_effect(
+    "stage2_ab.softctx_temperature",
+    reads=("stage2_ab.softctx_grad_mode", "stage2_ab.coord_ctx_embed_mode"),
+    unless=lambda config: (
+        config.stage2_ab.softctx_grad_mode is not SoftContextGrad.EM_DETACH
+        or config.stage2_ab.coord_ctx_embed_mode is not ContextEmbedMode.ST
+    ),
+    why="with `stage2_ab.softctx_grad_mode: em_detach` and `stage2_ab.coord_ctx_embed_mode: st`, where it would only "
+    "shape the gradient that is cut off: set one of them to `unroll` or `soft`",
+)
+
+
+def _weighs(path: str) -> Callable[[Config], bool]:
+    """Whether the weight at a dotted path is above 0."""
+    return lambda config: bool(value_at(config, path) > 0)
+
+
+# What shapes a term (smoothl1_beta, target_sigma, ...) is felt in the logged figures even where the term has no weight.
+for _term, _parts in {
+    "token_ce": ("desc_ce_weight", "self_context_struct_ce_weight"),
+    "bbox_geo": ("smoothl1_weight", "ciou_weight", "a1_smoothl1_weight", "a1_ciou_weight"),
+    "coord_reg": (
+        *("coord_ce_weight", "soft_ce_weight", "w1_weight", "self_context_soft_ce_weight"),
+        *("a1_soft_ce_weight", "a1_w1_weight", "coord_gate_weight", "text_gate_weight"),
+    ),
+}.items():
+    no_effect(
+        *(f"objective.{_term}.config.{_part}" for _part in _parts),
+        reads=f"objective.{_term}.weight",
+        unless=_weighs(f"objective.{_term}.weight"),
+        why=f"with `objective.{_term}.weight: 0`, which multiplies it: raise that",
+    )
