@@ -11,7 +11,21 @@ from typer.core import TyperGroup
 
 from apiece.errors import UserError
 
-ORDER = ("demo", "scenes", "data", "model", "config", "train", "evaluate", "compare", "predict", "env")
+ORDER = (
+    "demo",
+    "scenes",
+    "data",
+    "model",
+    "config",
+    "train",
+    "evaluate",
+    "diagnose",
+    "compare",
+    "report",
+    "view",
+    "predict",
+    "env",
+)
 INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 and the signal's number, as shells count it."""
 
@@ -60,6 +74,7 @@ def root(
     apiece model extend ...          make a Qwen3-VL ready (`tiny` is ready)
     apiece train CONFIG              train; all of a run is in runs/NAME
     apiece evaluate runs/NAME ...    official COCO AP, F1; by class, by crowding
+    apiece report runs/A runs/B ...  a page to look at them, image by image
     apiece compare runs/A runs/B     what differs, and how sure that is
     apiece predict runs/NAME PHOTOS  boxes on your photos
     ```

@@ -2,6 +2,20 @@
 
 from __future__ import annotations
 
-from apiece.cli import compare, config, data, demo, env, evaluate, model, predict, scenes, train
+from apiece.cli import compare, config, data, demo, diagnose, env, evaluate, model, predict, report, scenes, train, view
 
-__all__ = ["compare", "config", "data", "demo", "env", "evaluate", "model", "predict", "scenes", "train"]
+__all__ = [
+    "compare",
+    "config",
+    "data",
+    "demo",
+    "diagnose",
+    "env",
+    "evaluate",
+    "model",
+    "predict",
+    "report",
+    "scenes",
+    "train",
+    "view",
+]
