@@ -10,10 +10,22 @@ import pytest
 from PIL import Image, ImageDraw
 
 from apiece.match import match_instances
+from apiece.report import draw as draw_module
 from apiece.report import overlay as overlay_module
-from apiece.report.draw import contact_sheet, count_line, draw_comparison, draw_predictions, save_png
+from apiece.report.draw import contact_sheet, count_line, draw_comparison, draw_predictions, draw_record, save_png
 from apiece.report.overlay import CROWD, MAX_SIDE, MIN_SIDE, Mark, overlay, short_names
-from apiece.report.palette import BLUE, GREY, MATCHED, MISSED, ORANGE, VERMILLION, WRONG
+from apiece.report.palette import (
+    BLUE,
+    CROWD_REGION,
+    FATES,
+    GREY,
+    MATCHED,
+    MISSED,
+    ORANGE,
+    OUTCOMES,
+    VERMILLION,
+    WRONG,
+)
 from apiece.report.text import CAPTION_FONT, fit, text_width, wrap
 from apiece.types import Detection, Instance
 
@@ -87,8 +99,8 @@ def test_lines_lie_on_the_box() -> None:
     panel = np.asarray(overlay(Image.new("RGB", (96, 64)), [Mark((20, 10, 60, 50), MATCHED, "")], ""))
     picture = panel[np.flatnonzero((panel == 0).all(-1).sum(1) > 300)[0] :][:320, :480]
     rows, columns = np.nonzero((picture == BLUE).all(-1))
-    assert (columns.min(), columns.max()) == (100 - 1, 300 + 1)
-    assert (rows.min(), rows.max()) == (50 - 1, 250 + 1)
+    assert (columns.min(), columns.max()) == (100, 300 - 1)
+    assert (rows.min(), rows.max()) == (50, 250 - 1)
 
 
 def tags(monkeypatch, marks) -> list[tuple[tuple[int, int, int, int], str]]:
@@ -238,3 +250,60 @@ def test_text_fits_its_room() -> None:
     shown = sum(word.startswith("word") for line in lines for word in line.split())
     assert lines[-1].endswith(f"and {100 - shown} more")
     assert wrap([], CAPTION_FONT, 200, 3) == []
+
+
+def dumped(**changes: object) -> dict[str, object]:
+    """A record with one box of every outcome and one label of every fate."""
+    predictions = [
+        {"desc": "cup", "bbox": [10 + 60 * i, 20, 60 + 60 * i, 90], "score": None if i else 0.75, "outcome": outcome}
+        for i, outcome in enumerate(OUTCOMES)
+    ]
+    objects = [{"desc": "cup", "bbox": [10 + 60 * i, 120, 60 + 60 * i, 190], "fate": f} for i, f in enumerate(FATES)]
+    objects.append({"desc": "cup", "bbox": [10, 300, 300, 400], "fate": None})
+    counts = {"gt": 17, "pred": 43, "matched": 5, "ignored": 0, "f1_true": None}
+    record = {
+        "id": "shelf-17",
+        "step": 300,
+        "objects": objects,
+        "hidden": None,
+        "predictions": predictions,
+        "counts": counts,
+        "answer": {"closed": True},
+    }
+    return record | changes
+
+
+def test_a_record_shows_every_outcome_and_every_fate(monkeypatch) -> None:
+    lines: list[str] = []
+    page = draw_module._page
+    monkeypatch.setattr(
+        draw_module, "_page", lambda panels, title, line: lines.append(line) or page(panels, title, line)
+    )
+    found = colours(draw_record(PHOTO, dumped()))
+    assert {style.colour for style in (*OUTCOMES.values(), *FATES.values(), CROWD_REGION)} <= found
+    assert lines == ["gt 17  pred 43  matched 5  p .116  r .294  f1 .167"]
+    counts = {"gt": 0, "pred": 0, "matched": 0, "ignored": 0, "f1_true": 0.5}
+    nothing = dumped(objects=[], predictions=[], counts=counts, answer={"closed": False})
+    draw_record(PHOTO, nothing | {"hidden": [{"desc": "cup", "bbox": [0, 0, 9, 9]}]})
+    assert lines[1] == "gt 0  pred 0  matched 0  p -  r -  f1 -  true f1 .500  answer cut off"
+
+
+def test_outcomes_stay_apart_in_print() -> None:
+    for styles in (OUTCOMES.values(), FATES.values()):
+        looks = {(style.colour, style.dash) for style in styles}
+        assert len(looks) == len(styles)
+
+
+def test_lines_of_boxes_that_touch_lie_side_by_side() -> None:
+    marks = [Mark((100, 100, 200, 200), MATCHED, ""), Mark((200, 100, 300, 200), MATCHED, "")]
+    panel = np.asarray(overlay(Image.new("RGB", (640, 480)), marks, ""))
+    row = panel[panel.shape[0] // 2 - 130]
+    assert (row == BLUE).all(-1).sum() == 4 * 3
+
+
+def test_dashed_boxes_have_all_four_corners() -> None:
+    for side in (7, 30, 31, 32, 33, 100, 333):
+        panel = np.asarray(overlay(Image.new("RGB", (640, 480)), [Mark((50, 50, 50 + side, 50 + side), WRONG, "")], ""))
+        rows, columns = np.nonzero((panel[: 480 + 20] == VERMILLION).all(-1))
+        drawn = set(zip(rows.tolist(), columns.tolist(), strict=True))
+        assert {(y, x) for y in (rows.min(), rows.max()) for x in (columns.min(), columns.max())} <= drawn

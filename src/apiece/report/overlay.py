@@ -1,7 +1,7 @@
 """One image with boxes on it, a caption above and a legend below.
 
-Every line has a light rim, so that it shows on any photo. Tags are drawn only where there is room: in a crowd the
-legend takes their place.
+Every line has a rim, light beside dark colours and dark beside light ones, so that it shows on any photo. Tags are
+drawn only where there is room: in a crowd the legend takes their place.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from functools import partial
 
 from PIL import Image, ImageDraw
 
-from apiece.report.palette import BACKGROUND, BLACK, MATCHED, WHITE, Style, ink_on
+from apiece.report.palette import BACKGROUND, BLACK, MATCHED, Style, ink_on
 from apiece.report.text import CAPTION_FONT, TAG_FONT, fit, line_height, text_width, wrap
 from apiece.types import BoxXYXY
 
-MIN_SIDE, MAX_SIDE = 480, 1000
-"""Pixels of the longer side: smaller images are enlarged, larger ones reduced."""
+MIN_SIDE, MIN_SIDE_CROWD, MAX_SIDE = 480, 720, 1000
+"""Pixels of the longer side: smaller images are enlarged (more for a crowd), larger ones reduced."""
 
 CROWD = 12
 """With more boxes than this, tags hold a short name only and stay off small boxes."""
@@ -55,14 +55,14 @@ def overlay(image: Image.Image, marks: Sequence[Mark], caption: str, *, by_class
     Returns:
         An RGB picture at least `MIN_SIDE` wide.
     """
-    scale = _scale(image.size)
+    crowded = len(marks) > CROWD
+    scale = _scale(image.size, MIN_SIDE_CROWD if crowded else MIN_SIDE)
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
     resample = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS
     picture = image.convert("RGB").resize(size, resample)
     boxes = [_placed(mark.box_xyxy, scale) for mark in marks]
-    crowded = len(marks) > CROWD
     short = short_names(mark.desc for mark in marks) if crowded else {}
-    _draw_boxes(picture, marks, boxes, width=2 if crowded else 3)
+    _draw_boxes(picture, marks, boxes, width=3)
     _draw_tags(picture, marks, boxes, short)
     width = max(picture.width, MIN_SIDE)
     kinds = _legend_places(marks, width)
@@ -99,9 +99,10 @@ def _only(names: Sequence[str], beginning: str) -> bool:
     return sum(name.startswith(beginning) for name in names) == 1
 
 
-def _scale(size_wh: tuple[int, int]) -> float:
+def _scale(size_wh: tuple[int, int], least: int) -> float:
+    """How much an image is enlarged or reduced; a whole number where it is enlarged."""
     longest = max(size_wh)
-    return MAX_SIDE / longest if longest > MAX_SIDE else float(-(-MIN_SIDE // longest))
+    return min(float(-(-least // longest)), max(MAX_SIDE // longest, MAX_SIDE / longest if longest > MAX_SIDE else 1))
 
 
 def _placed(box: BoxXYXY, scale: float) -> _Rectangle:
@@ -115,18 +116,23 @@ def _draw_boxes(picture: Image.Image, marks: Sequence[Mark], boxes: Sequence[_Re
     area = [(x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in boxes]
     order = sorted(range(len(marks)), key=lambda i: (marks[i].style == MATCHED, -area[i], i))
     strokes = [(marks[i].style, list(_strokes(boxes[i], picture.size, marks[i].style.dash, width))) for i in order]
-    for _, rectangles in strokes:
+    for style, rectangles in strokes:
         for x1, y1, x2, y2 in rectangles:
-            draw.rectangle((x1 - 1, y1 - 1, x2 + 1, y2 + 1), fill=WHITE)
+            draw.rectangle((x1 - 1, y1 - 1, x2 + 1, y2 + 1), fill=ink_on(style.colour))
     for style, rectangles in strokes:
         for rectangle in rectangles:
             draw.rectangle(rectangle, fill=style.colour)
 
 
 def _strokes(box: _Rectangle, size_wh: tuple[int, int], dash: tuple[int, int], width: int) -> Iterator[_Rectangle]:
-    """The dashes of a box's four sides as filled rectangles, kept inside the picture."""
+    """The dashes of a box's four sides as filled rectangles, kept inside the picture.
+
+    Lines lie inside the box, so that the sides of two boxes that touch are seen side by side.
+    """
     farthest = [max(side - width, 0) for side in size_wh * 2]
-    x1, y1, x2, y2 = (min(max(v - width // 2, 0), most) for v, most in zip(box, farthest, strict=True))
+    x1, y1, x2, y2 = box
+    inner = x1, y1, max(x2 - width, x1), max(y2 - width, y1)
+    x1, y1, x2, y2 = (min(max(v, 0), most) for v, most in zip(inner, farthest, strict=True))
     for start, end in _dashes(x1, x2 + width - 1, dash):
         yield start, y1, end, y1 + width - 1
         yield start, y2, end, y2 + width - 1
@@ -136,13 +142,16 @@ def _strokes(box: _Rectangle, size_wh: tuple[int, int], dash: tuple[int, int], w
 
 
 def _dashes(start: int, end: int, dash: tuple[int, int]) -> Iterator[tuple[int, int]]:
-    """Pieces of a line from `start` to `end`, both drawn; on short lines shorter pieces, so that gaps remain."""
+    """Pieces of a line from `start` to `end`, both drawn: a box has its corners. Shorter ones on short lines."""
     on, off = dash
     if not off:
         yield start, end
         return
     on = min(on, max(3, (end - start) // 5))
-    for at in range(start, end + 1, on + off):
+    room = end + 1 - on - start
+    gaps = max(1, round(room / (on + off)))
+    for i in range(gaps + 1 if room > 0 else 1):
+        at = start + round(i * room / gaps) if room > 0 else start
         yield at, min(at + on - 1, end)
 
 

@@ -10,6 +10,8 @@ import numpy as np
 
 from apiece.config.schema import Config
 from apiece.data.jsonl import read_jsonl
+from apiece.evaluate.answers import Answer
+from apiece.evaluate.forms import GroundTruth
 from apiece.evaluate.metrics import write_metrics
 from apiece.evaluate.predict import Predictor, evaluate_samples
 from apiece.model.encode import SampleEncoder
@@ -23,6 +25,7 @@ LOGGED = (
     "f1/precision",
     "f1/recall",
     "f1/mean_iou",
+    "f1/true",
     "parse/dropped",
     "parse/finish_eos",
 )
@@ -40,16 +43,35 @@ def eval_subset(config: Config) -> list[Sample]:
 
 
 def evaluate_step(
-    run: Path, step: int, model: Any, encoder: SampleEncoder, samples: Sequence[Sample], config: Config
-) -> dict[str, float]:
-    """Evaluate on the fixed subset into `eval/step_*/`; returns the figures that go to the metrics."""
+    run: Path,
+    step: int,
+    model: Any,
+    encoder: SampleEncoder,
+    samples: Sequence[Sample],
+    config: Config,
+    complete: GroundTruth | None = None,
+) -> tuple[dict[str, float], list[Answer]]:
+    """Evaluate on the fixed subset into `eval/step_*/`.
+
+    Args:
+        run: The run's folder.
+        step: Optimizer steps done.
+        model: Left in the mode that it was in.
+        encoder: Tokenizer, prompt and images.
+        samples: The subset.
+        config: Of the run.
+        complete: Complete truth of (at least) the subset, where it is known.
+
+    Returns:
+        The figures that go to the metrics, and the answers.
+    """
     out = run / "eval" / f"step_{step:06d}"
     was_training = model.training
     model.eval()
     predictor = Predictor(
         encoder, LocalEngine(model, encoder.side, config.generate, config.seed), config.generate.batch_size
     )
-    metrics, _ = evaluate_samples(predictor, samples, out)
+    metrics, answers = evaluate_samples(predictor, samples, out, complete=complete)
     write_metrics(out / "metrics.json", metrics)
     model.train(was_training)
-    return {f"eval/{key}": float(metrics[key]) for key in LOGGED}
+    return {f"eval/{key}": float(metrics[key]) for key in LOGGED if key in metrics}, answers

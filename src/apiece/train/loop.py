@@ -17,21 +17,22 @@ from apiece.config.dump import dump_config
 from apiece.config.schema import Config
 from apiece.data.jsonl import read_jsonl
 from apiece.errors import UserError
+from apiece.files import write_json
 from apiece.losses.compose import Objective
 from apiece.model.encode import Augmentation, PromptTokens, SampleEncoder
 from apiece.model.load import TextSide, load_model, load_text_side
 from apiece.model.prompts import prompt_text
 from apiece.progress import progress_bar
-from apiece.train.batches import BatchPlan, micro_batches
+from apiece.train.batches import BatchPlan, micro_batches, sample_lengths
 from apiece.train.checkpoint import complete_checkpoints, load_checkpoint, save_checkpoint
 from apiece.train.distributed import World, join_world, leave_world
-from apiece.train.evaluation import eval_subset, evaluate_step
 from apiece.train.meter import Meter, brief
 from apiece.train.optim import build_optimizers, freeze_parts, lr_scale, set_lr
 from apiece.train.run import Metrics, create_run, log_to, make_manifest
-from apiece.train.sharding import parallelize, whole_model
+from apiece.train.sharding import parallelize
 from apiece.train.step import autocast_dtype, train_step
 from apiece.train.trackers import TRACKERS
+from apiece.train.watch import Watched, read_manifest, watching, what_to_watch
 from apiece.types import Sample
 
 log = logging.getLogger("apiece")
@@ -65,7 +66,7 @@ def train(config: Config, name: str, *, resume: Path | None = None) -> Outcome:
     side = load_text_side(config.model.checkpoint, config.data.max_pixels)
     prompt = PromptTokens.of(side, prompt_text(config.prompt.name, config.prompt.text))
     samples, dropped = training_samples(config, side)
-    eval_samples = eval_subset(config)
+    watched = what_to_watch(config, resume, world)
 
     model = load_model(config.model.checkpoint, attention=config.model.attention)
     model = prepare_model(model, config, world)
@@ -78,11 +79,10 @@ def train(config: Config, name: str, *, resume: Path | None = None) -> Outcome:
     optimizers = build_optimizers(model, config.optim)
     encoder = SampleEncoder(side, prompt, model.config.text_config.max_position_embeddings)
     card = checkpoint_card(config, prompt)
+    lengths = sample_lengths(samples, encoder)
+    plan = BatchPlan(lengths, config.train.batch_size, config.train.length_window, config.seed)
 
-    run, start = open_run(config, name, resume, world, model, optimizers, dropped)
-    plan = BatchPlan(
-        [encoder.estimate_length(s) for s in samples], config.train.batch_size, config.train.length_window, config.seed
-    )
+    run, start = open_run(config, name, resume, world, model, optimizers, manifest_extra(dropped, watched))
     stream = training_stream(config, samples, encoder, plan, start, world)
     step, steps = start, config.train.steps
     with (
@@ -90,7 +90,9 @@ def train(config: Config, name: str, *, resume: Path | None = None) -> Outcome:
         open_metrics(run, start, config, world) as metrics,
         progress_bar() as bar,
         stop_signals() as stopped,
+        watching(run, start, config, encoder, world, watched) as watch,
     ):
+        watch.begin(start, model)
         task = bar.add_task("train", total=steps, completed=start, note="")
         meter = Meter(config)
         for step, batches in enumerate(stream, start + 1):
@@ -110,10 +112,7 @@ def train(config: Config, name: str, *, resume: Path | None = None) -> Outcome:
             interrupted = step < steps and (world.any(stopped.now) if world.size > 1 else stopped.now)
             if interrupted or step == steps or step % (config.train.save_every or steps) == 0:
                 save_checkpoint(run, step, model, side, optimizers, card, config.train.keep_last, world)
-            if eval_samples and not interrupted and (step == steps or step % (config.eval.every_steps or steps) == 0):
-                with whole_model(model, config.model, world) as whole:
-                    if whole is not None:
-                        metrics.log(step, evaluate_step(run, step, whole, encoder, eval_samples, config))
+            if not interrupted and watch.after(step, model, metrics):
                 meter.restart_clock()
             if interrupted:
                 break
@@ -140,6 +139,7 @@ def checkpoint_card(config: Config, prompt: PromptTokens) -> dict[str, Any]:
         "prompt": config.prompt.model_dump(mode="json"),
         "prompt_hash": prompt.hash,
         "max_pixels": config.data.max_pixels,
+        "object_order": str(config.data.object_order),
     }
 
 
@@ -176,21 +176,32 @@ def open_run(
     world: World,
     model: Any,
     optimizers: list[torch.optim.Optimizer],
-    dropped: int,
+    extra: dict[str, Any],
 ) -> tuple[Path, int]:
-    """The run's folder and the step to start from: new, or as the newest complete checkpoint left it."""
+    """The run's folder and the step to start from: new, or as the newest complete checkpoint left it.
+
+    `extra` goes into the manifest of a new run; a run that only now gets a panel gets it in its manifest, too.
+    """
     if resume is not None:
         found = complete_checkpoints(resume)
         start = load_checkpoint(found[-1], model, optimizers) if found else 0
         log.info("resuming %s from step %d", resume, start)
+        if world.is_main and "panel" in extra and "panel" not in (manifest := read_manifest(resume)):
+            write_json(resume / "manifest.json", manifest | {"panel": extra["panel"]})
         return resume, start
     parent = Path(config.run.dir)
     if world.is_main:
-        paths = [Path(p) for p in (config.data.train, config.data.eval) if p]
-        extra = {"samples_over_max_objects": dropped, "world_size": world.size, "device": str(world.device)}
+        paths = [Path(p) for p in (config.data.train, config.data.eval, config.data.complete) if p]
+        extra = extra | {"world_size": world.size, "device": str(world.device)}
         create_run(parent, name, dump_config(config), make_manifest(config.seed, paths, extra))
     world.barrier()
     return parent / name, 0
+
+
+def manifest_extra(dropped: int, watched: Watched) -> dict[str, Any]:
+    """What only this run's data decides."""
+    panel = {} if watched.panel is None else {"panel": watched.panel.entry}
+    return {"samples_over_max_objects": dropped, **panel}
 
 
 def open_metrics(run: Path, start: int, config: Config, world: World) -> Metrics:

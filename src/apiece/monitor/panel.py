@@ -1,0 +1,174 @@
+"""The panel: the samples that every dump shows, chosen once, written to the manifest and kept for good."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from apiece.config.schema import Config, PanelSection
+from apiece.data.images import open_image
+from apiece.data.jsonl import read_jsonl
+from apiece.errors import UserError, nearest
+from apiece.evaluate.f1 import CROWDING, crowding_of_counts
+from apiece.files import file_hash
+from apiece.records.folder import Panel, open_run
+from apiece.types import Sample
+
+log = logging.getLogger("apiece")
+
+_EMPTY_SHARE = 16
+"""Of this many chosen images at most one is without labels, where there are enough others: they show little."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChosenPanel:
+    """A panel and its samples.
+
+    Attributes:
+        entry: What the manifest says of it.
+        samples: In the panel's order.
+    """
+
+    entry: Panel
+    samples: tuple[Sample, ...]
+
+    def __post_init__(self) -> None:
+        if [sample.id for sample in self.samples] != self.entry["ids"]:
+            raise ValueError("samples must be those of the entry's ids, in order")
+
+
+def choose_panel(config: Config) -> ChosenPanel:
+    """Choose the panel of a new run, or take over another run's.
+
+    What was asked for and is not there, or cannot be opened, is said in one warning and listed in the entry.
+
+    Raises:
+        UserError: Nothing is left to show, or the other run's panel is of other data.
+    """
+    settings, data = config.monitor.panel, Path(str(config.data.eval))
+    samples, digest = read_jsonl(data), file_hash(data)
+    if settings.from_run is None:
+        named = list(dict.fromkeys(settings.ids))
+        others = [sample for sample in samples if sample.id not in set(named)]
+        ids, seed = [*named, *spread(others, settings.size, settings.seed)], settings.seed
+    else:
+        taken = _taken_over(settings, data, digest)
+        ids, named, seed = [*taken["ids"], *taken["missing"]], taken["named"], taken["seed"]
+    kept, missing = _sorted_out(ids, samples, data)
+    bucket = [CROWDING[i] for i in crowding_of_counts(np.array([_crowding(sample) for sample in kept]))]
+    complete = config.data.complete
+    entry: Panel = {
+        "seed": seed,
+        "ids": [sample.id for sample in kept],
+        "named": named,
+        "missing": missing,
+        "by_crowding": {name: bucket.count(name) for name in CROWDING},
+        "data": str(data),
+        "data_sha256": digest,
+        "complete": complete,
+        "complete_sha256": None if complete is None else file_hash(Path(complete)),
+        "from": settings.from_run,
+    }
+    return ChosenPanel(entry, kept)
+
+
+def panel_again(config: Config, manifest: Mapping[str, Any]) -> ChosenPanel:
+    """The panel that the manifest of a resumed run names; what is no longer there is said and left out.
+
+    Raises:
+        UserError: Nothing of it is left.
+    """
+    if "panel" not in manifest:
+        return choose_panel(config)
+    entry, data = cast(Panel, manifest["panel"]), Path(str(config.data.eval))
+    if file_hash(data) != entry["data_sha256"]:
+        log.warning("%s has changed since the run began: its dumps from here on are of other labels", data)
+    kept, missing = _sorted_out(entry["ids"], read_jsonl(data), data)
+    entry = {**entry, "ids": [sample.id for sample in kept], "missing": [*entry["missing"], *missing]}
+    return ChosenPanel(entry, kept)
+
+
+def spread(samples: Sequence[Sample], size: int, seed: int) -> list[str]:
+    """Ids of `size` samples, one of each bucket of crowding in turn; the same for any order of the samples.
+
+    Args:
+        samples: To choose from.
+        size: How many; all if there are fewer.
+        seed: Of the choice within a bucket.
+    """
+    order = sorted(samples, key=lambda s: hashlib.sha256(f"{seed}:{s.id}".encode("utf-8", "surrogatepass")).digest())
+    bucket = crowding_of_counts(np.array([_crowding(sample) for sample in order], dtype=np.int64))
+    rows = {name: [s.id for s, b in zip(order, bucket, strict=True) if CROWDING[b] == name] for name in CROWDING}
+    empty = rows.pop(CROWDING[0])
+    first = empty[: -(-size // _EMPTY_SHARE)]
+    buckets = [*rows.values(), first]
+    chosen: dict[str, list[str]] = {name: [] for name in (*rows, CROWDING[0])}
+    while sum(map(len, chosen.values())) < size and any(buckets):
+        for name, waiting in zip(chosen, buckets, strict=True):
+            if waiting and sum(map(len, chosen.values())) < size:
+                chosen[name].append(waiting.pop(0))
+    rest = empty[-(-size // _EMPTY_SHARE) :][: size - sum(map(len, chosen.values()))]
+    return [identity for ids in chosen.values() for identity in ids] + rest
+
+
+def _taken_over(settings: PanelSection, data: Path, digest: str) -> Panel:
+    """The panel of the run that the settings name."""
+    run = open_run(Path(str(settings.from_run)))
+    panel = run.panel
+    if panel is None:
+        raise UserError(
+            "monitor.panel.from names a run without a panel",
+            where=run.path,
+            fix="name a run that was trained with monitor.every_steps, or leave monitor.panel.from out",
+        )
+    if panel["data_sha256"] != digest:
+        raise UserError(
+            f"the panel of this run was chosen from other data: {panel['data']} (sha256 {panel['data_sha256'][:12]}), "
+            f"while data.eval is {data} ({digest[:12]})",
+            where=run.path,
+            fix="evaluate on the same file, or leave monitor.panel.from out",
+        )
+    return panel
+
+
+def _sorted_out(ids: Sequence[str], samples: Sequence[Sample], data: Path) -> tuple[tuple[Sample, ...], list[str]]:
+    """The samples of `ids` that can be shown, and the ids of the others, which are warned of once."""
+    by_id = {sample.id: sample for sample in samples}
+    kept, reasons = [], {}
+    for identity in dict.fromkeys(ids):
+        sample = by_id.get(identity)
+        if sample is None:
+            reasons[identity] = f"'{identity}' is not in {data}{nearest(identity, by_id)}"
+        elif problem := image_problem(sample):
+            reasons[identity] = f"'{identity}': {problem}"
+        else:
+            kept.append(sample)
+    if reasons and kept:
+        listed = "".join(f"\n  {reason}" for reason in reasons.values())
+        log.warning("%d of the panel's %d samples are left out:%s", len(reasons), len(kept) + len(reasons), listed)
+    if not kept:
+        listed = "".join(f"\n  {reason}" for reason in list(reasons.values())[:10])
+        raise UserError(f"none of the panel's {len(reasons)} samples can be shown:{listed}", where="monitor.panel")
+    return tuple(kept), list(reasons)
+
+
+def image_problem(sample: Sample) -> str | None:
+    """Why a sample's image cannot be shown, or `None`."""
+    try:
+        size = open_image(sample.image).size
+    except UserError as error:
+        return f"{error.where}: {error.message}" if error.where else error.message
+    if size != sample.size_wh:
+        width, height = sample.size_wh
+        return f"{sample.image}: expected {width} x {height} pixels, found {size[0]} x {size[1]}"
+    return None
+
+
+def _crowding(sample: Sample) -> int:
+    return sum(not instance.iscrowd for instance in sample.objects)
