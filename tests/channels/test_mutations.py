@@ -11,7 +11,7 @@ import torch
 from equivalence import CROWD, EVERYTHING, hold, stage2
 
 import toy
-from apiece.channels import a_soft_context
+from apiece.channels import a_soft_context, answer
 from apiece.channels.a_soft_context import Context, SoftContext
 from apiece.model.prefix import KeepPrefix
 
@@ -33,8 +33,9 @@ def shift_of_all_rows_swapped(patch: Patch) -> None:
 
 def shift_of_slots_swapped(patch: Patch) -> None:
     """Slots alone are read one row late."""
-    slot_logits = a_soft_context.slot_logits
-    patch.setattr(a_soft_context, "slot_logits", lambda hidden, *rest: slot_logits(hidden.roll(-1, dims=1), *rest))
+    slot_logits = answer.slot_logits
+    for module in (a_soft_context, answer):
+        patch.setattr(module, "slot_logits", lambda hidden, *rest: slot_logits(hidden.roll(-1, dims=1), *rest))
 
 
 def straight_through_path_detached(patch: Patch) -> None:

@@ -8,27 +8,22 @@ Shapes: B samples, T answer tokens, S slots, K bins, D width, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from apiece.channels.answer import CoordRows, answer_terms, slot_logits
+from apiece.channels.base import Prepared
 from apiece.channels.retarget import retarget
 from apiece.config.schema import ContextEmbedMode, SoftContextGrad, SoftContextReplace, SoftContextTarget, Stage2Section
 from apiece.data.collate import Batch, BatchSlots
-from apiece.losses.compose import (
-    AnswerLogits,
-    Objective,
-    Weights,
-    anchor_weights,
-    self_context_weights,
-    teacher_forced_weights,
-)
-from apiece.losses.coord import log_coord_mass
+from apiece.losses.compose import Objective, Weights, anchor_weights, self_context_weights, teacher_forced_weights
 from apiece.losses.precision import at_least_float32
 from apiece.model.prefix import FirstPass, allow_shared_prefix, first_pass, later_pass
-from apiece.types import LossTerm, Role
+from apiece.types import LossTerm
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,31 +37,6 @@ class Context:
 
     embeds_SD: Tensor
     bins_S: Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class CoordRows:
-    """The coordinate tokens' rows, cut out once a step: the gradient of every cut is as large as the whole table.
-
-    Attributes:
-        head_KD: Of the head.
-        table_KD: Of the input embedding; the same tensor where the two are tied.
-    """
-
-    head_KD: Tensor
-    table_KD: Tensor
-
-    @classmethod
-    def of(cls, model: Any, first: int, bins: int) -> CoordRows:
-        """Those of a model."""
-        head, table = model.lm_head.weight, model.get_input_embeddings().weight
-        head_KD = head[first : first + bins]
-        return cls(head_KD, head_KD if head is table else table[first : first + bins])
-
-
-def slot_logits(hidden_BTD: Tensor, slots: BatchSlots, rows: CoordRows) -> Tensor:
-    """Logits `[S, K]` of the coordinate tokens at every slot."""
-    return torch.nn.functional.linear(hidden_BTD[slots.sample, slots.position], rows.head_KD)
 
 
 def self_context(logits_SK: Tensor, truth_S: Tensor, table_KD: Tensor, config: Stage2Section) -> Context:
@@ -105,6 +75,10 @@ class SoftContext(nn.Module):
         self.config = config
         allow_shared_prefix(model)
 
+    def prepare(self, step: int, batches: Sequence[Batch]) -> Prepared:
+        """The labels are the targets: nothing to be done."""
+        return Prepared(tuple(batches))
+
     def forward(self, batch: Batch) -> list[LossTerm]:
         """Loss terms of one batch, as sums; named `a1/...` and, with several passes, `aN/...`."""
         passes, terms_of = self.config.n_softctx_iter, self.objective.config
@@ -139,19 +113,5 @@ class SoftContext(nn.Module):
     def _terms(
         self, name: str, weights: Weights, hidden_BTD: Tensor, batch: Batch, rows: CoordRows, target_S: Tensor
     ) -> list[LossTerm]:
-        """The losses of one pass; logits only where one of them reads."""
-        roles = batch.roles
-        text = batch.answer_mask & (roles != Role.COORD)
-        if not weights.desc:
-            text = text & (roles != Role.DESC)
-        text_RV = at_least_float32(self.model.lm_head(hidden_BTD[text]))
-        first, bins = self.objective.first_id, self.objective.num_bins
-        mass_S = None
-        if weights.coord_gate:
-            slot_SV = at_least_float32(self.model.lm_head(hidden_BTD[batch.slots.sample, batch.slots.position]))
-            slot_SK, mass_S = slot_SV[:, first : first + bins], log_coord_mass(slot_SV, first, bins)
-        else:
-            slot_SK = slot_logits(hidden_BTD, batch.slots, rows)
-        logits = AnswerLogits(text_RV, batch.answer_ids[text], roles[text], slot_SK, mass_S)
-        with torch.autocast(text_RV.device.type, enabled=False):  # losses are float32 in every precision
-            return self.objective.terms(name, weights, logits, target_S)
+        """The losses of one pass."""
+        return answer_terms(self.model, self.objective, name, weights, hidden_BTD, batch, rows, target_S)

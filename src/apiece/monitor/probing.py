@@ -17,7 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from apiece.channels.a_soft_context import CoordRows, context_inputs, self_context, slot_logits
+from apiece.channels.a_soft_context import context_inputs, self_context
+from apiece.channels.answer import CoordRows, slot_logits
 from apiece.config.schema import Config, ContextEmbedMode, ObjectOrder, SoftContextGrad, Stage2Section
 from apiece.data.collate import Batch, EncodedSample, collate
 from apiece.evaluate.answers import Answer

@@ -289,7 +289,8 @@ class _Pen:
 def _kept_part(parsed: ParseResult, max_records: int) -> list[_Record]:
     """The records up to the last complete one before the first thing that is not in our form."""
     kept: list[_Record] = []
-    for item in sorted((*parsed.objects, *parsed.faults), key=lambda item: item.span):
+    items: list[_Record] = [*parsed.objects, *parsed.faults]
+    for item in sorted(items, key=lambda item: item.span):
         if isinstance(item, Fault) and not (item.status in _STAYS and len(item.coord_positions) == 4):
             break
         kept.append(item)

@@ -1,0 +1,79 @@
+"""The losses of one pass over a batch's answers: logits only where a loss reads them.
+
+Shapes: B samples, T answer tokens, S slots, R text rows, K bins, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from apiece.data.collate import Batch, BatchSlots
+from apiece.losses.compose import AnswerLogits, Objective, Weights
+from apiece.losses.coord import log_coord_mass
+from apiece.losses.precision import at_least_float32
+from apiece.types import LossTerm, Role
+
+
+@dataclass(frozen=True, slots=True)
+class CoordRows:
+    """The coordinate tokens' rows, cut out once a step: the gradient of every cut is as large as the whole table.
+
+    Attributes:
+        head_KD: Of the head.
+        table_KD: Of the input embedding; the same tensor where the two are tied.
+    """
+
+    head_KD: Tensor
+    table_KD: Tensor
+
+    @classmethod
+    def of(cls, model: Any, first: int, bins: int) -> CoordRows:
+        """Those of a model."""
+        head, table = model.lm_head.weight, model.get_input_embeddings().weight
+        head_KD = head[first : first + bins]
+        return cls(head_KD, head_KD if head is table else table[first : first + bins])
+
+
+def slot_logits(hidden_BTD: Tensor, slots: BatchSlots, rows: CoordRows) -> Tensor:
+    """Logits `[S, K]` of the coordinate tokens at every slot."""
+    return torch.nn.functional.linear(hidden_BTD[slots.sample, slots.position], rows.head_KD)
+
+
+def answer_terms(
+    model: Any,
+    objective: Objective,
+    name: str,
+    weights: Weights,
+    hidden_BTD: Tensor,
+    batch: Batch,
+    rows: CoordRows,
+    target_S: Tensor,
+) -> list[LossTerm]:
+    """The losses of one pass, as sums.
+
+    Args:
+        model: Whose head is read.
+        objective: The terms.
+        name: First part of their names.
+        weights: Of this pass.
+        hidden_BTD: Row t predicts answer token t.
+        batch: Says which tokens have a loss.
+        rows: Of the model.
+        target_S: The bins that this pass is to say.
+    """
+    text = batch.supervised if weights.desc else batch.supervised & (batch.roles != Role.DESC)
+    text_RV = at_least_float32(model.lm_head(hidden_BTD[text]))
+    first, bins = objective.first_id, objective.num_bins
+    mass_S = None
+    if weights.coord_gate:
+        slot_SV = at_least_float32(model.lm_head(hidden_BTD[batch.slots.sample, batch.slots.position]))
+        slot_SK, mass_S = slot_SV[:, first : first + bins], log_coord_mass(slot_SV, first, bins)
+    else:
+        slot_SK = slot_logits(hidden_BTD, batch.slots, rows)
+    logits = AnswerLogits(text_RV, batch.answer_ids[text], batch.roles[text], slot_SK, mass_S)
+    with torch.autocast(text_RV.device.type, enabled=False):  # losses are float32 in every precision
+        return objective.terms(name, weights, logits, target_S)

@@ -1,0 +1,120 @@
+"""Channel-B: the model answers, and is taught on its own answer: what matched, what it missed, and when to end.
+
+Answers are written with the weights of the step that they are for, by the engine and settings of evaluation. Then one
+teacher-forced pass over the targets (`rollout/targets.py`) gives the losses.
+
+Shapes: B samples, T answer tokens, R redundant boxes, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from apiece.channels.answer import CoordRows, answer_terms
+from apiece.channels.base import Prepared
+from apiece.data.collate import Batch, questions, with_answers
+from apiece.losses.compose import Objective, teacher_forced_weights
+from apiece.losses.token import refusal
+from apiece.model.prefix import allow_shared_prefix, first_pass
+from apiece.rollout.generate import Engine
+from apiece.rollout.tally import tally
+from apiece.rollout.targets import Judged, TargetBuilder
+from apiece.types import LossTerm, Per
+
+
+class RolloutChannel(nn.Module):
+    """The whole step as one module's `forward`, after `prepare` has let the model answer."""
+
+    def __init__(
+        self,
+        model: Any,
+        objective: Objective,
+        builder: TargetBuilder,
+        engine_at: Callable[[int], Engine],
+        pad_id: int,
+        redundancy_weight: float = 0.0,
+    ) -> None:
+        """Put the channel together.
+
+        Args:
+            model: The one that is trained, not wrapped.
+            objective: The weighted terms.
+            builder: Makes targets of answers.
+            engine_at: The engine that writes the answers of an optimizer step, with this model's weights.
+            pad_id: Of the tokenizer.
+            redundancy_weight: Of the charge on duplicate and group boxes.
+        """
+        super().__init__()
+        self.model = model
+        self.objective = objective
+        self.builder = builder
+        self.engine_at = engine_at
+        self.pad_id = pad_id
+        self.redundancy_weight = redundancy_weight
+        allow_shared_prefix(model)
+
+    def prepare(self, step: int, batches: Sequence[Batch]) -> Prepared:
+        """Answer all samples of the step at once, and put the targets in place of the labels' answers."""
+        asked = [question for batch in batches for question in questions(batch)]
+        start = time.perf_counter()
+        with answering(self.model):
+            rollouts = self.engine_at(step).generate(asked)
+        seconds = time.perf_counter() - start
+        shown = [sample for batch in batches for sample in batch.shown]
+        judged: list[Judged] = []
+        for question, rollout, sample in zip(asked, rollouts, shown, strict=True):
+            assert sample is not None, "training samples come with their labels"
+            judged.append(self.builder.build(rollout, sample, len(question.prefix_ids)))
+        rest = iter(judged)
+        made = [self._with_targets(b, list(itertools.islice(rest, len(b.sample_ids)))) for b in batches]
+        return Prepared(tuple(made), tally(judged, seconds))
+
+    def _with_targets(self, batch: Batch, judged: Sequence[Judged]) -> Batch:
+        targets = [one.target for one in judged]
+        return with_answers(
+            batch,
+            [t.answer for t in targets],
+            [t.supervised for t in targets],
+            [t.committing for t in targets],
+            self.pad_id,
+        )
+
+    def forward(self, batch: Batch) -> list[LossTerm]:
+        """Loss terms of one batch of targets, as sums; named `b/...`."""
+        hidden_BTD = first_pass(self.model, batch).hidden_BTD
+        rows = CoordRows.of(self.model, self.objective.first_id, self.objective.num_bins)
+        weights = teacher_forced_weights(self.objective.config)
+        target_S = batch.slots.target_bin
+        terms = answer_terms(self.model, self.objective, "b", weights, hidden_BTD, batch, rows, target_S)
+        return [*terms, self._redundancy(hidden_BTD, batch)]
+
+    def _redundancy(self, hidden_BTD: Tensor, batch: Batch) -> LossTerm:
+        """What it costs to have begun a box that is wrong whatever is labelled, per labelled object.
+
+        A mean over such boxes alone would press as hard on the last one as on a hundred.
+        """
+        weight, redundant = self.redundancy_weight, batch.redundant
+        assert redundant is not None, "the batch was prepared by this channel"
+        with torch.set_grad_enabled(torch.is_grad_enabled() and weight > 0):
+            logits_RV = self.model.lm_head(hidden_BTD[redundant.sample, redundant.position])
+            with torch.autocast(logits_RV.device.type, enabled=False):
+                cost = refusal(logits_RV, batch.answer_ids[redundant.sample, redundant.position]).sum()
+        return LossTerm("b/redundancy", weight, cost, Per.OBJECTS)
+
+
+@contextmanager
+def answering(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode while the block runs, then what was before."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
