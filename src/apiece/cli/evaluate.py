@@ -121,13 +121,15 @@ def _typed(context: typer.Context, name: str) -> bool:
 
 
 def _evaluate_files(predictions: Path, annotations: Path, path: Path, min_score: float, complete: Path | None) -> None:
-    from apiece.evaluate.complete import load_complete
+    from apiece.evaluate.complete import fit_complete, with_classes_of
     from apiece.evaluate.detections import load_coco_results, load_ground_truth
     from apiece.evaluate.metrics import AS_GIVEN, evaluate_detections, print_table, write_metrics
 
     truth, everything = load_ground_truth(annotations), None
     if complete:
-        truth, everything = load_complete(complete, truth)
+        everything = load_ground_truth(complete)
+        truth = with_classes_of(everything, truth)
+        everything = fit_complete(everything, truth, complete)[1]
     detections = load_coco_results(predictions, truth)
     metrics = evaluate_detections(truth, detections, policy=AS_GIVEN, min_score=min_score, complete=everything)
     write_metrics(path, metrics)

@@ -33,15 +33,18 @@ def load_complete(path: Path, truth: GroundTruth) -> tuple[GroundTruth, GroundTr
         truth: Labels of the split.
 
     Returns:
-        The labels, with classes added that only the complete truth has (a results file can name them by the ids that
-        they have there, see `with_classes_of`), and the complete truth.
+        The labels, with classes added after theirs that only the complete truth has, and the complete truth.
 
     Raises:
         UserError: The file cannot be read, or an image of the split is not in it or has another size there.
     """
-    complete = load_ground_truth(path)
+    return fit_complete(load_ground_truth(path), truth, path)
+
+
+def fit_complete(complete: GroundTruth, truth: GroundTruth, path: Path) -> tuple[GroundTruth, GroundTruth]:
+    """`load_complete` for a file that is read already."""
     try:
-        return align_complete(complete, with_classes_of(complete, truth))
+        return align_complete(complete, truth)
     except ValueError as error:
         raise UserError(str(error), where=path, fix="give the complete truth of the same images") from error
 
@@ -102,8 +105,8 @@ def _stem(name: str) -> str:
 def with_classes_of(complete: GroundTruth, truth: GroundTruth) -> GroundTruth:
     """The labels with the classes that only the complete truth has, under the category ids that they have there.
 
-    Only where both files number their classes alike; else an id could mean two classes, and the labels are given back
-    as they are. Numbers of classes change, so this is done before detections are read.
+    So a results file can name them. Only where both files number classes alike; else an id could mean two classes,
+    and the labels are given back as they are. Numbers of classes change: do this before detections are read.
     """
     name_of = {category.id: category.name for category in truth.categories}
     id_of = {category.name: category.id for category in truth.categories}
