@@ -23,7 +23,7 @@ LAYERS = (
     ("rollout",),
     ("channels", "evaluate"),
     ("monitor", "compare"),
-    ("train",),
+    ("train", "diagnosis"),
     ("experiment",),
     ("cli",),
     ("__main__",),

@@ -154,6 +154,11 @@ def places(image: IntArray) -> IntArray:
     return place
 
 
+def position_of(image: IntArray) -> IntArray:
+    """Index into `POSITIONS` of each prediction `[N]`, by its place among those of its image."""
+    return np.searchsorted(_POSITION_STARTS, places(image) + 1, side="right")
+
+
 def by_position(detections: Detections, outcomes: Outcomes) -> dict[str, dict[str, float]]:
     """What the predictions at each row of `POSITIONS` are.
 
@@ -162,7 +167,7 @@ def by_position(detections: Detections, outcomes: Outcomes) -> dict[str, dict[st
         found up to the end of the row / all labels. 0 where there is nothing to divide.
     """
     used = outcomes.of_prediction != NONE
-    bucket = np.searchsorted(_POSITION_STARTS, places(detections.image) + 1, side="right")
+    bucket = position_of(detections.image)
 
     def count(rows: NDArray[np.bool_], weights: FloatArray | None = None) -> FloatArray:
         chosen = None if weights is None else weights[rows]

@@ -1,0 +1,98 @@
+"""`apiece diagnose`: what fails, how often, where, and which explanation the probes support."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from apiece.cli import app
+from apiece.cli.options import Device
+from apiece.errors import UserError
+
+
+@app.command(short_help="What fails, where, and which explanation the probes support.")
+def diagnose(
+    target: Annotated[
+        str,
+        typer.Argument(metavar="RUN_OR_CHECKPOINT", help="Run or checkpoint folder, Hugging Face id, or `tiny`."),
+    ],
+    data: Annotated[
+        Path | None,
+        typer.Option(help="apiece JSONL to run the model on; the run's own by default.", show_default=False),
+    ] = None,
+    complete: Annotated[
+        Path | None, typer.Option(help="Everything that is on the same images: COCO or JSONL.", show_default=False)
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Folder for `diagnosis.json`; RUN/diagnosis by default.", show_default=False),
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="At most this many images, a fixed choice.", show_default=False)
+    ] = None,
+    object_order: Annotated[
+        str | None,
+        typer.Option(help="In which order labels are written; as it was trained by default.", show_default=False),
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Images at once.", show_default=False)] = None,
+    max_objects: Annotated[
+        int | None, typer.Option(min=1, help="End an answer after this many objects.", show_default=False)
+    ] = None,
+    device: Device = "auto",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the diagnosis in `--out`.")] = False,
+) -> None:
+    """Say what fails, how often and where, and which explanation of long boxes the model's beliefs support.
+
+    For a run that has dumps, and without options that need the model, the newest dump is read: no model is loaded.
+    Otherwise the model answers the split (`--data`, else the run's `data.eval`) and its beliefs are probed at the
+    labels. Averaging, chimera contexts and group boxes in the labels are held against the numbers, each with its
+    interval; where they do not tell, it says so. docs/diagnosing.md explains every figure and threshold.
+
+    Examples:
+
+    `apiece diagnose runs/a_only`
+
+    `apiece diagnose tiny --data data/crowd/observed.jsonl --complete data/crowd/complete.jsonl --samples 100`
+    """
+    from apiece.diagnosis.printed import print_diagnosis
+    from apiece.diagnosis.result import DIAGNOSIS_FILE
+    from apiece.diagnosis.result import diagnose as diagnose_split
+    from apiece.diagnosis.source import Request, from_dump, from_model, reads_dump
+    from apiece.files import write_json
+
+    folder = out or _default_out(target)
+    path = folder / DIAGNOSIS_FILE
+    if path.exists() and not overwrite:
+        raise UserError(
+            "a diagnosis is there already and is not overwritten",
+            where=path,
+            fix="choose another --out, or add --overwrite",
+            exit_code=2,
+        )
+    request = Request(target, data, complete, samples, object_order, batch_size, max_objects, device)
+
+    def warn(message: str) -> None:
+        typer.echo(f"warning: {message}", err=True)
+
+    source = from_dump(Path(target)) if reads_dump(request) else from_model(request, folder, warn)
+    for remark in source.remarks:
+        warn(remark)
+    found = diagnose_split(
+        source.truth,
+        source.detections,
+        source.probes,
+        policy=source.policy,
+        complete=source.complete,
+        sigma=source.sigma,
+        training=source.training,
+    )
+    write_json(path, {**found, "source": {**source.about, "remarks": list(source.remarks)}})
+    print_diagnosis(found)
+    typer.echo(f"\nwrote {path}")
+
+
+def _default_out(target: str) -> Path:
+    """`diagnosis` in the run's folder; for a checkpoint, in the current one."""
+    return Path(target) / "diagnosis" if (Path(target) / "config.yaml").is_file() else Path("diagnosis")
