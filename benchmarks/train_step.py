@@ -227,9 +227,9 @@ def measure(
                 "arm": arm,
                 "ms_per_step": 1e3 * median([s for s, _ in timed[arm]]),
                 "samples_per_s": median([case.batch_size / s for s, _ in timed[arm]]),
-                "tokens_per_s": median([r.num_tokens / s for s, r in timed[arm]]),
+                "tokens_per_s": median([float(r.num_tokens) / s for s, r in timed[arm]]),
                 "boxes_per_s": median([float(r.counts[Per.OBJECTS]) / s for s, r in timed[arm]]),
-                "padding_share": median([r.padding_share for _, r in timed[arm]]),
+                "padding_share": median([1 - float(r.num_tokens / r.num_places) for _, r in timed[arm]]),
                 "parts": part_rows(shares, least),
             }
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -153,6 +154,45 @@ def test_refused_before_anything_is_written(
     with pytest.raises(UserError, match=message):
         train(config, "run")
     assert not (tmp_path / "runs" / "run").exists()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_sample_that_cannot_be_read_is_named_without_a_traceback(
+    tmp_path: Path, tiny_checkpoint: Path, workers: int
+) -> None:
+    data = small_scenes(tmp_path / "s", 4)
+    for line in data.read_text().splitlines():
+        (tmp_path / "s" / json.loads(line)["image"]).write_bytes(b"no image")
+    config = small_config(tmp_path, tiny_checkpoint, data, train__steps=3, data__workers=workers)
+    with pytest.raises(UserError) as caught:
+        train(config, "run")
+    assert "Traceback" not in str(caught.value)
+    assert ".png" in str(caught.value)
+
+
+def test_an_answer_longer_than_the_context_is_refused_before_anything_is_written(
+    tmp_path: Path, tiny_checkpoint: Path
+) -> None:
+    data, checkpoint = small_scenes(tmp_path / "s", 6), tmp_path / "short"
+    shutil.copytree(tiny_checkpoint, checkpoint)
+    config_json = json.loads((checkpoint / "config.json").read_text())
+    config_json["text_config"]["max_position_embeddings"] = 100
+    (checkpoint / "config.json").write_text(json.dumps(config_json))
+    with pytest.raises(UserError, match=r"sample \S+ needs \d+ tokens, the model takes 100 (?s:.*)data.max_objects"):
+        train(small_config(tmp_path, checkpoint, data, train__steps=3), "run")
+    assert not (tmp_path / "runs" / "run").exists()
+
+
+def test_images_without_objects_are_trained_on_as_empty_lists(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    data = small_scenes(tmp_path / "s", 4)
+    lines = [json.loads(line) | {"objects": []} for line in data.read_text().splitlines()]
+    data.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    changes = {"train__steps": 3, "stage2_ab__n_softctx_iter": 2}
+    run = train(small_config(tmp_path, tiny_checkpoint, data, **changes), "run").run
+    figures = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [f["items/objects"] for f in figures] == [0, 0, 0]
+    assert figures[-1]["loss/a1/token_ce/struct"] > 0
+    assert figures[-1]["loss/a2/bbox_geo/ciou"] == figures[-1]["loss/a2/coord_reg/soft_ce"] == 0
 
 
 def test_broken_checkpoint_is_named(tmp_path: Path, tiny_checkpoint: Path, scenes: Path) -> None:

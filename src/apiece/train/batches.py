@@ -14,6 +14,7 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from apiece.data.collate import Batch, collate
+from apiece.errors import UserError
 from apiece.model.encode import Augmentation, SampleEncoder
 from apiece.types import Sample
 
@@ -71,16 +72,41 @@ class BatchPlan:
             epoch, skip = epoch + 1, 0
 
 
-class _TrainingSet(Dataset[Batch]):
+def sample_lengths(samples: Sequence[Sample], encoder: SampleEncoder) -> list[int]:
+    """About how many tokens each sample has beside the prompt.
+
+    Raises:
+        UserError: One does not fit the model: better told now than in the middle of a run.
+    """
+    lengths = [encoder.estimate_length(s) for s in samples]
+    prompt = len(encoder.prompt.before) + len(encoder.prompt.after)
+    over = [(s, n + prompt) for s, n in zip(samples, lengths, strict=True) if n + prompt > encoder.max_length]
+    if over:
+        sample, length = over[0]
+        more = f" ({len(over) - 1} more samples are too long)" if len(over) > 1 else ""
+        raise UserError(
+            f"sample {sample.id} needs {length} tokens, the model takes {encoder.max_length}{more}",
+            where=sample.image,
+            fix="lower data.max_objects or data.max_pixels",
+        )
+    return lengths
+
+
+class _TrainingSet(Dataset["Batch | UserError"]):
+    """Gives mistakes of the user as values: the loader would wrap an exception of a worker in its traceback."""
+
     def __init__(self, samples: Sequence[Sample], encoder: SampleEncoder, augment: Augmentation) -> None:
         self.samples, self.encoder, self.augment = samples, encoder, augment
 
-    def __getitems__(self, draws: Sequence[Draw]) -> Batch:
-        encoded = [self.encoder.training(self.samples[i], self.augment, epoch) for i, epoch in draws]
+    def __getitems__(self, draws: Sequence[Draw]) -> Batch | UserError:
+        try:
+            encoded = [self.encoder.training(self.samples[i], self.augment, epoch) for i, epoch in draws]
+        except UserError as error:
+            return error
         side = self.encoder.side
         return collate(encoded, side.tokenizer.pad_token_id, side.image_token_id)
 
-    def __getitem__(self, draw: Draw) -> Batch:
+    def __getitem__(self, draw: Draw) -> Batch | UserError:
         return self.__getitems__([draw])
 
 
@@ -95,7 +121,7 @@ class _Draws(Sampler[list[Draw]]):
             yield from (own[i : i + micro] for i in range(0, len(own), micro))
 
 
-def _as_made(batch: Any) -> Batch:
+def _as_made(batch: Any) -> Any:
     return batch  # `__getitems__` has collated it
 
 
@@ -123,6 +149,9 @@ def micro_batches(
     Args:
         micro: Samples in one forward pass.
         workers: Processes; 0 encodes in this one.
+
+    Raises:
+        UserError: A sample cannot be encoded.
     """
     loader = DataLoader(
         _TrainingSet(samples, encoder, augment),
@@ -135,4 +164,10 @@ def micro_batches(
     per_step = -(-len(range(rank, plan.batch_size, world)) // micro)
     stream = iter(loader)
     for _ in range(start, stop):
-        yield [next(stream) for _ in range(per_step)]
+        yield [_good(next(stream)) for _ in range(per_step)]
+
+
+def _good(batch: Batch | UserError) -> Batch:
+    if isinstance(batch, UserError):
+        raise batch
+    return batch

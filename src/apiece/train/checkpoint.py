@@ -49,8 +49,8 @@ def save_checkpoint(
         The checkpoint's folder.
     """
     folder = checkpoint_folder(run, step)
-    weights = whole_state(weights_of(model), world)
-    state = whole_state(optimizer_tensors(model, optimizers), world)
+    weights = whole_state(weights_of(model), keep=world.is_main)
+    state = whole_state(optimizer_tensors(model, optimizers), keep=world.is_main)
     if folder.exists() or not world.is_main:
         return folder
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")

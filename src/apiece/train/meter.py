@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import resource
 import time
+from collections.abc import Mapping
+from statistics import fmean
 
 import torch
 
 from apiece.config.schema import Config
 from apiece.monitor.telemetry import Telemetry
+from apiece.rollout.tally import KEYS
+from apiece.rollout.tally import figures as written_figures
+from apiece.train.distributed import World
 from apiece.train.step import StepResult
 
 
@@ -18,22 +23,33 @@ class Meter:
     Values stay tensors until they are read, so that a GPU is not made to wait at every step.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, world: World) -> None:
+        self._world = world
         self._batch_size, self._clip_norm = config.train.batch_size, config.optim.clip_norm
         self._telemetry = Telemetry(config.train.telemetry_window)
         self._results: list[StepResult] = []
+        self._tallies: list[dict[str, float]] = []
         self.restart_clock()
 
     def restart_clock(self) -> None:
         """Leave out time that was not spent training."""
         self._since = time.perf_counter()
 
-    def add(self, result: StepResult) -> None:
-        """Count one step."""
+    def add(self, result: StepResult, tally: Mapping[str, float]) -> None:
+        """Count one step.
+
+        Args:
+            result: What it did.
+            tally: What the model wrote for it on this process, if it wrote anything.
+        """
         self._results.append(result)
+        if tally:
+            self._tallies.append({**tally, "update_s": result.seconds, "steps": 1.0})
 
     def read(self, rates: dict[str, float]) -> dict[str, float]:
-        """The figures since the last reading, which start afresh.
+        """The figures since the last reading, which start afresh; all processes must call this.
+
+        Losses are means over all steps, so that they add up; raw values are means over the steps that have them.
 
         Args:
             rates: Learning rates by part.
@@ -43,27 +59,38 @@ class Meter:
         values = [{k: float(v) for k, v in r.values.items()} for r in rows]
         counts = [{k: float(v) for k, v in r.counts.items()} for r in rows]
         norms = [float(r.grad_norm) for r in rows]
+        tokens = [float(r.num_tokens) for r in rows]
         for row, value, count in zip(rows, values, counts, strict=True):
             self._telemetry.add(value, {name: count[per] for name, per in row.per.items()})
-        atoms = {f"loss/{k}": sum(float(r.atoms[k]) for r in rows) / n for k in rows[0].atoms}
+        names = dict.fromkeys(k for r in rows for k in r.atoms)
+        atoms = {f"loss/{k}": sum(float(r.atoms[k]) for r in rows if k in r.atoms) / n for k in names}
         figures = {
             "loss/total": sum(atoms.values()),
             **atoms,
-            **{f"raw/{k}": sum(v[k] for v in values) / n for k in values[0]},
+            **{f"raw/{k}": fmean(v[k] for v in values if k in v) for k in dict.fromkeys(k for v in values for k in v)},
             **self._telemetry.figures(),
             "grad_norm": sum(norms) / n,
             "clip_rate": sum(norm > self._clip_norm for norm in norms) / n,
             **{f"items/{k}": sum(c[k] for c in counts) / n for k in counts[0]},
-            "items/collapsed": sum(r.num_collapsed for r in rows) / n,
+            "items/collapsed": sum(float(r.num_collapsed) for r in rows) / n,
             **{f"lr/{part}": rate for part, rate in rates.items()},
             "speed/samples_per_s": n * self._batch_size / seconds,
-            "speed/tokens_per_s": sum(r.num_tokens for r in rows) / seconds,
-            "padding_share": sum(r.padding_share for r in rows) / n,
+            "speed/tokens_per_s": sum(tokens) / seconds,
+            "padding_share": sum(1 - t / float(r.num_places) for t, r in zip(tokens, rows, strict=True)) / n,
             "memory/peak_mb": peak_memory_mb(),
+            **self._written(n),
         }
-        self._results = []
+        self._results, self._tallies = [], []
         self.restart_clock()
         return figures
+
+    def _written(self, steps: int) -> dict[str, float]:
+        """The figures of Channel-B's steps over all processes; none where there were none."""
+        if not self._tallies:
+            return {}
+        counts = [sum(t[key] for t in self._tallies) for key in KEYS]
+        sums = self._world.sum(torch.tensor(counts, dtype=torch.float64, device=self._world.device)).tolist()
+        return {"b/step_share": len(self._tallies) / steps, **written_figures(dict(zip(KEYS, sums, strict=True)))}
 
 
 def brief(figures: dict[str, float]) -> str:

@@ -1,6 +1,6 @@
 """Sharded training (FSDP2): every process keeps a part of each weight, and a layer is whole only while it runs.
 
-The root is the whole step (`SoftContext`), so what lies outside the layers, above all the embedding and head table that
+The root is the module of the whole step, so what lies outside the layers, above all the embedding and head table that
 the channel cuts its coordinate rows from, is whole for as long as a step's forward and backward pass. Outside a step
 nothing is: weights are then read through `whole_state` or `whole_model`, in which all processes must take part.
 """
@@ -17,19 +17,18 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from apiece.channels.a_soft_context import SoftContext
 from apiece.config.schema import ModelSection, Parallel
 from apiece.model.load import load_model
 from apiece.train.distributed import World
 
 
-def parallelize(channel: SoftContext, parallel: Parallel, world: World, dtype: torch.dtype | None) -> nn.Module:
+def parallelize(channel: nn.Module, parallel: Parallel, world: World, dtype: torch.dtype | None) -> nn.Module:
     """The step as it is trained here: alone, replicated, or sharded.
 
     To be called after freezing and before the optimizers are made: sharding puts other parameters in place.
 
     Args:
-        channel: The whole step; with `fsdp` it is changed in place.
+        channel: The whole step, with the model as `model`; with `fsdp` it is changed in place.
         parallel: What several processes do; one alone does neither.
         world: The processes.
         dtype: Of autocast. Sharded layers are gathered in it, since their products run in it anyway; the table, norms
@@ -41,7 +40,7 @@ def parallelize(channel: SoftContext, parallel: Parallel, world: World, dtype: t
     reduce = None if dtype is None else torch.float32
     # Autocast casts where it must; casting a layer's input would round the residual stream as well.
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=reduce, cast_forward_inputs=False)
-    core = channel.model.model
+    core: Any = channel.get_submodule("model.model")
     for layer in [*core.visual.blocks, *core.language_model.layers]:
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     fully_shard(channel, mesh=mesh)
@@ -66,19 +65,19 @@ def sharded_like(tensor: Tensor, like: Tensor) -> Tensor:
     return tensor
 
 
-def whole_state(state: dict[str, Tensor], world: World) -> dict[str, Tensor]:
+def whole_state(state: dict[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
     """Named tensors with all of their entries, gathered one by one; all processes must call this.
 
     Returns:
-        On the process that writes files: sharded tensors on the CPU, others as they are. Elsewhere nothing.
+        Sharded tensors on the CPU, others as they are; nothing on a process that is not to `keep` them.
     """
     out = {}
     for name, tensor in state.items():
         if isinstance(tensor, DTensor):
             entire = tensor.full_tensor()
-            if world.is_main:
+            if keep:
                 out[name] = entire.cpu()
-        elif world.is_main:
+        elif keep:
             out[name] = tensor
     return out
 
@@ -100,7 +99,7 @@ def _tied(model: Any) -> set[str]:
 
 
 @contextmanager
-def whole_model(model: Any, config: ModelSection, world: World) -> Iterator[Any | None]:
+def whole_model(model: Any, config: ModelSection, world: World, *, everywhere: bool = False) -> Iterator[Any | None]:
     """A model that one process can use alone, outside a step; all processes must enter and leave together.
 
     A sharded model is gathered into a second one: a forward pass of the first would make all processes wait for it.
@@ -109,18 +108,20 @@ def whole_model(model: Any, config: ModelSection, world: World) -> Iterator[Any 
         model: The one that is trained.
         config: Where it came from.
         world: The processes.
+        everywhere: Each process gets one, not only the one that writes files.
 
     Yields:
-        On the process that writes files the model, or its copy. Elsewhere `None`.
+        On the process that writes files the model, or its copy. Elsewhere `None`, unless everywhere.
     """
+    keep = world.is_main or everywhere
     if any(is_sharded(p) for p in model.parameters()):
-        state, entire = whole_state(weights_of(model), world), None
-        if world.is_main:
+        state, entire = whole_state(weights_of(model), keep=keep), None
+        if keep:
             entire = load_model(config.checkpoint, attention=config.attention)
             put_weights(entire, state)
             entire = entire.to(world.device)
         del state
         yield entire
     else:
-        yield model if world.is_main else None
+        yield model if keep else None
     world.barrier()

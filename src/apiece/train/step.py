@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,9 +28,10 @@ class StepResult:
         per: What each value is a mean over.
         grad_norm: Global norm before clipping.
         counts: Items by kind over all ranks.
-        num_tokens: Real tokens, prefix and answer, on this rank.
-        padding_share: Share of padding on this rank.
-        num_collapsed: Objects of this rank left out because their box is thinner than a bin.
+        num_tokens: Real tokens, prefix and answer, over all ranks.
+        num_places: Tokens and padding, over all ranks.
+        num_collapsed: Objects left out because their box is thinner than a bin, over all ranks.
+        seconds: What the step took on this process.
     """
 
     atoms: dict[str, Tensor]
@@ -37,9 +39,10 @@ class StepResult:
     per: dict[str, Per]
     grad_norm: Tensor
     counts: dict[Per, Tensor]
-    num_tokens: int
-    padding_share: float
-    num_collapsed: int
+    num_tokens: Tensor
+    num_places: Tensor
+    num_collapsed: Tensor
+    seconds: float
 
 
 def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:
@@ -78,7 +81,8 @@ def train_step(
     Raises:
         UserError: A term or the gradient is not finite; the weights are untouched.
     """
-    counts = _global_counts(objective, batches, world)
+    start = time.perf_counter()
+    counts, (tokens, places, collapsed) = _global_counts(objective, batches, world)
     collected: list[list[LossTerm]] = []
     for batch in batches:
         with torch.autocast(world.device.type, dtype=dtype, enabled=dtype is not None):
@@ -98,25 +102,29 @@ def train_step(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     terms = _summed(collected, world)
-    real = sum(int(b.prefix.mask.sum()) + int(b.answer_mask.sum()) for b in batches)
-    places = sum(b.prefix.mask.numel() + b.answer_mask.numel() for b in batches)
     return StepResult(
         atoms={t.name: t.weight * mean(t, counts) for t in terms if t.weight},
         values={t.name: mean(t, counts) for t in terms},
         per={t.name: t.per for t in terms},
         grad_norm=grad_norm,
         counts=dict(counts),
-        num_tokens=real,
-        padding_share=1 - real / places,
-        num_collapsed=sum(b.num_collapsed for b in batches),
+        num_tokens=tokens,
+        num_places=places,
+        num_collapsed=collapsed,
+        seconds=time.perf_counter() - start,
     )
 
 
-def _global_counts(objective: Objective, batches: Sequence[Batch], world: World) -> Counts:
-    each = [objective.counts(b) for b in batches]
-    kinds = list(Per)
-    summed = world.sum(torch.stack([torch.stack([c[k] for c in each]).sum() for k in kinds]))
-    return dict(zip(kinds, summed, strict=True))
+def _global_counts(objective: Objective, batches: Sequence[Batch], world: World) -> tuple[Counts, Sequence[Tensor]]:
+    """Items of the whole step by kind; its real tokens, its tokens and padding, and its collapsed objects."""
+    kinds, rows = list(Per), []
+    for batch in batches:
+        counts, masks = objective.counts(batch), (batch.prefix.mask, batch.answer_mask)
+        real = masks[0].sum() + masks[1].sum()
+        sizes = torch.tensor([masks[0].numel() + masks[1].numel(), batch.num_collapsed], device=real.device)
+        rows.append(torch.cat([torch.stack([*(counts[k] for k in kinds), real.double()]), sizes.double()]))
+    summed = world.sum(torch.stack(rows).sum(0))
+    return dict(zip(kinds, summed, strict=False)), summed[len(kinds) :].unbind()
 
 
 def _require_finite(terms: Sequence[LossTerm], batch: Batch) -> None:
