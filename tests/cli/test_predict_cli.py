@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -70,7 +71,7 @@ def test_photos_are_answered(run: Run, short: list[dict[str, Any]], photos: Path
     produced = {p.name for p in Path("out").iterdir()}
     assert produced == {"predictions.jsonl", "results.json", "coco.json", "protocol.json", "overlays"}
     settings = GenerateSection(max_objects=7, batch_size=2, temperature=0.5)
-    assert short == [{"settings": settings, "prompt": None, "seed": 3, "device": "cpu"}]
+    assert short == [{"settings": settings, "prompt": None, "seed": 3, "device": "cpu", "policy": "coord_logprob"}]
 
 
 def test_unreadable_photo_is_named_and_the_exit_code_is_1(
@@ -120,6 +121,7 @@ def test_interruption_says_how_to_go_on(
         pytest.param(["photos", "--out", "photos"], 2, "photos: the folder is not empty", id="out not empty"),
         pytest.param(["photos", "--device", "gpu"], 2, "unknown device 'gpu' (did you mean 'cpu'?)", id="device"),
         pytest.param(["photos", "--prompt", "plan"], 2, "unknown prompt 'plan' (did you mean 'plain'?)", id="prompt"),
+        pytest.param(["photos", "--score-policy", "logprob"], 2, "unknown score policy 'logprob'", id="policy"),
         pytest.param(["photos", "--prompt-text", " "], 2, "--prompt-text is blank", id="blank prompt"),
         pytest.param(["photos", "--prompt", "plain", "--prompt-text", "x"], 2, "do not go together", id="two prompts"),
         pytest.param(["photos", "--batch-size", "0"], 2, "--batch-size", id="batch of none"),
@@ -153,9 +155,12 @@ def test_checkpoint_is_evaluated(run: Run, short: list[dict[str, Any]], split: P
     assert short[0]["prompt"].name == "atomic"
     assert (short[0]["settings"].max_objects, short[0]["settings"].batch_size) == (9, 1)
     assert Path("out/pictures/a.png.png").is_file()
+    assert short[0]["policy"] == json.loads(Path("out/metrics.json").read_text())["score_policy"] == "coord_logprob"
     assert run(*base)[2].startswith("error: out/metrics.json: metrics are there already")
-    code, out, _ = run(*base, "--overwrite", "--pictures", 0)
+    code, out, _ = run(*base, "--overwrite", "--pictures", 0, "--score-policy", "product")
     assert code == 0
+    metrics = json.loads(Path("out/metrics.json").read_text())
+    assert metrics["score_policy"] == metrics["protocol"]["score_policy"] == "product"
     assert out.endswith("wrote out/metrics.json\n")
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from PIL import Image
 from written import WrittenEngine, save_photo, written_predictor
 
 from apiece.data import images
+from apiece.data.collate import EncodedSample
 from apiece.data.photos import Photo, find_photos
 from apiece.errors import UserError
 from apiece.evaluate import photos as photos_module
@@ -18,6 +21,7 @@ from apiece.evaluate.answer_file import check_out
 from apiece.evaluate.detections import load_coco_ground_truth, load_coco_results
 from apiece.evaluate.photos import PhotosDone, overlay_name, predict_photos
 from apiece.evaluate.predict import Predictor
+from apiece.types import Rollout
 
 TWO = [("cup", (0, 0, 500, 999)), ("ant", (500, 0, 999, 999))]
 
@@ -54,6 +58,27 @@ def test_coco_files_belong_together(tmp_path: Path, tiny_checkpoint: Path) -> No
     detections = load_coco_results(tmp_path / "out" / "results.json", truth)
     assert (detections.image.tolist(), detections.category.tolist()) == ([0, 0, 2], [1, 0, 1])
     assert detections.bbox_xyxy[1].tolist() == pytest.approx([64 * 500 / 999, 0, 64, 48], abs=0.002)
+
+
+def test_scores_without_log_probabilities_are_constant_and_the_result_says_so(
+    tmp_path: Path, tiny_checkpoint: Path
+) -> None:
+    """From one answer on: scores of two kinds in one file would rank nothing."""
+    found = photo_folder(tmp_path / "in", 4)
+    predictor, engine = written_predictor(tiny_checkpoint, {"0.png": TWO, "3.png": TWO[:1]}, batch_size=2)
+    real = engine.generate
+
+    def partly_blind(questions: Sequence[EncodedSample]) -> list[Rollout]:
+        engine.logprob = math.nan if engine.batches else -0.5
+        return real(questions)
+
+    engine.generate = partly_blind  # type: ignore[method-assign]
+    out = tmp_path / "out"
+    assert predict_photos(predictor, found, out).policy == "constant"
+    records = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
+    assert [r["score_policy"] for r in records] == ["coord_logprob", "coord_logprob", "coord_logprob", "constant"]
+    assert [o["score"] for r in records for o in r["objects"]] == pytest.approx([math.exp(-0.5)] * 2 + [1], abs=1e-6)
+    assert [row["score"] for row in json.loads((out / "results.json").read_text())] == [1, 1, 1]
 
 
 def test_no_objects_at_all_give_an_empty_list(tmp_path: Path, tiny_checkpoint: Path) -> None:

@@ -16,6 +16,7 @@ from apiece.config.schema import GenerateSection, PromptSection
 from apiece.data.collate import EncodedSample
 from apiece.data.jsonl import write_jsonl
 from apiece.errors import UserError
+from apiece.evaluate import predict
 from apiece.evaluate.detections import load_coco_ground_truth, load_coco_results
 from apiece.evaluate.metrics import evaluate_detections
 from apiece.evaluate.pictures import file_names, spread_over_crowding, write_pictures
@@ -47,6 +48,25 @@ def test_answers_that_say_nothing_find_nothing(tmp_path: Path, tiny_checkpoint: 
     predictor, _ = written_predictor(tiny_checkpoint)
     metrics, _ = evaluate_samples(predictor, labelled(tmp_path, [3, 2]), tmp_path / "out")
     assert (metrics["f1/f1"], metrics["f1/fn"], metrics["count/predictions"]) == (0, 5, 0)
+
+
+def test_an_engine_without_log_probabilities_gives_constant_scores_and_the_result_says_so(
+    tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = labelled(tmp_path / "images", [3, 2])
+    write_jsonl(tmp_path / "x.jsonl", samples)
+    predictor, engine = written_predictor(tiny_checkpoint, {s.id: bins_of(s) for s in samples})
+    engine.logprob = math.nan
+    monkeypatch.setattr(predict, "load_predictor", lambda *_, **__: (predictor, None))
+    told: list[str] = []
+    out = tmp_path / "out"
+    metrics = evaluate_checkpoint("any", tmp_path / "x.jsonl", out, pictures=0, warn=told.append)
+    assert metrics["score_policy"] == "constant"
+    assert {key.split("/")[1] for key in metrics if key.startswith("coco_by_policy/")} == {"constant"}
+    assert {row["score"] for row in json.loads((out / "results.json").read_text())} == {1.0}
+    assert told == [
+        "scores are constant: not all answers have what coord_logprob needs (the engine keeps no log-probabilities)"
+    ]
 
 
 def test_coco_files_give_the_same_figures(tmp_path: Path, tiny_checkpoint: Path) -> None:

@@ -77,8 +77,8 @@ class Answer:
 
 
 def _numbers(values: NDArray[np.float32], digits: int) -> list[float | None]:
-    """Rounded, `None` for NaN."""
-    return [None if np.isnan(v) else round(float(v), digits) for v in values]
+    """Rounded, `None` for what is not finite."""
+    return [round(float(v), digits) if np.isfinite(v) else None for v in values]
 
 
 def read_answer(
