@@ -95,7 +95,9 @@ def panel_again(config: Config, manifest: Mapping[str, Any]) -> ChosenPanel:
 
 
 def spread(samples: Sequence[Sample], size: int, seed: int) -> list[str]:
-    """Ids of `size` samples, one of each bucket of crowding in turn; the same for any order of the samples.
+    """Ids of `size` samples, one of each bucket of crowding in turn, from the emptiest to the most crowded.
+
+    The choice is the same for any order of the samples.
 
     Args:
         samples: To choose from.
@@ -113,8 +115,10 @@ def spread(samples: Sequence[Sample], size: int, seed: int) -> list[str]:
         for name, waiting in zip(chosen, buckets, strict=True):
             if waiting and sum(map(len, chosen.values())) < size:
                 chosen[name].append(waiting.pop(0))
-    rest = empty[-(-size // _EMPTY_SHARE) :][: size - sum(map(len, chosen.values()))]
-    return [identity for ids in chosen.values() for identity in ids] + rest
+    found = [identity for ids in chosen.values() for identity in ids]
+    found += empty[-(-size // _EMPTY_SHARE) :][: size - len(found)]
+    labels = {sample.id: _crowding(sample) for sample in samples}
+    return sorted(found, key=labels.__getitem__)
 
 
 def _taken_over(settings: PanelSection, data: Path, digest: str) -> Panel:
