@@ -198,9 +198,21 @@ def test_probes_that_mean_different_things_are_left_out(tmp_path: Path) -> None:
     rows = rows_of(comparison)
     assert "probes/a1/entropy" in rows
     assert "probes/last/entropy" not in rows
-    assert any("the passes differ (passes 2 and passes 1)" in remark for remark in comparison.remarks)
+    assert any("the last pass are left out, as these differ: passes 2 and 1" in remark for remark in comparison.remarks)
     c = write_run(tmp_path / "c", {100: pictures})
     assert "probes are left out: none in c" in compared(a, c).remarks
+
+
+def test_masses_of_another_width_are_left_out(tmp_path: Path) -> None:
+    pictures, protocol = shelves(6, 0.6), {"passes": 2, "sigma": 2.0, "object_order": "sorted"}
+    a, b = (write_run(tmp_path / name, {100: pictures}, probes={"entropy": 2.0}) for name in "ab")
+    for run, settings in ((a, protocol), (b, protocol | {"sigma": 4.0, "object_order": "random"})):
+        file = run / "dumps" / "step_000100" / "protocol.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"probes": settings}))
+    comparison = compared(a, b)
+    assert {"probes/a1/entropy", "probes/last/entropy"} <= rows_of(comparison).keys()
+    assert "probes/a1/own_mass" not in rows_of(comparison)
+    assert "probes were made under different settings: object_order sorted and random" in comparison.remarks
 
 
 def telemetry(spread: float, steps: int = 400, seed: int = 0) -> list[dict[str, Any]]:

@@ -60,24 +60,22 @@ def compare(
                 fix="choose another name, or add --overwrite",
                 exit_code=2,
             )
-    from apiece.compare.arms import group_seeds
     from apiece.compare.read import read_sources
     from apiece.compare.result import print_comparison
     from apiece.compare.run import compare as compare_arms
-    from apiece.compare.run import comparison_json
+    from apiece.compare.run import compare_paths, comparison_json
     from apiece.compare.source import Arm
     from apiece.files import write_json
 
-    told: tuple[str, ...] = ()
     if arm:
         named = [_arm(text) for text in arm]
         sources = iter(read_sources([path for _, paths in named for path in paths], step))
-        arms = tuple(Arm(name, tuple(next(sources) for _ in paths)) for name, paths in named)
+        arms = [Arm(name, tuple(next(sources) for _ in paths)) for name, paths in named]
+        comparisons = compare_arms(arms, draws=draws, seed=seed)
     else:
         if len(runs) < 2:
             raise UserError(f"expected two runs or more, found {runs[0]} alone", fix=_FORMS, exit_code=2)
-        arms, told = group_seeds(read_sources(runs, step))
-    comparisons = compare_arms(arms, draws=draws, seed=seed, remarks=told)
+        comparisons = compare_paths(runs, step=step, draws=draws, seed=seed)
     for number, comparison in enumerate(comparisons):
         if number:
             typer.echo()

@@ -5,7 +5,7 @@ Shapes: I images.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -28,6 +28,9 @@ _WORDS = {
     "score_policy": "score policy",
     "min_score": "--min-score",
 }
+_LAST_PASS, _SIGMA = ("passes", "embed_mode", "temperature"), "sigma"
+_NEAR = ("own_mass", "cross_instance_mass", "chimera", "near_neighbour", "near_own", "elsewhere")
+"""Probe figures that depend on how near is near."""
 
 
 def require_comparable(sources: Sequence[Source]) -> None:
@@ -188,7 +191,6 @@ def _names(sources: Sequence[Source]) -> str:
 
 def probes_in_common(sources: Sequence[Source]) -> tuple[set[str], tuple[str, ...]]:
     """Keys of the probe figures that mean the same in all sources, and why the others are left out."""
-    protocols: list[Mapping[str, Any] | None] = [source.probe_protocol for source in sources]
     have = [source.probes.keys() for source in sources]
     if not any(have):
         return set(), ()
@@ -197,23 +199,27 @@ def probes_in_common(sources: Sequence[Source]) -> tuple[set[str], tuple[str, ..
         missing = ", ".join(source.name for source, keys in zip(sources, have, strict=True) if not keys)
         return set(), (f"probes are left out: none in {missing}",)
     remarks = []
-    sigma = {_sigma(source) for source in sources}
-    if len(sigma) > 1:
-        near = ("own_mass", "cross_instance_mass", "chimera", "near_neighbour", "near_own", "elsewhere")
-        shared = {key for key in shared if key.rpartition("/")[2] not in near}
+    if len({_sigma(source) for source in sources}) > 1:
+        shared = {key for key in shared if key.rpartition("/")[2] not in _NEAR}
         remarks.append("masses and chimeras are left out: the runs' target_sigma differ, and with it what is near")
-    if any(protocol != protocols[0] for protocol in protocols):
+    if differ := _differing(sources, _LAST_PASS):
         shared = {key for key in shared if key.startswith("probes/a1/") or key == "probes/flip"}
-        remarks.append(f"probes of the last pass are left out: the passes differ ({_protocols(sources)})")
+        remarks.append(f"probes of the last pass are left out, as these differ: {differ}")
+    others = {key for source in sources for key in source.probe_protocol or {}} - {*_LAST_PASS, _SIGMA}
+    if differ := _differing(sources, sorted(others)):
+        remarks.append(f"probes were made under different settings: {differ}")
     return shared, tuple(remarks)
 
 
 def _sigma(source: Source) -> Any:
-    return None if source.config is None else source.config.get("objective.coord_reg.config.target_sigma")
+    """Width of the training target, which says how near is near."""
+    of_config = (source.config or {}).get("objective.coord_reg.config.target_sigma")
+    return (source.probe_protocol or {}).get(_SIGMA, of_config)
 
 
-def _protocols(sources: Sequence[Source]) -> str:
-    texts = dict.fromkeys(
-        ", ".join(f"{key} {value}" for key, value in (source.probe_protocol or {}).items()) for source in sources
-    )
-    return " and ".join(texts)
+def _differing(sources: Sequence[Source], keys: Sequence[str]) -> str:
+    """Settings of the probes that differ, with their values; empty where none does."""
+    values = {
+        key: list(dict.fromkeys(str((source.probe_protocol or {}).get(key)) for source in sources)) for key in keys
+    }
+    return "; ".join(f"{key} {' and '.join(found)}" for key, found in values.items() if len(found) > 1)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,11 @@ from numpy.typing import NDArray
 from apiece.boxes import FloatArray
 from apiece.compare.align import align, probes_in_common, require_comparable
 from apiece.compare.ap import ap_of_draws
-from apiece.compare.arms import require_two
+from apiece.compare.arms import group_seeds, require_two
 from apiece.compare.explain import Side, disagreement
 from apiece.compare.figures import FIGURES, Judged, figure_of, image_ratios, judge, lenient_draws
 from apiece.compare.interval import LEVEL, Difference, Drawn, compare_drawn
+from apiece.compare.read import read_sources
 from apiece.compare.result import Changed, Comparison, Row
 from apiece.compare.source import Arm, Ratio, Source
 from apiece.compare.telemetry import LEAST_BLOCKS, telemetry_draws
@@ -81,6 +83,24 @@ def compare(arms: Sequence[Arm], *, draws: int = DRAWS, seed: int = 0, remarks: 
     drawn = iter([_draw(source, counted, weights, probes) for source in track(aligned, "compare")])
     groups = [(arm.name, tuple(next(drawn) for _ in arm.sources)) for arm in arms]
     return [_pair(groups[0], other, counted, told, draws, seed) for other in groups[1:]]
+
+
+def compare_paths(
+    paths: Sequence[Path], *, step: int | None = None, draws: int = DRAWS, seed: int = 0
+) -> list[Comparison]:
+    """Compare the folders of runs, of dumps or of evaluations; those that differ in their seed alone are one arm.
+
+    Args:
+        paths: Two or more.
+        step: Of the runs' dumps; the newest that all of them have if `None`.
+        draws: Bootstrap draws.
+        seed: Of the draws.
+
+    Raises:
+        UserError: A folder cannot be read, or the figures do not mean the same.
+    """
+    arms, told = group_seeds(read_sources(paths, step))
+    return compare(arms, draws=draws, seed=seed, remarks=told)
 
 
 def _counted(sources: Sequence[Source]) -> IntArray:
