@@ -17,46 +17,48 @@ from apiece.model.load import TextSide
 SURE = 50.0
 
 
-class _Reader(nn.Module):
-    """Stands for the layers: its "hidden state" is the logits of the script's next token.
-
-    Which row is which is kept where a real model keeps its state: in the cache. So a row that loses its place there
-    loses its script.
-    """
-
-    def __init__(self, scripts: Sequence[Sequence[int]], vocabulary: int) -> None:
-        super().__init__()
-        self.scripts, self.vocabulary = scripts, vocabulary
-        self.batch_sizes: list[int] = []
-
-    def get_rope_index(self, ids: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        return torch.zeros(3, *ids.shape, dtype=torch.int64), torch.zeros(len(ids), 1)
-
-    def forward(self, input_ids: Tensor, past_key_values: Any, **kwargs: Any) -> Any:
-        start = past_key_values.get_seq_length()
-        # The prefix ends with the number of the script.
-        number = input_ids[:, -1] if start == 0 else past_key_values.layers[0].keys[:, 0, 0, 0].long()
-        state = number.float()[:, None, None, None].expand(-1, 1, input_ids.shape[1], 1)
-        past_key_values.update(state, state, 0)
-        if start == 0:
-            self.prefix = input_ids.shape[1]
-        step = start + input_ids.shape[1] - self.prefix
-        self.batch_sizes.append(len(number))
-        if step:
-            assert input_ids[:, 0].tolist() == [self.scripts[n][step - 1] for n in number.tolist()]
-        ids = torch.tensor([self.scripts[n][step] for n in number.tolist()])
-        return SimpleNamespace(last_hidden_state=nn.functional.one_hot(ids, self.vocabulary)[:, None] * SURE)
-
-
 class Scripted(nn.Module):
-    """The whole model, with the little that the engine reads of it."""
+    """The whole model, with the little that the engine reads of it.
+
+    Its "logits" are those of the script's next token. Which script a row follows is kept where a real model keeps its
+    state, in the cache, so a row that loses its place there loses its script; how far it is, the positions say.
+    """
 
     def __init__(self, scripts: Sequence[Sequence[int]], side: TextSide, config: Any) -> None:
         super().__init__()
         self.config = config
-        self.model = _Reader(scripts, side.vocab.end_id)
+        self.scripts, self.vocabulary = scripts, max(side.vocab.end_id, side.renderer.eos_id + 1)
+        self.batch_sizes: list[int] = []
+        self.model = SimpleNamespace(get_rope_index=self._get_rope_index)
         self.lm_head = nn.Identity()
         self.weight = nn.Parameter(torch.zeros(1))
+        self.prefix = 0
+        self.check = True
+
+    def _get_rope_index(self, ids: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """All of the prefix at position 0, so that script token i stands at position i + 1."""
+        self.prefix = ids.shape[1]
+        return torch.zeros(3, *ids.shape, dtype=torch.int64), torch.zeros(len(ids), 1)
+
+    def forward(self, input_ids: Tensor, position_ids: Tensor, past_key_values: Any, **kwargs: Any) -> Any:
+        reads_prefix = "pixel_values" in kwargs
+        # The prefix ends with the number of the script.
+        number = input_ids[:, self.prefix - 1] if reads_prefix else torch.zeros(len(input_ids))
+        state = number.float()[:, None, None, None].expand(-1, 1, input_ids.shape[1], 1)
+        for layer in range(self.config.text_config.num_hidden_layers):
+            kept, _ = past_key_values.update(state, state, layer)
+        if not reads_prefix:
+            self.batch_sizes.append(len(input_ids))
+        scripts = kept[:, 0, self.prefix - 1 if reads_prefix else 0, 0].long().tolist()
+        at = position_ids[0]
+        if self.check and not reads_prefix:
+            # What follows the first token may be a wrong guess.
+            assert input_ids[:, 0].tolist() == [self.scripts[n][p - 1] for n, p in zip(scripts, at[:, 0], strict=True)]
+        lines = zip(scripts, at.tolist(), strict=True)
+        ids = torch.tensor([[self.scripts[n][min(p, len(self.scripts[n]) - 1)] for p in line] for n, line in lines])
+        logits = nn.functional.one_hot(ids, self.vocabulary) * SURE
+        keep = kwargs.get("logits_to_keep", 0)
+        return SimpleNamespace(logits=self.lm_head(logits[:, -keep:] if keep else logits))
 
 
 def questions(count: int, lengths: Sequence[int] | None = None) -> list[EncodedSample]:

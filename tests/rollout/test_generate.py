@@ -1,4 +1,7 @@
-"""Generation: the ids of the library's own `generate`, honest log-probabilities, and every way to end."""
+"""Generation: the ids of the library's own `generate`, honest log-probabilities, and every way to end.
+
+What answers are held to, and that it is exact, is in `test_skipping.py`.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,8 @@ from apiece.codec import CoordVocab, Renderer, parse_ids, render_text
 from apiece.codec.vocab import encode_plain
 from apiece.config.schema import GenerateSection
 from apiece.data.collate import collate, collate_prefix
-from apiece.rollout.generate import LocalEngine, near_mass
+from apiece.rollout.choose import near_mass
+from apiece.rollout.generate import LocalEngine
 from apiece.types import Encoded, FinishReason, ParseStatus, Role, Slots
 
 STEPS = 12
@@ -26,7 +30,7 @@ EMPTY = Slots(*[np.zeros(0, dtype=np.int64)] * 4)
 
 
 def settings(**values) -> GenerateSection:
-    return GenerateSection.model_validate({"max_new_tokens": STEPS} | values)
+    return GenerateSection.model_validate({"max_new_tokens": STEPS, "grammar": False} | values)
 
 
 def ask(side, *samples):
@@ -188,28 +192,17 @@ def test_samples_follow_the_distribution(tiny_model, tiny_side, temperature) -> 
 
     class Constant(nn.Module):
         def forward(self, hidden):
-            return logits.expand(len(hidden), -1)
+            return logits.expand(*hidden.shape[:-1], -1)
 
     model = Scripted([[300] * 400] * 4, tiny_side, tiny_model.config)
-    model.lm_head = Constant()
-    model.model.forward = _without_script(model.model.forward)
-    engine = LocalEngine(model, tiny_side, settings(temperature=temperature, max_new_tokens=400))
+    model.lm_head, model.check = Constant(), False
+    engine = LocalEngine(model, tiny_side, settings(temperature=temperature, max_new_tokens=400, max_repeats=None))
     rollouts = engine.generate(questions(4))
     ids = np.concatenate([r.ids for r in rollouts])
     expected = weights ** (1 / temperature) / (weights ** (1 / temperature)).sum()
     shares = [(ids == 300 + i).mean() for i in range(4)]
     assert_allclose(shares, expected, atol=0.05)
     assert_allclose(np.concatenate([r.logprobs for r in rollouts]), weights.log().numpy()[ids - 300], atol=1e-5)
-
-
-def _without_script(forward):
-    """The scripted model with the tokens that it is fed swapped for those of its script."""
-
-    def call(input_ids, past_key_values, **kwargs):
-        ids = input_ids if past_key_values.get_seq_length() == 0 else torch.full_like(input_ids, 300)
-        return forward(ids, past_key_values, **kwargs)
-
-    return call
 
 
 # How answers end: with scripted answers, on both tokenizers.
@@ -225,10 +218,16 @@ def side(request, tiny_side):
     return replace(tiny_side, tokenizer=tokenizer, vocab=vocab, renderer=Renderer(tokenizer, vocab))
 
 
-def play(side, config, *scripts: list[int], lengths=None, **options):
+@pytest.fixture(params=["free", "held", "token by token"])
+def ways(request):
+    """Ways to write that must not matter: held to the format or not, and every token by itself."""
+    return {"grammar": request.param == "held", "skip": request.param != "token by token"}
+
+
+def play(side, config, *scripts: list[int], lengths=None, skip=True, **options):
     model = Scripted([[*script, *[7] * 60] for script in scripts], side, config)
-    engine = LocalEngine(model, side, settings(max_new_tokens=300) if not options else settings(**options))
-    return engine.generate(questions(len(scripts), lengths)), model.model.batch_sizes
+    engine = LocalEngine(model, side, settings(**({"max_new_tokens": 300} | options)), skip=skip)
+    return engine.generate(questions(len(scripts), lengths)), model.batch_sizes
 
 
 def script(side, text: str) -> list[int]:
@@ -240,9 +239,9 @@ def read(side, rollout):
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
-def test_an_answer_that_ends_by_itself(side, tiny_model, count) -> None:
+def test_an_answer_that_ends_by_itself(side, tiny_model, ways, count) -> None:
     ids = side.renderer.render(RECORDS[:count]).ids.tolist()
-    (rollout,), _ = play(side, tiny_model.config, ids, max_new_tokens=300, max_objects=3)
+    (rollout,), _ = play(side, tiny_model.config, ids, **ways, max_new_tokens=300, max_objects=3)
     assert rollout.finish_reason is FinishReason.EOS
     assert rollout.ids.tolist() == ids
     assert rollout.text == render_text(RECORDS[:count]) + side.tokenizer.eos_token
@@ -250,21 +249,21 @@ def test_an_answer_that_ends_by_itself(side, tiny_model, count) -> None:
     assert read(side, rollout).closed
 
 
-def test_an_answer_that_is_too_long(side, tiny_model) -> None:
+def test_an_answer_that_is_too_long(side, tiny_model, ways) -> None:
     ids = side.renderer.render(RECORDS).ids.tolist()
     for limit in (1, len(ids) - 1):
-        (rollout,), _ = play(side, tiny_model.config, ids, max_new_tokens=limit)
+        (rollout,), _ = play(side, tiny_model.config, ids, **ways, max_new_tokens=limit)
         assert rollout.finish_reason is FinishReason.LENGTH
         assert rollout.ids.tolist() == ids[:limit]
     # With room for exactly all of it, it has ended by itself.
-    (rollout,), _ = play(side, tiny_model.config, ids, max_new_tokens=len(ids))
+    (rollout,), _ = play(side, tiny_model.config, ids, **ways, max_new_tokens=len(ids))
     assert rollout.finish_reason is FinishReason.EOS
 
 
 @pytest.mark.parametrize("cap", [1, 2])
-def test_an_answer_with_too_many_objects(side, tiny_model, cap) -> None:
+def test_an_answer_with_too_many_objects(side, tiny_model, ways, cap) -> None:
     ids = side.renderer.render(RECORDS).ids.tolist()
-    (rollout,), _ = play(side, tiny_model.config, ids, max_new_tokens=300, max_objects=cap)
+    (rollout,), _ = play(side, tiny_model.config, ids, **ways, max_new_tokens=300, max_objects=cap)
     assert rollout.finish_reason is FinishReason.OBJECT_CAP
     assert rollout.ids.tolist() == ids[: len(rollout.ids)]
     parsed = read(side, rollout)
@@ -299,8 +298,11 @@ def test_rows_that_have_ended_cost_nothing_more(side, tiny_model) -> None:
     rollouts, sizes = play(side, tiny_model.config, *scripts, max_new_tokens=300)
     assert [r.ids.tolist() for r in rollouts] == scripts
     assert [r.finish_reason for r in rollouts] == [FinishReason.EOS] * 4
+    assert sizes == sorted(sizes, reverse=True)
+    rollouts, sizes = play(side, tiny_model.config, *scripts, max_new_tokens=300, skip=False)
+    assert [r.ids.tolist() for r in rollouts] == scripts
     lengths = [len(s) for s in scripts]
-    assert sizes == [4, *(sum(n > step for n in lengths) for step in range(1, max(lengths)))]
+    assert sizes == [sum(n > step for n in lengths) for step in range(1, max(lengths))]
 
 
 def test_batches_are_of_like_length_and_answers_in_order(side, tiny_model) -> None:

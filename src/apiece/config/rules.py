@@ -92,6 +92,13 @@ for _knob in ("monitor.panel.size", "monitor.panel.ids", "monitor.panel.seed"):
         unless=lambda config: config.monitor.panel.from_run is None,
         why="with monitor.panel.from, which names the samples: leave that out",
     )
+for _knob in ("generate.labels", "generate.ordered_boxes", "generate.forced_logprobs"):
+    no_effect(
+        _knob,
+        reads="generate.grammar",
+        unless=lambda config: config.generate.grammar,
+        why="with `generate.grammar: false`: set that to true",
+    )
 
 
 def _several_passes(config: Config) -> bool:

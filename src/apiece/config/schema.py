@@ -314,6 +314,19 @@ class GenerateSection(Section):
     """An answer is ended after this many tokens (finish reason `length`)."""
     temperature: NonNegative = 0.0
     """0 is greedy; above it, seeded sampling."""
+    grammar: bool = True
+    """Hold answers to the format: tokens that would break it are never written. Without it the model writes what it
+    likes, and records that it breaks are counted (`parse/`). The speed is the same."""
+    labels: tuple[str, ...] | None = None
+    """The only names that may be written; none: any name. With `grammar`."""
+    ordered_boxes: bool = True
+    """Hold x2 above x1 and y2 above y1. With `grammar`."""
+    max_repeats: PositiveCount | None = 4
+    """An answer is ended once it holds this many equal records, name and all four coordinates (finish reason
+    `repetition`); none: never."""
+    forced_logprobs: bool = True
+    """Know the log-probabilities of tokens that the format forces, too; false: they are null, and the head's work on
+    them is saved, which counts where the vocabulary is large and the model small."""
 
 
 class EvalSection(Section):

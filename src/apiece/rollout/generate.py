@@ -1,27 +1,39 @@
-"""Generation in this process: batched, prefix computed once, keys and values cached, log-probabilities kept.
+"""Generation in this process: batched, prefix computed once, forced tokens skipped, log-probabilities kept.
 
-Shapes: B rows still being written, P prefix tokens, V vocabulary.
+A forward pass feeds every row its last token, what the format forces behind it, and a guess (`rows.py`); a row that has
+ended gives its place to a waiting image. All of it goes through `model(...)`.
+
+Shapes: R rows being written, W tokens fed to the widest one, P prefix tokens, V vocabulary, N rows of logits.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import DynamicCache
 
-from apiece.codec.render import CLOSE, RECORD_CLOSE
-from apiece.codec.vocab import CoordVocab, decode_exact
 from apiece.config.schema import GenerateSection
-from apiece.data.collate import EncodedSample, Prefix, collate_prefix
+from apiece.data.collate import EncodedSample, collate_prefix
+from apiece.errors import UserError
 from apiece.model.forward import rope_positions
 from apiece.model.load import TextSide
-from apiece.types import NEAR_BINS, FinishReason, Rollout
+from apiece.rollout.cache import RowCache, row_attention
+from apiece.rollout.choose import Chooser, Chosen
+from apiece.rollout.grammar import Grammar, grammar_of
+from apiece.rollout.rows import Row, Rules
+from apiece.types import Rollout
+
+STEP_COST = {"cpu": 64, "cuda": 1024}
+"""What a forward pass costs beside its positions, in positions: how wide a step may be for the sake of few rows."""
 
 
 class Engine(Protocol):
@@ -31,154 +43,231 @@ class Engine(Protocol):
         """One rollout per question, in order."""
 
 
-@dataclass
-class _Row:
-    """An answer being written."""
-
-    index: int
-    rng: np.random.Generator
-    ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    near_mass: list[float] = field(default_factory=list)
-    num_coords: int = 0
-    finish: FinishReason | None = None
-
-
 @dataclass(frozen=True)
 class LocalEngine:
-    """Token by token with the model in this process.
+    """The model in this process.
 
     Attributes:
         model: In evaluation mode for repeatable answers (the caller's business).
         side: Its tokenizer and vocabulary.
-        settings: Batch size, caps, temperature.
-        seed: Of sampling; a draw is a function of (seed, sample).
+        settings: Batch size, caps, temperature, what answers are held to.
+        seed: Of sampling; a draw is a function of (seed, sample, which answer).
+        skip: Feed forced tokens together with the decision before them; without it one token at a time.
+        guess: Feed guesses at the next decisions, too. Like `skip`, it changes the speed and nothing else.
+        refill: Give the place of an answer that has ended to a waiting image at once, not when all have ended.
     """
 
     model: Any
     side: TextSide
     settings: GenerateSection
     seed: int = 0
+    skip: bool = True
+    guess: bool = True
+    refill: bool = True
+
+    def generate(self, questions: Sequence[EncodedSample]) -> list[Rollout]:
+        """One rollout per question, in order."""
+        return [answers[0] for answers in self.generate_several(questions, 1)]
 
     @torch.no_grad()
-    def generate(self, questions: Sequence[EncodedSample]) -> list[Rollout]:
-        """One rollout per question, in order; `settings.batch_size` at a time, longest prefixes together."""
+    def generate_several(self, questions: Sequence[EncodedSample], answers: int) -> list[list[Rollout]]:
+        """Several rollouts per question, in order; each image and prompt is read once.
+
+        Answers are written `settings.batch_size` at a time, whatever their image; short prefixes first.
+        """
+        grammar = self._grammar()
+        rules = Rules(grammar, self.side, self.settings, self.skip, self.guess and self.skip)
+        chooser = Chooser(grammar, self.side.vocab, self.settings.temperature, next(self.model.parameters()).device)
         order = sorted(range(len(questions)), key=lambda i: len(questions[i].prefix_ids))
-        size = self.settings.batch_size
-        done: dict[int, Rollout] = {}
-        for start in range(0, len(order), size):
-            chosen = order[start : start + size]
-            done |= zip(chosen, self._write([questions[i] for i in chosen]), strict=True)
-        return [done[i] for i in range(len(questions))]
+        run = _Run(self, rules, chooser, questions, answers, deque(order))
+        while run.waiting or run.ready or run.rows:
+            if self.refill or not run.rows:
+                run.fill()
+            if run.rows:
+                run.step()
+        return [[run.done[i * answers + k] for k in range(answers)] for i in range(len(questions))]
 
-    def _write(self, questions: Sequence[EncodedSample]) -> list[Rollout]:
-        device = next(self.model.parameters()).device
-        prefix = collate_prefix(questions, self.side.tokenizer.pad_token_id, self.side.image_token_id).to(device)
-        rows = [_Row(i, self._rng(q.sample_id)) for i, q in enumerate(questions)]
-        active = list(rows)
-        cache, hidden_BD, position_B = self._read_prefix(prefix)
-        mask = prefix.mask
-        while active:
-            logprob_BV = self.model.lm_head(hidden_BD).float().log_softmax(-1)
-            next_B = self._choose(logprob_BV, active)
-            self._record(active, next_B, logprob_BV)
-            going = [i for i, row in enumerate(active) if row.finish is None]
-            if not going:
-                break
-            if len(going) < len(active):
-                keep = torch.tensor(going, device=device)
-                active = [active[i] for i in going]
-                cache.batch_select_indices(keep)
-                next_B, position_B, mask = next_B[keep], position_B[keep], mask[keep]
-            mask = torch.nn.functional.pad(mask, (0, 1), value=True)
-            hidden_BD = self._step(next_B, position_B, mask, cache)
-            position_B = position_B + 1
-        return [self._rollout(row, question) for row, question in zip(rows, questions, strict=True)]
+    def decide(self, chooser: Chooser, rows: Sequence[Row], logits_NV: Tensor) -> None:
+        """Let every row take its next tokens.
 
-    def _read_prefix(self, prefix: Prefix) -> tuple[DynamicCache, Tensor, Tensor]:
-        """Run image and prompt once; returns the cache, the last hidden state and the next position."""
-        cache = DynamicCache(config=self.model.config.text_config)
-        positions = rope_positions(self.model, prefix, 0)
-        out = self.model.model(
-            input_ids=prefix.ids,
-            attention_mask=None if bool(prefix.mask.all()) else prefix.mask,
-            position_ids=positions,
-            pixel_values=prefix.pixel_values,
-            image_grid_thw=prefix.grid_thw,
-            mm_token_type_ids=prefix.image_mask.int(),
-            past_key_values=cache,
-            use_cache=True,
-        )
-        return cache, out.last_hidden_state[:, -1], positions.amax(dim=(0, 2)) + 1
+        Args:
+            chooser: Makes the decisions.
+            rows: With a plan of what was fed.
+            logits_NV: Of all tokens fed, row after row, or where `wants_all` is false of those that a decision follows.
+        """
+        starts = np.cumsum([0, *(row.num_fed for row in rows)]).tolist()
+        asked = [ask for row, start in zip(rows, starts, strict=False) for ask in row.asks(start)]
+        forced = [token for row in rows for token in row.forced_ids()]
+        if self.wants_all:
+            chosen = chooser.choose(logits_NV, forced, asked)
+        else:
+            at = [ask.row for ask in asked]
+            some = chooser.choose(logits_NV, [0] * len(at), [replace(ask, row=i) for i, ask in enumerate(asked)])
+            chosen = Chosen.unknown(forced).put(at, some)
+        for row, start in zip(rows, starts, strict=False):
+            row.take(chosen, start)
 
-    def _step(self, ids_B: Tensor, position_B: Tensor, mask: Tensor, cache: DynamicCache) -> Tensor:
-        out = self.model.model(
-            input_ids=ids_B[:, None],
-            attention_mask=None if bool(mask.all()) else mask,
-            position_ids=position_B[None, :, None].expand(3, -1, -1),
-            past_key_values=cache,
-            use_cache=True,
-        )
-        hidden: Tensor = out.last_hidden_state[:, -1]
-        return hidden
+    @property
+    def wants_all(self) -> bool:
+        """Whether the log-probabilities of all tokens are asked for, those that the format forces as well."""
+        return self.settings.forced_logprobs or not self.settings.grammar
 
-    def _rng(self, sample_id: str) -> np.random.Generator:
-        return np.random.default_rng([self.seed, zlib.crc32(sample_id.encode())])
-
-    def _choose(self, logprob_BV: Tensor, rows: Sequence[_Row]) -> Tensor:
-        """The next id of every row: the most likely, or a seeded draw."""
-        temperature = self.settings.temperature
-        if temperature == 0:
-            return logprob_BV.argmax(-1)
-        # Drawn by inverting the running sum on the CPU in float64, so that a draw is the same on every device.
-        cdf_BV = (logprob_BV.double() / temperature).softmax(-1).cumsum(-1).cpu()
-        draws = torch.tensor([row.rng.random() for row in rows], dtype=torch.float64)[:, None] * cdf_BV[:, -1:]
-        return torch.searchsorted(cdf_BV, draws, right=True)[:, 0].clamp_max(cdf_BV.shape[1] - 1).to(logprob_BV.device)
-
-    def _record(self, rows: Sequence[_Row], next_B: Tensor, logprob_BV: Tensor) -> None:
-        """Append the chosen ids and decide which rows have ended."""
-        chosen = logprob_BV.gather(1, next_B[:, None])[:, 0].tolist()
-        masses = near_mass(next_B, logprob_BV, self.side.vocab).tolist()
-        for row, token, logprob, mass in zip(rows, next_B.tolist(), chosen, masses, strict=True):
-            row.ids.append(token)
-            row.logprobs.append(logprob)
-            row.near_mass.append(mass)
-            row.num_coords += self.side.vocab.bin_of(token) is not None
-            row.finish = self._finish(row)
-
-    def _finish(self, row: _Row) -> FinishReason | None:
-        if row.ids[-1] == self.side.tokenizer.eos_token_id:
-            return FinishReason.EOS
-        if len(row.ids) >= self.settings.max_new_tokens:
-            return FinishReason.LENGTH
-        return FinishReason.OBJECT_CAP if self._is_over_cap(row) else None
-
-    def _is_over_cap(self, row: _Row) -> bool:
-        """Whether the answer goes on after its last allowed record, instead of closing."""
-        cap = 4 * self.settings.max_objects
-        if row.num_coords != cap:
-            return row.num_coords > cap
-        last = max(i for i, token in enumerate(row.ids) if self.side.vocab.bin_of(token) is not None)
-        tail = decode_exact(self.side.tokenizer, row.ids[last + 1 :])
-        return not (RECORD_CLOSE + CLOSE).startswith(tail)
-
-    def _rollout(self, row: _Row, question: EncodedSample) -> Rollout:
-        assert row.finish is not None, "rows leave the loop only when they have ended"
-        return Rollout(
-            sample_id=question.sample_id,
-            ids=np.array(row.ids, dtype=np.int64),
-            logprobs=np.array(row.logprobs, dtype=np.float32),
-            text=decode_exact(self.side.tokenizer, row.ids),
-            finish_reason=row.finish,
-            near_mass=np.array(row.near_mass, dtype=np.float32),
-        )
+    def _grammar(self) -> Grammar | None:
+        """The format; where it only helps to guess, its absence is no error."""
+        try:
+            return grammar_of(self.side.tokenizer, self.side.renderer, self.settings.labels)
+        except UserError:
+            if self.settings.grammar:
+                raise
+            return None
 
 
-def near_mass(ids_B: Tensor, logprob_BV: Tensor, vocab: CoordVocab) -> Tensor:
-    """Probability `[B]` within `NEAR_BINS` bins of each coordinate token, itself included; NaN for other tokens."""
-    bin_B = ids_B - vocab.first_id
-    bin_BW = bin_B[:, None] + torch.arange(-NEAR_BINS, NEAR_BINS + 1, device=ids_B.device)
-    inside_BW = (bin_BW >= 0) & (bin_BW < vocab.num_bins)
-    near_BW = logprob_BV.gather(1, vocab.first_id + bin_BW.clamp(0, vocab.num_bins - 1)).exp()
-    mass_B = near_BW.masked_fill(~inside_BW, 0).sum(1)
-    return mass_B.masked_fill((bin_B < 0) | (bin_B >= vocab.num_bins), float("nan"))
+@dataclass(frozen=True)
+class _Ready:
+    """A row whose first tokens are decided, with the keys and values of its prefix: `[H, P, d]` a layer."""
+
+    row: Row
+    keys: list[Tensor]
+    values: list[Tensor]
+    length: int
+
+
+@dataclass
+class _Run:
+    """One call: what waits, what is being written (row i is in place i of the cache), what is done."""
+
+    engine: LocalEngine
+    rules: Rules
+    chooser: Chooser
+    questions: Sequence[EncodedSample]
+    answers: int
+    waiting: deque[int]
+    ready: deque[_Ready] = field(default_factory=deque)
+    rows: list[Row] = field(default_factory=list)
+    done: dict[int, Rollout] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.most = self.engine.settings.batch_size
+        places = min(self.most, max(1, len(self.questions) * self.answers))
+        self.cache = RowCache(self.engine.model.config.text_config, places)
+
+    def fill(self) -> None:
+        """Give all free places to rows that wait; images are read some at a time, as reading few is slow."""
+        while len(self.rows) < self.most and (self.waiting or self.ready):
+            if not self.ready:
+                wanted = max(self.most - len(self.rows), self.most // 4)
+                count = min(len(self.waiting), -(-wanted // self.answers))
+                self._read([self.waiting.popleft() for _ in range(count)])
+                continue
+            first = self.ready.popleft()
+            self.cache.put(len(self.rows), first.keys, first.values, first.length)
+            self.rows.append(first.row)
+
+    def step(self) -> None:
+        """One forward pass, and all that is decided from it."""
+        rows = self.rows
+        for row in rows:
+            row.plan()
+        width = self._width()
+        ids = np.zeros((len(rows), width), dtype=np.int64)
+        for i, row in enumerate(rows):
+            row.cut(width)
+            ids[i, : row.num_fed] = row.line[: row.num_fed]
+        mask = self.cache.begin(len(rows), width)
+        starts = self.cache.lengths[: len(rows)] + np.array([row.offset for row in rows])
+        positions = torch.from_numpy(starts[:, None] + np.arange(width)).to(mask.device)
+        picked = [i * width + p for i, row in enumerate(rows) for p in self._positions(row)]
+        with row_attention(self.engine.model), self._head_on(picked, ids.size):
+            out = self.engine.model(
+                input_ids=torch.from_numpy(ids).to(mask.device),
+                attention_mask=mask,
+                position_ids=positions.expand(3, -1, -1),
+                past_key_values=self.cache,
+                use_cache=True,
+            )
+        self.engine.decide(self.chooser, rows, out.logits.flatten(0, -2))
+        self.cache.lengths[: len(rows)] += [row.accepted for row in rows]
+        for place in reversed([i for i, row in enumerate(rows) if row.finish is not None]):
+            self.done[rows[place].index] = rows[place].rollout()
+            last = rows.pop()
+            if place < len(rows):
+                rows[place] = last
+                self.cache.move(len(rows), place)
+
+    def _read(self, group: Sequence[int]) -> None:
+        """Run images and prompts once, with the start of the answer; decide the first tokens of all their answers."""
+        model, questions = self.engine.model, [self.questions[i] for i in group]
+        device = next(model.parameters()).device
+        side = self.engine.side
+        prefix = collate_prefix(questions, side.tokenizer.pad_token_id, side.image_token_id).to(device)
+        rows = [self._row(i, k) for i in group for k in range(self.answers)]
+        for row in rows:
+            row.plan()
+        # All begin alike: nothing has been decided yet.
+        more = rows[0].num_fed - 1
+        start = torch.tensor(rows[0].line[1 : more + 1], dtype=torch.int64, device=device).expand(len(group), -1)
+        mask = pad(prefix.mask, (0, more), value=True)
+        cache = DynamicCache(config=model.config.text_config)
+        positions = rope_positions(model, prefix, more)
+        picked = [(r // self.answers) * (1 + more) + p for r, row in enumerate(rows) for p in self._positions(row)]
+        with self._head_on(picked, len(group) * (1 + more)):
+            out = model(
+                input_ids=torch.cat([prefix.ids, start], dim=1),
+                attention_mask=None if bool(mask.all()) else mask,
+                position_ids=positions,
+                pixel_values=prefix.pixel_values,
+                image_grid_thw=prefix.grid_thw,
+                mm_token_type_ids=pad(prefix.image_mask.int(), (0, more)),
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1 + more,
+            )
+        self.engine.decide(self.chooser, rows, out.logits.flatten(0, -2))
+        offsets = (positions[0, :, prefix.ids.shape[1] - 1 :].amax(1) - more).tolist()
+        for r, row in enumerate(rows):
+            image = r // self.answers
+            length = len(questions[image].prefix_ids)
+            left = prefix.ids.shape[1] - length
+            row.offset = int(offsets[image]) + 1 - length
+            if row.finish is not None:
+                self.done[row.index] = row.rollout()
+                continue
+            keys, values = zip(
+                *((x.keys[image, :, left:], x.values[image, :, left:]) for x in cache.layers), strict=True
+            )
+            self.ready.append(_Ready(row, list(keys), list(values), length - 1 + row.accepted))
+
+    def _row(self, question: int, answer: int) -> Row:
+        asked = self.questions[question]
+        rng = np.random.default_rng([self.engine.seed, zlib.crc32(asked.sample_id.encode()), answer])
+        return Row(self.rules, asked.sample_id, question * self.answers + answer, rng, int(asked.prefix_ids[-1]))
+
+    def _width(self) -> int:
+        """How many tokens to feed a row at most: as many useful ones as possible for what the pass costs.
+
+        A row that is cut off goes on in the next pass. Where all rows are in step, nothing is cut.
+        """
+        lengths = np.array([row.num_fed for row in self.rows])
+        cost = STEP_COST["cuda" if self.cache.is_cuda else "cpu"]
+        gain = {w: np.minimum(lengths, w).sum() / (cost + len(lengths) * w) for w in sorted(set(lengths.tolist()))}
+        return max(gain, key=lambda w: (gain[w], w))
+
+    def _positions(self, row: Row) -> Sequence[int]:
+        """Which of the tokens fed to a row logits are wanted of."""
+        return range(row.num_fed) if self.engine.wants_all else [ask.row for ask in row.asks(0)]
+
+    @contextmanager
+    def _head_on(self, picked: Sequence[int], count: int) -> Iterator[None]:
+        """The head works on some of the hidden states alone, so that padding costs it nothing."""
+        if list(picked) == list(range(count)):
+            yield
+            return
+
+        def pick(_: object, args: tuple[Tensor]) -> Tensor:
+            return args[0].flatten(0, 1)[torch.tensor(picked, dtype=torch.int64, device=args[0].device)]
+
+        handle = self.engine.model.lm_head.register_forward_pre_hook(pick)
+        try:
+            yield
+        finally:
+            handle.remove()
