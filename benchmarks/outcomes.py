@@ -11,6 +11,7 @@ import io
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from apiece.evaluate.forms import Category, Detections, GroundTruth, ImageInfo
 from apiece.evaluate.outcomes import label_outcomes
 from apiece.evaluate.rates import Bootstrap, by_position, outcome_rates
 from apiece.evaluate.shape import near_duplicates, strips
+from apiece.evaluate.ties import ap_range
 from apiece.files import write_json
 
 SIZE = (640, 480)
@@ -97,6 +99,7 @@ def measure(truth: GroundTruth, detections: Detections, repeats: int) -> dict[st
         near_duplicates(truth, detections, every)
         strips(truth, detections)
 
+    rounded = replace(detections, score=detections.score.round(3))  # as many files have them
     theirs = time.perf_counter()
     expected = pycocotools_figures(truth, detections)
     theirs = time.perf_counter() - theirs
@@ -114,6 +117,7 @@ def measure(truth: GroundTruth, detections: Detections, repeats: int) -> dict[st
         "match, outcomes, rates, shapes": sum(seconds.values()),
         "AP, hotcoco": seconds_of(lambda: coco_scores(truth, detections), repeats),
         "AP, pycocotools": theirs,
+        "AP over orders of ties": seconds_of(lambda: ap_range(truth, rounded, found["AP"]), repeats),
         "fixes, each with its AP": seconds_of(lambda: fix_figures(truth, detections, outcomes, scores, 0.0), 1),
     }
 

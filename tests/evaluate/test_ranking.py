@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from splits import forms, grid_box, random_coco, split
 from apiece.evaluate.coco import coco_scores
 from apiece.evaluate.metrics import Metrics, evaluate_detections
 from apiece.evaluate.ranking import ranking_table
+from apiece.evaluate.scores import ScorePolicy
 
 LABELS = [("cup", grid_box(i)) for i in range(2)]
 FAR = [("cup", grid_box(i)) for i in (8, 9)]
@@ -112,3 +114,10 @@ def test_a_policy_changes_scores_and_nothing_else(seed, tmp_path) -> None:
     }
     assert found["coco_by_policy/a/AP50"] == coco_scores(truth, detections).figures["AP50"]
     assert found["coco_by_policy/b/AP"] != found["coco_by_policy/a/AP"]
+
+
+def test_the_document_has_every_policy_and_key() -> None:
+    document = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    keys = ("coco/AP_tie_lo", "coco/AP_tie_hi", "coco_by_policy/<policy>/AP", "calibration/<policy>/ece")
+    for name in (*ScorePolicy, *keys, "calibration_curve", "desc_positions", "coord_positions", "near_mass"):
+        assert f"`{name}`" in document, name
