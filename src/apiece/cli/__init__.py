@@ -74,7 +74,7 @@ def root(
     apiece model extend ...          make a Qwen3-VL ready (`tiny` is ready)
     apiece train CONFIG              train; all of a run is in runs/NAME
     apiece evaluate runs/NAME ...    official COCO AP, F1; by class, by crowding
-    apiece diagnose runs/NAME        what fails, where, and which explanation fits
+    apiece diagnose runs/NAME        what fails, where, and what explains it
     apiece report runs/A runs/B ...  a page to look at them, image by image
     apiece compare runs/A runs/B     what differs, and how sure that is
     apiece predict runs/NAME PHOTOS  boxes on your photos
