@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from fractions import Fraction
 
 from apiece.config.pairs import no_effect, rule, value_at
 from apiece.config.schema import Config, ContextEmbedMode, SoftContextGrad, SoftContextReplace
@@ -101,11 +102,29 @@ for _knob in ("generate.labels", "generate.ordered_boxes", "generate.forced_logp
     )
 
 
+@rule("stage2_ab.b_ratio", "train.steps")
+def _a_step_for_channel_b(config: Config) -> str | None:
+    ratio, steps = config.stage2_ab.b_ratio, config.train.steps
+    if not ratio or int(steps * Fraction(repr(ratio))):
+        return None
+    return (
+        f"stage2_ab.b_ratio ({ratio}) gives Channel-B none of train.steps ({steps}): raise one of them, or set it to 0"
+    )
+
+
+no_effect(
+    "stage2_ab.b_redundancy_weight",
+    reads="stage2_ab.b_ratio",
+    unless=lambda config: config.stage2_ab.b_ratio > 0,
+    why="with `stage2_ab.b_ratio: 0`, which has no answers of the model's own: raise that",
+)
+
+
 def _several_passes(config: Config) -> bool:
     return config.stage2_ab.n_softctx_iter > 1
 
 
-for _knob in (
+_SELF_CONTEXT = (
     "objective.bbox_geo.config.a1_smoothl1_weight",
     "objective.bbox_geo.config.a1_ciou_weight",
     "objective.coord_reg.config.a1_soft_ce_weight",
@@ -117,13 +136,19 @@ for _knob in (
     "stage2_ab.coord_ctx_embed_mode",
     "stage2_ab.softctx_replace",
     "stage2_ab.softctx_target",
-):
-    no_effect(
-        _knob,
-        reads="stage2_ab.n_softctx_iter",
-        unless=_several_passes,
-        why="with `stage2_ab.n_softctx_iter: 1`, which has no self-context: set it to 2 or more",
-    )
+)
+no_effect(
+    *_SELF_CONTEXT,
+    reads=("stage2_ab.n_softctx_iter", "stage2_ab.b_ratio"),
+    unless=lambda config: _several_passes(config) or config.stage2_ab.b_ratio == 1,
+    why="with `stage2_ab.n_softctx_iter: 1`, which has no self-context: set it to 2 or more",
+)
+no_effect(
+    *("stage2_ab.n_softctx_iter", *_SELF_CONTEXT),
+    reads="stage2_ab.b_ratio",
+    unless=lambda config: config.stage2_ab.b_ratio < 1,
+    why="with `stage2_ab.b_ratio: 1`, which leaves no step to Channel-A: lower that",
+)
 no_effect(
     "stage2_ab.softctx_radius",
     reads="stage2_ab.softctx_replace",

@@ -230,6 +230,12 @@ class ObjectiveSection(Section):
 class Stage2Section(Section):
     """The channels of Stage-2."""
 
+    b_ratio: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of optimizer steps that are Channel-B's (taught on the model's own answers): of the first n steps,
+    floor(n x b_ratio). The others are Channel-A's."""
+    b_redundancy_weight: NonNegative = 0.0
+    """Charge on the model's own boxes that are wrong whatever is labelled (`duplicate`, `group`): -log(1 - p) of the
+    token at which each commits, its x1, per labelled object. 0: such boxes are free, as all false positives are."""
     coord_decode_mode: CoordDecodeMode = CoordDecodeMode.EXP
     """`exp`: expectation over bins; `st`: the most likely bin forward, the expectation's gradient backward."""
     n_softctx_iter: Annotated[int, Field(ge=1, le=8)] = 1
