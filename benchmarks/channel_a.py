@@ -34,7 +34,8 @@ import torch
 from torch import Tensor
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
-from apiece.channels.a_soft_context import SoftContext
+from apiece.channels.a_soft_context import SoftContext, self_context
+from apiece.channels.answer import slot_logits
 from apiece.config.schema import CoordDecodeMode, ObjectiveSection, Stage2Section
 from apiece.data.collate import Batch, EncodedSample, collate
 from apiece.losses.compose import (
@@ -163,7 +164,8 @@ class Naive(SoftContext):
             if number == passes:
                 of = teacher_forced_weights if passes == 1 else self_context_weights
                 return terms + self._losses(f"a{number}", of(config), logits, batch)
-            context = self._context(hidden[:, start - 1 : -1], batch, rows)
+            logits_SK = slot_logits(hidden[:, start - 1 : -1], batch.slots, rows)
+            context = self_context(logits_SK, batch.slots.target_bin, rows.table_KD, self.config)
             embeds = truth.index_put((batch.slots.sample, start + batch.slots.position), context.embeds_SD)
         raise AssertionError("there is at least one pass")
 

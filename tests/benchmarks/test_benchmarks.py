@@ -86,6 +86,21 @@ def test_channel_a(
     assert "ratios to sft" in capsys.readouterr().out
 
 
+def test_channel_a_has_the_proportions_of_a_large_model() -> None:
+    """The head 20 to 25 % of an ordinary forward pass; vision to language as in the 2B model (2.0 to 2.25 TFLOP)."""
+    import channel_a  # the folder of the benchmarks is on the path only inside a test
+    from common import Counts
+
+    model, batch = channel_a.narrow_model(torch.device("cpu")), channel_a.random_batch(640, 160, torch.device("cpu"))
+    counts = Counts(model)
+    grids = [(int(t), int(h), int(w)) for t, h, w in batch.prefix.grid_thw.tolist()]
+    vision, language, head = counts.vision(grids), 2 * counts.language(800, 0), counts.head(2 * 800)
+    assert 0.2 <= head / (vision + language + head) <= 0.25
+    assert vision / language == pytest.approx(2.0 / 2.25, rel=0.1)
+    assert channel_a.flops_of("sft", model, batch) == pytest.approx(3 * (vision + language + head))
+    assert channel_a.flops_of("n2", model, batch) < channel_a.flops_of("sft", model, batch)
+
+
 def test_floors_count_what_torch_counts(tiny_checkpoint: Path) -> None:
     from common import Counts  # the folder of the benchmarks is on the path only inside a test
 

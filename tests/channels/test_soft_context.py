@@ -81,14 +81,20 @@ def test_one_shared_prefix_equals_whole_forwards(small, recomputing, tiny_side, 
 
 
 @pytest.mark.slow
-def test_in_every_mode(small, tiny_side) -> None:
-    settings = list(grid())
-    assert len(settings) == 2 + 2 * 48
+@pytest.mark.parametrize(("passes", "count"), [(1, 2), (2, 48), (3, 48)])
+def test_in_every_mode(small, recomputing, tiny_side, passes, count) -> None:
+    settings = [k for k in grid() if k["n_softctx_iter"] == passes]
+    assert len(settings) == count
+    samples = toy.encode(tiny_side, *RAGGED)
     for knobs in settings:
-        try:
-            hold(small, tiny_side, EVERYTHING, stage2(softctx_temperature=0.6, **knobs))
-        except AssertionError as error:
-            raise AssertionError(f"{label(knobs)}: {error}") from error
+        chosen = stage2(softctx_temperature=0.6, **knobs)
+        expected = plain(small, tiny_side, samples, EVERYTHING, chosen)
+        for model in (small, recomputing):
+            try:
+                assert_same(ours(model, tiny_side, samples, EVERYTHING, chosen), expected)
+            except AssertionError as error:
+                where = "recomputed" if model is recomputing else "kept"
+                raise AssertionError(f"{label(knobs)}-{where}: {error}") from error
 
 
 @pytest.mark.parametrize("passes", [1, 2, 4])

@@ -32,6 +32,8 @@ def train(
     `apiece train --resume runs/stage1`
 
     `torchrun --nproc-per-node 2 -m apiece train CONFIG` (several processes)
+
+    `torchrun --nproc-per-node 8 -m apiece train CONFIG train.parallel=fsdp` (that share the model among them)
     """
     if (config is None) == (resume is None):
         raise UserError("name a CONFIG, or a run to --resume: one of the two", exit_code=2)
