@@ -194,7 +194,9 @@ def labels(evidence: Evidence, sampler: Sampler, rate: Figure, training_groups: 
     elif all(s is Stand.REFUTED for s in stands):
         stand = Stand.REFUTED
     said = f"{shares['labelled_groups'].text(percent=True)} of the labels hold two or more of their class"
-    if training_groups is not None:
+    if training_groups is None:
+        said += " (those trained on are not known)"
+    else:
         said += f", {training_groups.text(percent=True)} of those trained on"
     return Explanation(
         stand, {**shares, "long_boxes": rate}, f"{said}; {rate.text(percent=True)} of the predictions are long boxes"
