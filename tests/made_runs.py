@@ -113,10 +113,9 @@ def make_record(
     labels, complete = scene.observed, scene.complete
     detections = _predict(complete, size_wh, skill, rng)
     if made.hostile:
-        # From the last one on, a text each: the model can write anything.
-        for i, text in enumerate(HOSTILE[: len(detections)]):
-            old = detections[-1 - i]
-            detections[-1 - i] = Detection(text, old.bbox_xyxy, old.score)
+        # The last ones get a text each: the model can write anything.
+        for i, text in enumerate(HOSTILE[: len(detections)], -min(len(HOSTILE), len(detections))):
+            detections[i] = Detection(text, detections[i].bbox_xyxy, detections[i].score)
     seen = {(x.desc, x.bbox_xyxy) for x in labels}
     hidden = [x for x in complete if (x.desc, x.bbox_xyxy) not in seen]
     sample = Sample(id_, image, size_wh, tuple(labels))

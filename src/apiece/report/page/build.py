@@ -28,7 +28,7 @@ from apiece.report.palette import CLASS_COLOURS, CROWD_REGION, FATES, HIDDEN, OU
 MARK = '<meta name="generator" content="apiece report">'
 """Stands in every report's page, so that a report is replaced by a newer one but nothing else ever is."""
 MAX_GAPS = 100
-_SCRIPTS = (
+SCRIPTS = (
     "core",
     "style",
     "chart",
@@ -156,7 +156,7 @@ def _write(
         copy_assets(templates, part)
         environment = jinja2.Environment(loader=jinja2.FileSystemLoader(templates), autoescape=True)
         title = " · ".join(page.run.name for page in pages)
-        html = environment.get_template("index.html").render(title=title, scripts=_SCRIPTS, mark=Markup(MARK))
+        html = environment.get_template("index.html").render(title=title, scripts=SCRIPTS, mark=Markup(MARK))
     (part / "index.html").write_text(html, encoding="utf-8")
     size = sum(path.stat().st_size for path in part.rglob("*") if path.is_file())
     gaps = tuple(gap for page in pages for gap in page.gaps) + tuple(lost)

@@ -189,7 +189,7 @@
   function openHelp() {
     const dialog = document.getElementById("keys");
     const { predictions, labels, crowd, hidden } = apiece.style.all();
-    const sign = (style) => h("li", {}, apiece.style.swatch(style), " ", style.word);
+    const sign = (style) => h("li", {}, apiece.style.swatch(style), style.layer.startsWith("l.") ? " label: " : " ", style.word);
     dialog.replaceChildren(
       h("h2", {}, "Keys"), h("dl", { class: "keys" }, ...KEYS.flatMap(([keys, what]) => [h("dt", {}, keys), h("dd", {}, what)])),
       h("h2", {}, "Signs"), h("p", { class: "hint" }, "Predictions are whole boxes, labels are corners in the colour of what became of them."),

@@ -23,6 +23,7 @@
     let low = Math.min(...values), high = Math.max(...values);
     if (log) return high > low ? [low, high] : [low / 2, high * 2];
     if (low > 0 && low < 0.6 * high) low = 0; // a near zero belongs into the picture
+    if (high === low && high === 0) return [0, 1];
     if (high === low) return [low - Math.abs(low) * 0.1 - 1e-9, high + Math.abs(high) * 0.1 + 1e-9];
     return [low, high + (high - low) * 0.05];
   }

@@ -7,9 +7,10 @@
 
   const finite = (value) => typeof value === "number" && Number.isFinite(value);
 
-  // Zero in the middle; the interval as a bar, the difference as a dot. Each group of figures has a scale of its own.
-  function interval(row, most) {
-    if (![row.difference, row.lo, row.hi].every(finite) || !most) return "";
+  // Zero in the middle, the ends are the larger of both values: so rows of any size can be held against each other.
+  function interval(row) {
+    const most = Math.max(Math.abs(row.a), Math.abs(row.b));
+    if (![row.difference, row.lo, row.hi, most].every(finite) || !most) return "";
     const x = (v) => 60 + (Math.min(Math.max(v / most, -1), 1)) * 56;
     return svg("svg", { viewBox: "0 0 120 14", class: `interval ${kind(row)}`, role: "img", "aria-label": `from ${number(row.lo)} to ${number(row.hi)}` },
       svg("line", { x1: 60, x2: 60, y1: 0, y2: 14, class: "zero" }),
@@ -21,7 +22,7 @@
   const group = (row) => row.group || String(row.key).split("/")[0];
   const nothing = (row) => row.a === 0 && row.b === 0;
 
-  function line(row, most) {
+  function line(row) {
     const sign = (value) => (finite(value) && value > 0 ? "+" : "");
     const verdict = row.verdict || "";
     const more = finite(row.more_images) ? `${row.more_images} more images would tell` : "";
@@ -30,7 +31,7 @@
       h("td", { class: "num" }, number(row.a)), h("td", { class: "num" }, number(row.b)),
       h("td", { class: "num" }, sign(row.difference), number(row.difference)),
       h("td", { class: "num wide" }, finite(row.lo) ? `${sign(row.lo)}${number(row.lo)} … ${sign(row.hi)}${number(row.hi)}` : ""),
-      h("td", { class: "wide" }, interval(row, most)),
+      h("td", { class: "wide" }, interval(row)),
       h("td", { class: `verdict ${kind(row)}` }, SIGNS[verdict] ? `${SIGNS[verdict]} ` : "", verdict, more ? h("span", { class: "hint" }, more) : null));
   }
 
@@ -40,10 +41,8 @@
       if (!groups.has(group(row))) groups.set(group(row), []);
       groups.get(group(row)).push(row);
     }
-    return [...groups].map(([name, list]) => {
-      const most = Math.max(...list.flatMap((row) => [row.lo, row.hi, row.difference]).filter(finite).map(Math.abs), 0);
-      return h("tbody", {}, h("tr", { class: "group" }, h("th", { colspan: 7, scope: "rowgroup" }, name)), ...list.map((row) => line(row, most)));
-    });
+    return [...groups].map(([name, list]) =>
+      h("tbody", {}, h("tr", { class: "group" }, h("th", { colspan: 7, scope: "rowgroup" }, name)), ...list.map(line)));
   }
 
   function nameOf(run) {
@@ -57,7 +56,7 @@
       h("span", { class: "num" }, ` ${difference > 0 ? "+" : ""}${number(difference)}`));
     const by = (sign) => list.filter((one) => sign * one.difference > 0).sort((a, b) => sign * (b.difference - a.difference)).slice(0, 20);
     const column = (title, found) => h("div", {}, h("h3", {}, title), found.length ? h("ol", {}, ...found.map(item)) : h("p", { class: "hint" }, "none"));
-    return h("section", { class: "section changed" }, h("h2", {}, "Images that changed most"), h("div", { class: "columns" }, column("Better in the second", by(1)), column("Worse in the second", by(-1))));
+    return h("section", { class: "section changed" }, h("h2", {}, "Images that changed most"), h("div", { class: "columns" }, column("Higher F1 in B", by(1)), column("Lower F1 in B", by(-1))));
   }
 
   // Keys that no other part shows, as they are.
@@ -81,9 +80,9 @@
     const zeros = (comparison.rows || []).filter(nothing).length;
     const head = (text, cls) => h("th", { class: cls || "" }, text);
     return [
-      h("h2", { class: "versus" }, nameOf(b), steps(comparison, b), h("span", { class: "hint" }, " against "), nameOf(a), steps(comparison, a)),
+      h("h2", { class: "versus" }, "B ", nameOf(b), steps(comparison, b), h("span", { class: "hint" }, " against "), "A ", nameOf(a), steps(comparison, a)),
       h("div", { class: "scroll" }, h("table", { class: "comparison" },
-        h("thead", {}, h("tr", {}, head(""), head(nameOf(a), "num"), head(nameOf(b), "num"), head("difference", "num"), head("interval", "num wide"), head("", "wide"), head("verdict"))),
+        h("thead", {}, h("tr", {}, head(""), head("A", "num"), head("B", "num"), head("B − A", "num"), head("interval", "num wide"), head("", "wide"), head("verdict"))),
         ...rows(comparison))),
       zeros ? h("p", { class: "hint" }, `Figures that are 0 in both are left out: ${zeros}.`) : null,
       comparison.remarks?.length ? h("ul", { class: "hint" }, ...comparison.remarks.map((text) => h("li", {}, apiece.name(String(text), 600)))) : null,
@@ -102,7 +101,7 @@
     }
     main.replaceChildren(
       h("h1", {}, "Comparison"),
-      h("p", { class: "hint" }, "Paired on identical images. The bar is the interval of the difference; where it crosses zero, this many images cannot tell."),
+      h("p", { class: "hint" }, "Paired on identical images. The bar is the interval of the difference, from −100 % to +100 % of the larger value; where it crosses zero, this many images cannot tell."),
       ...(comparison.pairs || [comparison]).flatMap(one));
   }
 

@@ -76,7 +76,7 @@ window.apiece = (() => {
     if (value === null || value === undefined || !Number.isFinite(value)) return "–";
     if (value === 0) return "0";
     const size = Math.abs(value);
-    if (size < 10 ** -digits) return value.toExponential(1);
+    if (digits > 2 && size < 10 ** -digits) return value.toExponential(1);
     const text = value.toFixed(size >= 100 ? 0 : size >= 10 ? 1 : size >= 1 ? 2 : digits);
     return text.replace(/^(-?)0\./, "$1.");
   }

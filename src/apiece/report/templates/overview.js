@@ -14,13 +14,13 @@
     modes: ["Modes", "local maxima that hold a tenth of the mass or more"],
   };
   const NAMES = {
+    "eval/f1/f1": ["F1, evaluation", "at IoU .5, on the evaluation split"],
+    "eval/coco/AP": ["AP, evaluation", "official COCO AP"],
+    "eval/coco/AP50": ["AP50, evaluation"],
     "panel/f1": ["F1, panel", "at IoU .5, over the images of the panel"],
     "panel/precision": ["Precision, panel"],
     "panel/recall": ["Recall, panel"],
     "panel/boxes_per_label": ["Boxes per label", "predictions / labels on the panel"],
-    "eval/f1/f1": ["F1, evaluation", "at IoU .5, on the evaluation split"],
-    "eval/coco/AP": ["AP, evaluation", "official COCO AP"],
-    "eval/coco/AP50": ["AP50, evaluation"],
     "shape/near_duplicate": ["Near-duplicates", "predictions with an earlier one of the class at IoU .9 or more"],
     "shape/strip": ["Strips", "longer side / shorter side over 8, area over 1 % of the image"],
     "answer/unclosed": ["Answers not closed", "share of the panel's answers"],
@@ -82,7 +82,7 @@
 
   // Known figures first, in the order of NAMES and of the palette; then by name. Outcomes keep the legend's order.
   function byUse(a, b) {
-    const known = [...Object.keys(NAMES)];
+    const known = [...Object.keys(PROBES).flatMap((key) => [`probes/a1/${key}`, `probes/last/${key}`]), ...Object.keys(NAMES)];
     const styles = apiece.style.all();
     const order = [...styles.predictions.map((s) => `rates/${s.key}`), ...styles.labels.map((s) => `misses/${s.key}`), "loss/total", ...known];
     const place = (key) => (order.indexOf(key) < 0 ? order.length : order.indexOf(key));
@@ -139,7 +139,7 @@
         ? `${run.steps.length} dumps, steps ${run.steps[0]} to ${run.steps[run.steps.length - 1]}`
         : "no dumps: curves only"),
       h("dl", {}, ...Object.entries(run.facts).filter(([, v]) => v !== null && v !== undefined && v !== "")
-        .flatMap(([key, v]) => [h("dt", {}, key), h("dd", {}, String(v))])))));
+        .map(([key, v]) => h("div", {}, h("dt", {}, key), h("dd", {}, String(v))))))));
   }
 
   function differences(index) {

@@ -93,7 +93,7 @@
   // A large scene that can be zoomed and pointed at. `on` has hover(mark, event), pick(mark), zoom(view).
   function scene(sample, label, on) {
     const [width, height] = sample.size;
-    const boxes = svg("g"), focus = svg("g", { class: "focus" }), guide = svg("g");
+    const boxes = svg("g", { class: "boxes" }), focus = svg("g", { class: "focus" }), guide = svg("g");
     const root = svg("svg", {
       viewBox: `0 0 ${width} ${height}`, class: "scene", tabindex: 0, role: "application",
       "aria-label": `${label}. Keys n and p go from box to box, plus and minus zoom.`,
