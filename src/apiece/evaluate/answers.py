@@ -46,6 +46,7 @@ class Answer:
     def record(self) -> dict[str, Any]:
         """The line in `predictions.jsonl`."""
         width, height = self.sample.size_wh
+        masked = self.rollout.logprobs_masked
         return {
             "id": self.sample.id,
             "image": str(self.sample.image),
@@ -58,6 +59,7 @@ class Answer:
             "text": self.rollout.text,
             "ids": self.rollout.ids.tolist(),
             "logprobs": _numbers(self.rollout.logprobs, 5),
+            "logprobs_masked": None if masked is None else _numbers(masked, 5),
         }
 
     def _object(self, i: int) -> dict[str, Any]:

@@ -57,6 +57,8 @@ class Written:
         except UnicodeDecodeError:
             return None
         partial = decoder.getstate()[0]
+        if len(partial) > 1 and partial[0] == 0xED and partial[1] >= 0xA0:
+            return None  # half of a surrogate pair, which Python's decoder only sees when it is complete
         if not text:
             return Written(self.end, partial)
         if (self.end is End.NOTHING and text[0].isspace()) or (self.end is End.LESS and text[0] == "|"):
