@@ -23,6 +23,7 @@ ORDER = (
     "compare",
     "report",
     "view",
+    "export",
     "predict",
     "env",
 )

@@ -2,7 +2,22 @@
 
 from __future__ import annotations
 
-from apiece.cli import compare, config, data, demo, diagnose, env, evaluate, model, predict, report, scenes, train, view
+from apiece.cli import (
+    compare,
+    config,
+    data,
+    demo,
+    diagnose,
+    env,
+    evaluate,
+    export,
+    model,
+    predict,
+    report,
+    scenes,
+    train,
+    view,
+)
 
 __all__ = [
     "compare",
@@ -12,6 +27,7 @@ __all__ = [
     "diagnose",
     "env",
     "evaluate",
+    "export",
     "model",
     "predict",
     "report",

@@ -75,8 +75,8 @@ def type_at(annotation: Any, path: KeyPath) -> Any:
         return type_at(get_args(annotation)[0], path)
     section = section_of(annotation)
     if section is not None:
-        found = keys(section).get(str(head))
-        return None if found is None else type_at(found[1].rebuild_annotation(), rest)
+        known = keys(section)
+        return type_at(known[str(head)][1].rebuild_annotation(), rest) if head in known else None
     origin, args = get_origin(annotation), get_args(annotation)
     if origin in (Union, types.UnionType):
         found = [inner for arg in args if (inner := type_at(arg, path)) is not None]

@@ -9,27 +9,11 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from apiece.config.monitor import MonitorSection
 from apiece.config.pairs import check_rules
-
-NonNegative = Annotated[float, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=0)]
-PositiveCount = Annotated[int, Field(ge=1)]
-
-
-class Section(BaseModel):
-    """Base of every section: unknown keys are errors, values never change after loading."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        strict=True,
-        allow_inf_nan=False,
-        use_attribute_docstrings=True,
-        serialize_by_alias=True,  # a key that is a word of Python's, such as `from`, is an alias
-    )
+from apiece.config.section import Count, NonNegative, Positive, PositiveCount, Section
 
 
 class CoordDecodeMode(StrEnum):
@@ -117,8 +101,8 @@ class DataSection(Section):
     max_objects: PositiveCount = 60
     """Images with more labelled objects are left out of training, with a count; never out of evaluation."""
     object_order: ObjectOrder = ObjectOrder.SORTED
-    """`sorted` by (y1, x1), `left_to_right` by (x1, y1), `reading` row by row and in a row by (x1, y1), or `random`, seeded
-    by sample and epoch."""
+    """`sorted` by (y1, x1), `left_to_right` by (x1, y1), `reading` row by row and in a row by (x1, y1), or `random`,
+    seeded by sample and epoch."""
     max_pixels: PositiveCount = 1_048_576
     """Images above this many pixels are resized down to it; none is ever enlarged beyond rounding to the patch grid."""
     flip: bool = False
@@ -342,34 +326,6 @@ class EvalSection(Section):
     """Steps between evaluations; none: only at the end."""
     samples: PositiveCount = 64
     """Size of the fixed subset of `data.eval`."""
-
-
-class PanelSection(Section):
-    """The samples of `data.eval` that are dumped: chosen once, the same at every step."""
-
-    size: Count = 16
-    """How many are chosen, in equal shares of images with 1-5, 6-15 and 16+ labels (and a few with none)."""
-    ids: tuple[str, ...] = ()
-    """Sample ids that are in it beside those."""
-    seed: Count = 0
-    """Of the choice; not the run's seed, so that runs that differ in it show the same images."""
-    from_run: Annotated[str | None, Field(alias="from")] = None
-    """Folder of a run whose panel is taken over; its `data.eval` must be the same file."""
-
-
-class MonitorSection(Section):
-    """Dumps of a fixed panel during training, to be looked at with `apiece report` (docs/records.md)."""
-
-    every_steps: PositiveCount | None = None
-    """Steps between dumps; there is one before the first step and one at the end, too. None: no dumps."""
-    panel: PanelSection = PanelSection()
-    """What is dumped."""
-    pictures: bool = True
-    """Draw each sample of a dump as a PNG: labels left, predictions right."""
-    probes: bool = True
-    """Read what the model believes at the labels' coordinates."""
-    elsewhere: Count = 16
-    """How many broken answers of the evaluation of the same step are kept beside the panel, at most."""
 
 
 class RunSection(Section):

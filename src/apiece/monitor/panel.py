@@ -11,10 +11,11 @@ from typing import Any, cast
 
 import numpy as np
 
-from apiece.config.schema import Config, PanelSection
+from apiece.config.monitor import PanelSection
+from apiece.config.schema import Config
 from apiece.data.images import open_image
 from apiece.data.jsonl import read_jsonl
-from apiece.errors import UserError, nearest
+from apiece.errors import UserError, nearest, require_file
 from apiece.evaluate.f1 import CROWDING, crowding_of_counts
 from apiece.files import file_hash
 from apiece.records.folder import Panel, open_run
@@ -72,7 +73,7 @@ def choose_panel(config: Config) -> ChosenPanel:
         "data": str(data),
         "data_sha256": digest,
         "complete": complete,
-        "complete_sha256": None if complete is None else file_hash(Path(complete)),
+        "complete_sha256": None if complete is None else file_hash(require_file(Path(complete), "the complete truth")),
         "from": settings.from_run,
     }
     return ChosenPanel(entry, kept)
