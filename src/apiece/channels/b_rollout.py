@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -37,7 +37,7 @@ class RolloutChannel(nn.Module):
         model: Any,
         objective: Objective,
         builder: TargetBuilder,
-        engine_at: Callable[[int], Engine],
+        engine_at: Callable[[int], AbstractContextManager[Engine]],
         pad_id: int,
         redundancy_weight: float = 0.0,
     ) -> None:
@@ -47,7 +47,8 @@ class RolloutChannel(nn.Module):
             model: The one that is trained, not wrapped.
             objective: The weighted terms.
             builder: Makes targets of answers.
-            engine_at: The engine that writes the answers of an optimizer step, with this model's weights.
+            engine_at: The engine that writes the answers of an optimizer step, with this model's weights in evaluation
+                mode; on every process.
             pad_id: Of the tokenizer.
             redundancy_weight: Of the charge on duplicate and group boxes.
         """
@@ -64,8 +65,8 @@ class RolloutChannel(nn.Module):
         """Answer all samples of the step at once, and put the targets in place of the labels' answers."""
         asked = [question for batch in batches for question in questions(batch)]
         start = time.perf_counter()
-        with answering(self.model):
-            rollouts = self.engine_at(step).generate(asked)
+        with self.engine_at(step) as engine:
+            rollouts = engine.generate(asked)
         seconds = time.perf_counter() - start
         shown = [sample for batch in batches for sample in batch.shown]
         judged: list[Judged] = []

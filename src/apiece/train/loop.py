@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from apiece.channels.a_soft_context import SoftContext
 from apiece.config.dump import dump_config
 from apiece.config.schema import Config
 from apiece.data.jsonl import read_jsonl
@@ -24,6 +23,7 @@ from apiece.model.load import TextSide, load_model, load_text_side
 from apiece.model.prompts import prompt_text
 from apiece.progress import progress_bar
 from apiece.train.batches import BatchPlan, micro_batches, sample_lengths
+from apiece.train.channels import build_channels
 from apiece.train.checkpoint import complete_checkpoints, load_checkpoint, save_checkpoint
 from apiece.train.distributed import World, join_world, leave_world
 from apiece.train.meter import Meter, brief
@@ -75,9 +75,10 @@ def train(config: Config, name: str, *, resume: Path | None = None) -> Outcome:
     )
     dtype = autocast_dtype(config.model.precision, world.device)
     freeze_parts(model, config.optim)
-    channel = parallelize(SoftContext(model, objective, config.stage2_ab), config.train.parallel, world, dtype)
-    optimizers = build_optimizers(model, config.optim)
     encoder = SampleEncoder(side, prompt, model.config.text_config.max_position_embeddings)
+    channels = build_channels(model, objective, encoder, config, world)
+    channel = parallelize(channels, config.train.parallel, world, dtype)
+    optimizers = build_optimizers(model, config.optim)
     card = checkpoint_card(config, prompt)
     lengths = sample_lengths(samples, encoder)
     plan = BatchPlan(lengths, config.train.batch_size, config.train.length_window, config.seed)
@@ -94,14 +95,15 @@ def train(config: Config, name: str, *, resume: Path | None = None) -> Outcome:
     ):
         watch.begin(start, model)
         task = bar.add_task("train", total=steps, completed=start, note="")
-        meter = Meter(config)
+        meter = Meter(config, world)
         for step, batches in enumerate(stream, start + 1):
             rates = set_lr(optimizers, lr_scale(step - 1, steps, config.optim))
-            batches = [b.to(world.device) for b in batches]
+            prepared = channels.prepare(step - 1, batches)
+            batches = [b.to(world.device) for b in prepared.batches]
             result = train_step(
                 channel, objective, optimizers, batches, world, clip_norm=config.optim.clip_norm, dtype=dtype
             )
-            meter.add(result)
+            meter.add(result, prepared.tally)
             if step % config.train.log_every == 0 or step == steps:
                 figures = meter.read(rates)
                 if world.is_main:
