@@ -17,7 +17,7 @@ from apiece.model.encode import Augmentation, PromptTokens, SampleEncoder
 from apiece.model.load import load_model, load_text_side
 from apiece.train.batches import BatchPlan, micro_batches
 from apiece.train.distributed import World
-from apiece.train.optim import build_optimizers, lr_scale, part_of
+from apiece.train.optim import WholeMuon, build_optimizers, lr_scale, part_of
 from apiece.train.step import train_step
 
 CPU = World(0, 1, torch.device("cpu"))
@@ -121,6 +121,21 @@ def test_a_part_with_rate_zero_is_frozen(rig: Rig) -> None:
     assert frozen == {n for n, _ in rig.model.named_parameters() if part_of(n) == "vision"}
     assert not any(p in held for n, p in rig.model.named_parameters() if n in frozen)
     build_optimizers(rig.model, rig.config.optim)
+
+
+def test_muon_that_gathers_takes_the_librarys_steps() -> None:
+    torch.manual_seed(0)
+    start, gradients = torch.randn(12, 5), torch.randn(3, 12, 5)
+    ends = []
+    for kind in (torch.optim.Muon, WholeMuon):
+        matrix = torch.nn.Parameter(start.clone())
+        optimizer = kind([matrix], lr=0.1, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+        for gradient in gradients:
+            matrix.grad = gradient.clone()
+            optimizer.step()
+        ends.append((matrix.detach(), optimizer.state[matrix]["momentum_buffer"]))
+    for found, expected in zip(*ends, strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 def test_rate_warms_up_and_falls_to_its_end(rig: Rig) -> None:
