@@ -55,6 +55,18 @@ def test_what_stays_is_as_sure_as_its_surest_copy() -> None:
     assert fixed.bbox_xyxy[0].tolist() == list(CUP[1])
 
 
+@pytest.mark.parametrize("kind", [Outcome.FRAGMENT, Outcome.MISLOCALISED, Outcome.GROUP])
+def test_a_missed_label_goes_to_the_surest(kind) -> None:
+    box = {Outcome.FRAGMENT: (0, 0, 10, 4), Outcome.MISLOCALISED: (0, -6, 10, 4), Outcome.GROUP: (0, 0, 40, 40)}[kind]
+    labels, name = (ROW, "book") if kind is Outcome.GROUP else ([CUP], "cup")
+    truth, detections = split((labels, [(name, box, score) for score in (0.2, 0.9, 0.4)]))
+    outcomes = label_outcomes(truth, detections, match_split(truth, detections))
+    assert outcomes.counts()[kind.label] == 3
+    fixed = fix(truth, detections, outcomes, kind).detections
+    assert fixed.score.tolist() == [0.9] * len(labels)
+    assert sorted(fixed.bbox_xyxy.tolist()) == sorted(list(map(float, label[1])) for label in labels)
+
+
 def test_nothing_to_fix_changes_nothing() -> None:
     found = figures([CUP], [(*CUP, 0.9)])
     assert set(found.values()) == {1.0} or list(found.values()) == pytest.approx([1.0] * len(found))

@@ -7,6 +7,7 @@ import pytest
 from splits import forms, grid_box, random_coco, split
 
 from apiece.boxes import iou
+from apiece.evaluate.errors import shape_figures
 from apiece.evaluate.f1 import match_split, total_scores
 from apiece.evaluate.outcomes import NONE, Fate, Outcome, label_outcomes
 from apiece.evaluate.rates import Bootstrap, by_position, lenient_f1, outcome_rates, places
@@ -129,6 +130,22 @@ def test_near_duplicates_at_the_border_and_of_nothing() -> None:
     n = 20
     truth, detections = split(([], [(*CUP, 0.5)] * n))
     assert len(near_duplicates(truth, detections, np.arange(n))) == n * (n - 1) // 2
+
+
+def test_shape_figures() -> None:
+    """A prediction is a repeat if an earlier one is near it, however many are; a pair is a pair."""
+    star = [(0, 0, 10, 10), (0, 0, 10, 9), (0, 1, 10, 10)]  # the last two are near the first, not each other
+    rows = [("cup", box, 0.5) for box in (*star, (0, 100, 400, 110), (200, 200, 300, 300))]
+    truth, detections = split(([], rows), ([], [(*CUP, 0.5)] * 4))
+    figures = shape_figures(truth, detections, np.arange(9), Bootstrap(2))
+    assert figures["shape/near_duplicate_pairs"] == 2 + 6
+    assert figures["shape/near_duplicate"] == pytest.approx((2 + 3) / 9)
+    assert figures["shape/strip"] == pytest.approx(1 / 9)
+    # The bootstrap draws whole images: an interval goes from one of them to the other.
+    assert (figures["shape/near_duplicate_lo"], figures["shape/near_duplicate_hi"]) == pytest.approx((2 / 5, 3 / 4))
+    assert (figures["shape/strip_lo"], figures["shape/strip_hi"]) == pytest.approx((0, 1 / 5))
+    some = shape_figures(truth, detections, np.array([0, 1, 3]), Bootstrap(2))
+    assert (some["shape/near_duplicate"], some["shape/strip"]) == pytest.approx((1 / 3, 1 / 3))
 
 
 def test_strips() -> None:

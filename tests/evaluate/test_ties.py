@@ -101,7 +101,9 @@ def test_the_range_is_that_of_all_orders(step, share) -> None:
     for _ in range(25):
         truth, detections = tied_scene(rng, 3, step)
         aps = every_ap(truth, detections)
-        low, high = ap_range(truth, detections, ap_of(truth, detections))
+        ap = ap_of(truth, detections)
+        low, high = ap_range(truth, detections, ap)
+        assert low <= ap <= high
         assert min(aps) - 1e-12 <= low <= high <= max(aps) + 1e-12
         widths.append(max(aps) - min(aps))
         found.append(high - low)
