@@ -20,7 +20,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[test]'
 	@touch $@
 
-demo: $(INSTALLED) ## Import, train briefly, evaluate, draw: into demo/ (about 6 minutes on 2 cores)
+demo: $(INSTALLED) ## Draw crowds, train two ways, compare, make a page to look at: into demo/ (about 6 minutes on 2 cores)
 	$(BIN)/apiece demo --out demo
 
 test: $(INSTALLED) ## Run the tests
