@@ -27,6 +27,7 @@ WATCHED = {
     "monitor__panel__size": 3,
     "generate__max_new_tokens": 16,
     "train__steps": 5,
+    "eval__samples": 1,
     "data__flip": True,
     "data__object_order": "random",
 }
@@ -46,7 +47,7 @@ def lines(run: Path, step: int) -> str:
 
 
 def test_a_watched_run_ends_with_the_same_bits(tmp_path: Path, tiny_checkpoint: Path, scenes: Path) -> None:
-    changes: dict[str, Any] = WATCHED | {"data__eval": scenes, "eval__samples": 2}
+    changes: dict[str, Any] = WATCHED | {"data__eval": scenes}
     alone = {key: value for key, value in changes.items() if not key.startswith("monitor")}
     plain = train(small_config(tmp_path, tiny_checkpoint, scenes, **alone), "plain").run
     watched = train(small_config(tmp_path, tiny_checkpoint, scenes, **changes), "watched").run
@@ -91,7 +92,7 @@ def _overrides(config: Any, *more: str) -> list[str]:
     return [f"{key}={json.dumps(value)}" for key, value in config.model_dump(mode="json").items()] + list(more)
 
 
-@pytest.mark.parametrize("stop", [1, 3, 4])
+@pytest.mark.parametrize("stop", [1, 4])
 def test_a_resumed_run_has_the_dumps_of_an_unbroken_one(
     tmp_path: Path, tiny_checkpoint: Path, scenes: Path, monkeypatch: pytest.MonkeyPatch, stop: int
 ) -> None:
@@ -145,7 +146,7 @@ def test_monitoring_that_is_switched_on_later_gets_its_panel(
     ("changes", "message"),
     [
         ({"monitor__panel__ids": "[nobody]", "monitor__panel__size": 0}, "none of the panel's 1 samples can be shown"),
-        ({"data__complete": "missing.json"}, "missing.json: a COCO annotation file not found"),
+        ({"data__complete": "missing.json"}, "missing.json: the complete truth not found"),
     ],
 )
 def test_a_panel_that_cannot_be_is_refused_before_anything_is_written(
