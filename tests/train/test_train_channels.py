@@ -1,0 +1,159 @@
+"""Runs of both channels: the schedule, resuming to the same bits, ranks, and answers equal to those of evaluation."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers import small_config, small_scenes
+from test_train_loop import interrupt_at, weights
+
+from apiece.config.dump import dump_config
+from apiece.data.jsonl import read_jsonl
+from apiece.losses.compose import Objective
+from apiece.model.encode import Augmentation, PromptTokens, SampleEncoder
+from apiece.model.load import load_model, load_text_side
+from apiece.rollout.targets import Judged, TargetBuilder
+from apiece.train.batches import BatchPlan, micro_batches
+from apiece.train.channels import build_channels, rollout_seed
+from apiece.train.distributed import World
+from apiece.train.evaluation import evaluate_step
+from apiece.train.loop import train
+from apiece.types import Rollout, Sample
+
+CPU = World(0, 1, torch.device("cpu"))
+BOTH = {"stage2_ab__b_ratio": 0.5, "stage2_ab__b_redundancy_weight": 1.0, "generate__max_objects": 6}
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_scenes(tmp_path_factory.mktemp("scenes") / "s")
+
+
+def lines(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(("stop", "temperature"), [(1, 0.0), (2, 1.0)], ids=["greedy", "drawn"])
+def test_resumed_run_of_both_channels_ends_with_the_same_bits(
+    tmp_path: Path, scenes: Path, monkeypatch: pytest.MonkeyPatch, stop: int, temperature: float
+) -> None:
+    changes = BOTH | {"train__steps": 4, "generate__temperature": temperature, "data__flip": True}
+    config = small_config(tmp_path, Path("tiny"), scenes, **changes)
+    whole = train(config, "whole")
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, stop)
+        first = train(config, "parts")
+    assert (first.step, first.finished) == (stop, False)
+    second = train(config, "parts", resume=first.run)
+    before, after = weights(whole.run), weights(second.run)
+    assert all(torch.equal(before[k], after[k]) for k in before)
+    # The run was one of both channels, and its last step one of answers.
+    assert ["b/f1" in line for line in lines(second.run)] == [False, True, False, True]
+
+
+def test_figures_of_a_run_of_both_channels(tmp_path: Path, scenes: Path) -> None:
+    changes = BOTH | {"train__steps": 4, "train__log_every": 2, "train__micro_batch_size": 2}
+    run = train(small_config(tmp_path, Path("tiny"), scenes, **changes), "run").run
+    assert len(lines(run)) == 2
+    for line in lines(run):
+        atoms = {k: v for k, v in line.items() if k.startswith("loss/") and k != "loss/total"}
+        assert sum(atoms.values()) == pytest.approx(line["loss/total"], rel=1e-6)
+        assert {k.split("/")[1] for k in atoms} == {"a1", "b"}
+        # A mean over the line's steps, half of which have the term; the plain value is over those.
+        geometry = "coord_reg/soft_ce"
+        assert line[f"loss/b/{geometry}"] == pytest.approx(0.1 * line[f"raw/b/{geometry}"] / 2, rel=1e-6)
+        assert line["b/step_share"] == 0.5
+        assert line["b/labels_per_image"] > 0
+        assert 0 <= line["b/precision"] <= 1
+        assert line["b/generate_s"] > 0
+        outcomes = [v for k, v in line.items() if k.startswith("b/outcome/")]
+        assert sum(outcomes) == pytest.approx(1 if line["b/objects_per_answer"] else 0)
+
+
+class Keeping(TargetBuilder):
+    """Keeps the answers that it makes targets of."""
+
+    answers: dict[str, Rollout] = {}  # noqa: RUF012  one for the test
+
+    def build(self, rollout: Rollout, sample: Sample, num_prefix: int) -> Judged:
+        self.answers[sample.id] = rollout
+        return super().build(rollout, sample, num_prefix)
+
+
+def test_answers_of_training_are_those_of_evaluation(tmp_path: Path, scenes: Path) -> None:
+    """Same weights, same settings: same tokens and log-probabilities, though the model trains and batches differ."""
+    changes = BOTH | {"stage2_ab__b_ratio": 1.0, "generate__batch_size": 3, "generate__max_objects": 30}
+    config = small_config(tmp_path, Path("tiny"), scenes, **changes, data__eval=scenes)
+    side, samples = load_text_side("tiny"), read_jsonl(scenes)
+    model = load_model("tiny").train()
+    encoder = SampleEncoder(side, PromptTokens.of(side, "Detect."), 4096)
+    objective = Objective(
+        config.objective, config.stage2_ab.coord_decode_mode, side.vocab.first_id, side.vocab.num_bins
+    )
+    channels = build_channels(model, objective, encoder, config, CPU)
+    channels.b.builder = Keeping(side.renderer, 60, 4096)  # type: ignore[union-attr]
+    plan = BatchPlan([1] * len(samples), len(samples), 1, 0)
+    stream = micro_batches(samples, encoder, Augmentation(), plan, start=0, stop=1, rank=0, world=1, micro=4, workers=0)
+    batches = next(stream)
+    state = torch.get_rng_state()
+    channels.prepare(0, batches)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert model.training
+    _, answers = evaluate_step(tmp_path, 0, model, encoder, samples, config)
+    assert Keeping.answers.keys() == {s.id for s in samples}
+    assert sum(len(a.parsed.objects) for a in answers) > 20
+    for answer in answers:
+        ours = Keeping.answers[answer.sample.id]
+        assert ours.ids.tolist() == answer.rollout.ids.tolist()
+        assert ours.finish_reason == answer.rollout.finish_reason
+        np.testing.assert_allclose(ours.logprobs, answer.rollout.logprobs, atol=1e-4)
+
+
+def test_seeds_of_rollouts_differ_by_step_and_run() -> None:
+    seeds = {rollout_seed(seed, step) for seed in range(20) for step in range(20)}
+    assert len(seeds) == 400
+    assert rollout_seed(3, 7) == rollout_seed(3, 7)
+
+
+@pytest.fixture(scope="module")
+def on_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The same run of both channels: alone, replicated on two processes, sharded over two."""
+    root = tmp_path_factory.mktemp("ranks")
+    data = small_scenes(root / "s")
+    changes: dict[str, Any] = BOTH | {"train__steps": 4, "train__micro_batch_size": 1, "optim__lr": 1e-4}
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    for parallel in ("ddp", "fsdp"):
+        config = small_config(root, Path("tiny"), data, train__parallel=parallel, **changes)
+        (root / f"{parallel}.yaml").write_text(dump_config(config))
+        done = subprocess.run(
+            [*launcher, "-m", "apiece", "train", str(root / f"{parallel}.yaml")],
+            capture_output=True,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+    train(config, "alone")
+    return {name: root / "runs" / name for name in ("alone", "ddp", "fsdp")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ddp", "fsdp"])
+def test_two_ranks_follow_the_schedule_and_equal_one(on_ranks: dict[str, Path], name: str) -> None:
+    alone, ranks = lines(on_ranks["alone"]), lines(on_ranks[name])
+    assert ["b/f1" in line for line in ranks] == [False, True, False, True]
+    for one, two in zip(alone, ranks, strict=True):
+        assert two["loss/total"] == pytest.approx(one["loss/total"], rel=1e-5)
+        for key in ("b/objects_per_answer", "b/f1", "b/appended_share", "items/tokens", "items/objects"):
+            assert two.get(key) == pytest.approx(one.get(key))
+    one_weights, two_weights = weights(on_ranks["alone"]), weights(on_ranks[name])
+    for key, value in one_weights.items():
+        torch.testing.assert_close(two_weights[key], value, rtol=0, atol=2e-5)
