@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import toy
-from apiece.data.collate import EncodedSample, collate, collate_prefix
+from apiece.data.collate import EncodedSample, collate, collate_prefix, questions, with_answers
 from apiece.types import Encoded, Role, Slots
 
 PAD, IMAGE = 0, 9
@@ -120,3 +120,62 @@ def test_real_samples(tiny_side) -> None:
     merge = tiny_side.images.processor.merge_size
     assert batch.prefix.image_mask.sum() * merge**2 == len(batch.prefix.pixel_values)
     assert batch.prefix.grid_thw.prod(1).sum() == len(batch.prefix.pixel_values)
+
+
+def test_all_text_has_a_loss_where_the_answers_are_the_labels() -> None:
+    batch = collate([A, B, C], PAD, IMAGE)
+    assert torch.equal(batch.supervised, batch.answer_mask & (batch.roles != Role.COORD))
+    assert batch.redundant is None
+
+
+def test_questions_make_the_same_prefix_again() -> None:
+    batch = collate([A, B, C], PAD, IMAGE)
+    asked = questions(batch)
+    assert [(q.sample_id, q.answer) for q in asked] == [("a", None), ("b", None), ("c", None)]
+    again = collate_prefix(asked, PAD, IMAGE)
+    for name in again.__slots__:
+        assert torch.equal(getattr(again, name), getattr(batch.prefix, name)), name
+
+
+def test_answers_that_a_model_has_begun_take_the_place_of_the_labels() -> None:
+    """The second of the first answer's two boxes has a loss, its last name too; the first box is charged."""
+    batch = collate([A, B], PAD, IMAGE)
+    assert A.answer is not None
+    assert B.answer is not None
+    slots = A.answer.slots
+    own = Encoded(
+        A.answer.ids,
+        A.answer.roles,
+        Slots(slots.position[4:], slots.coordinate[4:], slots.object[:4], slots.target_bin[4:]),
+    )
+    text = np.zeros(12, dtype=bool)
+    text[10] = True
+    none = np.zeros(0, dtype=np.int64)
+    made = with_answers(batch, [own, B.answer], [text, np.ones(2, dtype=bool)], [np.array([1]), none], PAD)
+    assert made.prefix is batch.prefix
+    assert (made.sample_ids, made.num_collapsed) == (batch.sample_ids, batch.num_collapsed)
+    assert (made.num_objects, made.slots.position.tolist()) == (1, [6, 7, 8, 9])
+    assert made.supervised.nonzero().tolist() == [[0, 10], [1, 0], [1, 1]]
+    assert made.redundant is not None
+    assert (made.redundant.sample.tolist(), made.redundant.position.tolist()) == ([0], [1])
+    moved = made.to(torch.device("meta"))
+    assert moved.redundant is not None
+    assert {moved.supervised.device.type, moved.redundant.sample.device.type} == {"meta"}
+
+
+def test_objects_are_grouped_by_their_own_names_beside_others(tiny_side) -> None:
+    """A record without slots before an object does not lend it its name."""
+    renderer = tiny_side.renderer
+    boxes = (1, 2, 3, 4)
+    whole = renderer.render([("book", boxes), ("person", boxes), ("book", boxes)])
+    slots = whole.slots
+    keep = slots.object != 1
+    part = Encoded(
+        whole.ids,
+        whole.roles,
+        Slots(slots.position[keep], slots.coordinate[keep], slots.object[keep] // 2, slots.target_bin[keep]),
+    )
+    sample = toy.encode(tiny_side, toy.ONE)[0]
+    batch = collate([sample], PAD, tiny_side.image_token_id)
+    made = with_answers(batch, [part], [np.zeros(len(part.ids), dtype=bool)], [np.zeros(0, dtype=np.int64)], PAD)
+    assert made.object_group.tolist() == [0, 0]

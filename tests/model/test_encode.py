@@ -154,3 +154,16 @@ def test_lengths_are_known_without_the_image(tiny_side) -> None:
     real = [len(e.prefix_ids) + len(e.answer.ids) for e in toy.encode(tiny_side, *samples)]
     prompt = len(encoder.prompt.before) + len(encoder.prompt.after)
     assert [encoder.estimate_length(s) + prompt for s in samples] == real
+
+
+def test_the_labels_go_with_the_image_as_it_is_shown(tiny_side) -> None:
+    """Mirrored with it, in the order of the answer, crowd regions last."""
+    crowd = Instance("book", (0.0, 0.0, 10.0, 48.0), iscrowd=True)
+    sample = replace(toy.THREE, objects=(crowd, *toy.THREE.objects[::-1]))
+    shown = [toy.encoder(tiny_side).training(sample, Augmentation(flip=True), epoch).shown for epoch in range(8)]
+    boxes = {tuple(o.bbox_xyxy for o in s.objects) for s in shown if s is not None}
+    assert boxes == {
+        ((0, 0, 12, 48), (13, 0, 24, 48), (30, 5, 48, 20), (0, 0, 10, 48)),
+        ((24, 0, 35, 48), (36, 0, 48, 48), (0, 5, 18, 20), (38, 0, 48, 48)),
+    }
+    assert all(s is not None and s.objects[-1].iscrowd and s.size_wh == (48, 48) for s in shown)
