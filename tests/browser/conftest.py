@@ -83,7 +83,7 @@ def open_page(chromium: Any) -> Iterator[Any]:
             )
             contexts.append(context)
             page = context.new_page()
-            page.set_default_timeout(10_000)
+            page.set_default_timeout(30_000)  # a busy machine is slow, not wrong
             page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
             page.on("pageerror", lambda error: said.append(f"error: {error}"))
             page.on(

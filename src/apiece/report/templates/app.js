@@ -154,7 +154,8 @@
   function onKey(event) {
     if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey) return;
     const tag = event.target.tagName;
-    if (["SELECT", "TEXTAREA", "SUMMARY"].includes(tag) || (tag === "INPUT" && event.target.type !== "range")) return;
+    if (["SELECT", "TEXTAREA"].includes(tag) || (tag === "INPUT" && event.target.type !== "range")) return;
+    if ([" ", "Enter"].includes(event.key) && ["BUTTON", "SUMMARY", "A"].includes(tag)) return;
     if (document.getElementById("keys").open) return;
     const range = document.getElementById("step");
     const view = apiece.views[route().view];
@@ -162,11 +163,11 @@
     if (used) event.preventDefault();
   }
 
-  function simple({ key, target }, range) {
+  function simple({ key }, range) {
     const at = range ? Number(range.value) : 0;
     const moves = { ArrowLeft: at - 1, ArrowRight: at + 1, Home: 0, End: Number(range?.max) };
     if (range && key in moves) setStep(moves[key]);
-    else if (range && key === " " && target.tagName !== "BUTTON") play();
+    else if (range && key === " ") play();
     else if (key === "?") openHelp();
     else if (key === "d") turn();
     else if ("oic".includes(key)) go({ o: "overview", i: "panel", c: "compare" }[key], {}, { quiet: false });

@@ -82,7 +82,7 @@
     const scale = log ? Math.log10 : (v) => v;
     const x = (step) => LEFT + ((step - xs[0]) / (xs[1] - xs[0])) * (W - LEFT - RIGHT);
     const y = (v) => TOP + (1 - (scale(v) - scale(ys[0])) / (scale(ys[1]) - scale(ys[0]))) * (H - TOP - BOTTOM);
-    const yTicks = log ? logTicks(ys) : ticks(ys[0], ys[1], 3);
+    const yTicks = log ? logTicks(ys) : ticks(ys[0], ys[1], 4);
     const cursor = svg("line", { class: "cursor", y1: TOP, y2: H - BOTTOM, visibility: "hidden" });
     const picture = svg("svg", {
       viewBox: `0 0 ${W} ${H}`, tabindex: 0, role: "img", class: "plot",

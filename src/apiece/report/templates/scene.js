@@ -104,6 +104,7 @@
       self.shown = marks;
       boxes.replaceChildren(...paths(marks, marks.length > 60 ? 1.1 : 1.6));
       boxes.classList.toggle("dim", Boolean(chosen));
+      boxes.classList.toggle("many", marks.length > 30);
       focus.replaceChildren(...(chosen ? [...paths(related, 2.2), ...paths([chosen], 3), filled(chosen)] : []));
     }
 
