@@ -1,24 +1,33 @@
 """How fast are answers written, and where does the time go?
 
     python benchmarks/generate.py
-    python benchmarks/generate.py --cases batch-8 --arms ours --json generate.json
+    python benchmarks/generate.py --cases batch-8 --arms hf forced_refill --json generate.json
 
 An untrained model never stops, and a trained one writes what it likes, so every arm is made to write the same: the true
-answers of generated scenes. The real head computes its logits; then the logit of the next token of the given answer is
-raised above all others (`Script`). Everything else runs as it always does, and every arm must return exactly the given
-ids, which is checked. Arms take turns on the same images; medians over the repeats.
+answers of generated scenes, of 0 to 60 objects. The real head computes its logits; then the logit of the next token of
+the given answer is raised above all others. Everything else runs as it always does, and every arm must return exactly
+the given ids, which is checked. Arms take turns on the same images; medians over the repeats.
 
-Arms: `hf` is `model.generate` of Hugging Face (greedy, cached), `ours` is `apiece.rollout.generate.LocalEngine`, token
-by token. Only ours also gives log-probabilities.
+Arms: `hf` is `model.generate` of Hugging Face (greedy, cached). The others are `apiece.rollout.generate.LocalEngine`,
+held to the answer format: `token` feeds one token at a time, `forced` feeds what the format forces, and guesses at what
+comes next, with the decision before them, `forced_refill` also gives the place of an answer that has ended to the next
+image: what `apiece` does. `forced_only` is `forced` without guesses, `no_forced_logprobs` is `forced_refill` without
+the log-probabilities of forced tokens. Only ours give log-probabilities.
+
+Cases: `batch-1`, `batch-8`, `batch-32` run the checkpoint; `qwen-8`, `qwen-32` a narrow random model with the real
+tokenizer of Qwen3, where an object costs 25 tokens and the head is 152,669 rows (`--tokenizer`; left out if it is not
+there).
 
 - boxes/s, tokens/s (answer tokens, the end token included): without hooks, loading and encoding images not included.
-- forwards/object: rows that go through the language model behind the prefix, over objects written. `tokens/object` and
-  `choices/object` stand beside it: an engine that runs every token needs as many forwards as an object has tokens;
-  names, coordinates and "go on or stop" are the only choices, the rest is forced by the format, so an engine that skips
-  what is forced could do with `choices/object`.
-- padding share: positions computed by the language model for padding, or for answers that had ended.
-- Parts, in further runs with hooks (`common.forward_laps`): `vision`, `prefix`, `answer` (language model, a token at a
-  time), `head`, `other` (choosing, bookkeeping, caches). `data` is loading and encoding the images in one process.
+  With `--cpu-time`, seconds are those of the process: on a machine that is busy with other work.
+- forwards/object: rows that go through the language model behind the prefix, over objects written. An answer's first
+  decisions come with its prefix. `tokens/object` and `choices/object` stand beside it: an engine that runs every token
+  needs as many forwards as an object has tokens. The tokens of a name, its end, the coordinates and "go on or stop" are
+  the only choices, the rest is forced by the format: an engine that skips what is forced could do with
+  `choices/object`, and one whose guesses are right with fewer.
+- padding share: positions computed by the language model for padding, for answers that had ended, or for wrong guesses.
+- Parts, in further runs with hooks (`common.forward_laps`): `vision`, `prefix`, `answer` (language model behind the
+  prefix), `head`, `other` (choosing, bookkeeping, caches). `data` is loading and encoding the images in one process.
 - Floor: FLOPs at the speed of a matrix product. For `answer` the larger of that and of reading, at the speed of a copy,
   the layers' weights once a step and each row's keys and values; for `head` likewise. `steps` in the title is how often
   the language model ran behind the prefix.
@@ -28,22 +37,20 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from apiece.config.schema import GenerateSection
-from apiece.data.collate import EncodedSample, collate_prefix
+from apiece.data.collate import EncodedSample
 from apiece.model.device import pick_device
 from apiece.model.encode import Augmentation, PromptTokens, SampleEncoder
 from apiece.model.load import TextSide, load_model, load_text_side
 from apiece.model.prompts import PROMPTS
-from apiece.rollout.generate import LocalEngine
 from apiece.types import Role, Sample
 from common import (
     Counts,
@@ -66,73 +73,36 @@ from common import (
     scene_samples,
     write_report,
 )
+from dictated import ScriptedEngine, hugging_face, narrow_qwen, scripted
 
 CASES = {"batch-1": 1, "batch-8": 8, "batch-32": 32}
 """Name to images answered at once."""
+QWEN_CASES = {"qwen-8": 8, "qwen-32": 32}
 FEWEST_IMAGES = 8
+TOKENIZER = Path(__file__).parents[2] / "shared" / "data" / "qwen3-tokenizer"
 
-Arm = Callable[[Any, TextSide, Sequence[EncodedSample], int], list[list[int]]]
+ENGINES: dict[str, dict[str, bool]] = {
+    "token": {"skip": False, "guess": False, "refill": False},
+    "forced_only": {"guess": False, "refill": False},
+    "forced": {"refill": False},
+    "forced_refill": {},
+    "no_forced_logprobs": {},
+}
+ARMS = ("hf", *ENGINES)
 
 
-def ours(model: Any, side: TextSide, questions: Sequence[EncodedSample], longest: int) -> list[list[int]]:
-    """Our engine, token by token."""
-    settings = GenerateSection(batch_size=len(questions), max_objects=10**6, max_new_tokens=longest)
-    return [rollout.ids.tolist() for rollout in LocalEngine(model, side, settings).generate(questions)]
-
-
-def hugging_face(model: Any, side: TextSide, questions: Sequence[EncodedSample], longest: int) -> list[list[int]]:
-    """`model.generate`."""
-    device = next(model.parameters()).device
-    pad, end = side.tokenizer.pad_token_id, side.tokenizer.eos_token_id
-    prefix = collate_prefix(questions, pad, side.image_token_id).to(device)
-    out = model.generate(
-        input_ids=prefix.ids,
-        attention_mask=prefix.mask.long(),
-        pixel_values=prefix.pixel_values,
-        image_grid_thw=prefix.grid_thw,
-        mm_token_type_ids=prefix.image_mask.int(),
+def ours(arm: str, model: Any, side: TextSide, work: Work) -> list[list[int]]:
+    """Our engine on all images."""
+    longest = max(map(len, work.answers))
+    settings = GenerateSection(
+        batch_size=work.batch_size,
+        max_objects=10**6,
         max_new_tokens=longest,
-        do_sample=False,
-        eos_token_id=end,
-        pad_token_id=pad,
+        forced_logprobs=arm != "no_forced_logprobs",
+        ordered_boxes=False,
     )
-    answers = out[:, prefix.ids.shape[1] :].tolist()
-    return [ids[: ids.index(end) + 1] if end in ids else ids for ids in answers]
-
-
-ARMS: dict[str, Arm] = {"hf": hugging_face, "ours": ours}
-
-
-@dataclass
-class Script:
-    """Makes a model write given answers, by raising one logit of each row.
-
-    Rows may leave the batch when their answer ends, or stay in it (Hugging Face pads them): both are recognised by the
-    number of rows, and the ids that come out are compared with the answers in the end.
-    """
-
-    answers: Sequence[Sequence[int]]
-    step: int = 0
-
-    def write(self, _: nn.Module, __: object, logits: Tensor) -> None:
-        """Forward hook of the head."""
-        last_BV = logits if logits.ndim == 2 else logits[:, -1]
-        going = [ids for ids in self.answers if len(ids) > self.step]
-        rows = going if len(last_BV) == len(going) else list(self.answers)
-        assert len(last_BV) == len(rows), f"expected logits of {len(going)} or {len(rows)} rows, got {len(last_BV)}"
-        tokens = torch.tensor([ids[min(self.step, len(ids) - 1)] for ids in rows], device=logits.device)
-        last_BV[torch.arange(len(rows), device=logits.device), tokens] += 1e4
-        self.step += 1
-
-
-@contextmanager
-def scripted(model: Any, answers: Sequence[Sequence[int]]) -> Iterator[None]:
-    """The model writes `answers`, one row each, while the block runs."""
-    handle = model.lm_head.register_forward_hook(Script(answers).write)
-    try:
-        yield
-    finally:
-        handle.remove()
+    engine = ScriptedEngine(model, side, settings, **ENGINES[arm], answers=work.answers)
+    return [rollout.ids.tolist() for rollout in engine.generate(work.questions)]
 
 
 @dataclass
@@ -143,19 +113,24 @@ class Passes:
     rows_behind_prefix: int = 0
     steps: int = 0
     keys_read: int = 0
-    _length: int = field(default=0, repr=False)
+    _rows: int = field(default=0, repr=False)
+
+    def prefix(self, *_: object) -> None:
+        """Hook before the vision tower: the next pass is one of the prefix."""
+        self._rows = 0
 
     def count(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Hook before the language model's first layer."""
         rows, length = (args[0] if args else kwargs["hidden_states"]).shape[:2]
         self.positions += rows * length
-        if length > 1:
-            self._length = length
-        else:
-            self._length += 1
-            self.rows_behind_prefix += rows
-            self.steps += 1
-            self.keys_read += rows * self._length
+        if not self._rows:
+            self._rows = rows
+            return
+        self.rows_behind_prefix += rows
+        self.steps += 1
+        mask = kwargs["attention_mask"]
+        cache = kwargs["past_key_values"]
+        self.keys_read += rows * (cache.get_seq_length() if mask is None else mask.shape[-1])
 
 
 @dataclass(frozen=True)
@@ -181,8 +156,8 @@ class Work:
         encoded = [a for a in (truth[i] for i in order) if a is not None]
         objects = sum(len(a.slots) // 4 for a in encoded)
         roles = [role for a in encoded for role in a.roles.tolist()]
-        # Each name and coordinate token, and "go on or stop" before every object and at the end.
-        choices = sum(role in (Role.DESC, Role.COORD) for role in roles) + objects + len(encoded)
+        # Each name and coordinate token, the end of the name, and "go on or stop" before every object and at the end.
+        choices = sum(role in (Role.DESC, Role.COORD) for role in roles) + 2 * objects + len(encoded)
         answers = [a.ids.tolist() for a in encoded]
         return cls([questions[i] for i in order], answers, objects, choices, batch_size, seconds)
 
@@ -198,20 +173,29 @@ class Work:
             yield self.questions[start:stop], self.answers[start:stop]
 
 
+def loaded(checkpoint: str) -> tuple[TextSide, Any]:
+    """A checkpoint."""
+    return load_text_side(checkpoint), load_model(checkpoint)
+
+
 def run_arm(arm: str, model: Any, side: TextSide, work: Work) -> None:
     """Answer all images; the answers must come out as they were given."""
-    longest = max(map(len, work.answers))
-    for questions, answers in work.batches():
-        with scripted(model, answers):
-            written = ARMS[arm](model, side, questions, longest)
-        assert written == answers, f"{arm} did not return the ids it was made to write"
+    if arm == "hf":
+        written, longest = [], max(map(len, work.answers))
+        for questions, answers in work.batches():
+            with scripted(model, answers):
+                written += hugging_face(model, side, questions, longest)
+    else:
+        written = ours(arm, model, side, work)
+    assert written == work.answers, f"{arm} did not return the ids it was made to write"
 
 
 def parts_of(arm: str, model: Any, side: TextSide, work: Work, device: torch.device) -> dict[str, float]:
     """Seconds of one run by part."""
     timer = PartTimer(device)
     # The timer's hook on the head comes first, so raising a logit counts as `other`.
-    with torch.no_grad(), forward_laps(timer, model, lambda length: "prefix" if length > 1 else "answer"):
+    behind = min(len(q.prefix_ids) for q in work.questions)
+    with torch.no_grad(), forward_laps(timer, model, lambda length: "prefix" if length >= behind else "answer"):
         timer.start()
         run_arm(arm, model, side, work)
         timer.lap("other")
@@ -222,11 +206,15 @@ def passes_of(arm: str, model: Any, side: TextSide, work: Work) -> Passes:
     """What one run sends through the language model."""
     passes = Passes()
     first_layer = model.model.language_model.layers[0]
-    handle = first_layer.register_forward_pre_hook(passes.count, with_kwargs=True)
+    handles = [
+        model.model.visual.register_forward_pre_hook(passes.prefix),
+        first_layer.register_forward_pre_hook(passes.count, with_kwargs=True),
+    ]
     try:
         run_arm(arm, model, side, work)
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
     return passes
 
 
@@ -240,7 +228,7 @@ def floors(model: Any, work: Work, passes: Passes, speed: Speed) -> dict[str, Fl
     # Keys and values of a position, the matrices of all layers, and the head's; float32.
     kept = 4 * 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
     weights, head = 4 * linear_weights(language.layers), 4 * model.lm_head.weight.numel()
-    calls = passes.steps + -(-len(work.questions) // work.batch_size)
+    calls = passes.steps + -(-len(work.questions) // work.batch_size)  # the head runs after each prefix, too
     moved = {"answer": weights * passes.steps + kept * passes.keys_read, "head": head * calls}
     flops = {
         "vision": counts.vision([q.grid_thw for q in work.questions]),
@@ -252,19 +240,31 @@ def floors(model: Any, work: Work, passes: Passes, speed: Speed) -> dict[str, Fl
     return least | {name: max(least[name], Floor.of_bytes(value, speed)) for name, value in moved.items()}
 
 
-def measure(
-    work: Work, arms: Sequence[str], model: Any, side: TextSide, device: torch.device, repeats: int, speed: Speed
-) -> list[Row]:
+@dataclass(frozen=True)
+class Measuring:
+    """How to measure: where, how often, by which clock."""
+
+    device: torch.device
+    repeats: int
+    speed: Speed
+    cpu_time: bool
+
+    def clock(self) -> float:
+        """Seconds."""
+        return time.process_time() if self.cpu_time else now(self.device)
+
+
+def measure(work: Work, arms: Sequence[str], model: Any, side: TextSide, how: Measuring) -> list[Row]:
     """All arms on one batch size, in turn."""
     passes = {arm: passes_of(arm, model, side, work) for arm in arms}  # warms up as well
     seconds: dict[str, list[float]] = {arm: [] for arm in arms}
     parts: dict[str, list[dict[str, float]]] = {arm: [] for arm in arms}
-    for _ in range(repeats):
+    for _ in range(how.repeats):
         for arm in arms:
-            before = now(device)
+            before = how.clock()
             run_arm(arm, model, side, work)
-            seconds[arm].append(now(device) - before)
-            parts[arm].append(parts_of(arm, model, side, work, device))
+            seconds[arm].append(how.clock() - before)
+            parts[arm].append(parts_of(arm, model, side, work, how.device))
     useful = sum(len(q.prefix_ids) for q in work.questions) + work.tokens - len(work.answers)
     rows = []
     for arm in arms:
@@ -272,6 +272,7 @@ def measure(
         rows.append(
             {
                 "arm": arm,
+                "batch": work.batch_size,
                 "ms_per_image": 1e3 * took / len(work.questions),
                 "boxes_per_s": work.objects / took,
                 "tokens_per_s": work.tokens / took,
@@ -280,42 +281,47 @@ def measure(
                 "choices_per_object": work.choices / work.objects,
                 "padding_share": 1 - useful / passes[arm].positions,
                 "steps": passes[arm].steps,
-                "parts": part_rows(shares, floors(model, work, passes[arm], speed)),
+                "parts": part_rows(shares, floors(model, work, passes[arm], how.speed)),
             }
         )
     return rows
 
 
 def main() -> None:
-    p = parser((__doc__ or "").strip(), list(CASES), list(ARMS))
+    p = parser((__doc__ or "").strip(), [*CASES, *QWEN_CASES], list(ARMS))
+    p.add_argument("--tokenizer", type=Path, default=TOKENIZER, help="folder of Qwen3's tokenizer")
+    p.add_argument("--cpu-time", action="store_true", help="seconds of the process, not of the clock")
     options = p.parse_args()
-    cases = {"quick": 2} if options.quick else {name: CASES[name] for name in options.cases}
-    repeats = 1 if options.quick else options.repeats
+    cases = {"quick": 2} if options.quick else {n: (CASES | QWEN_CASES)[n] for n in options.cases}
     device = pick_device(options.device)
-    speed = machine_speed(device)
-    where = conditions(device, speed)
+    how = Measuring(device, 1 if options.quick else options.repeats, machine_speed(device), options.cpu_time)
+    where = conditions(device, how.speed)
     print_conditions(where)
     results = []
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = checkpoint_or_fresh(options.checkpoint, Path(folder))
-        side, model = load_text_side(checkpoint), load_model(checkpoint).to(device)
-        encoder = SampleEncoder(
-            side, PromptTokens.of(side, PROMPTS["plain"]), model.config.text_config.max_position_embeddings
-        )
         for name, size in cases.items():
-            images = size if options.quick else max(size, FEWEST_IMAGES)
+            if name in QWEN_CASES and not options.tokenizer.is_dir():
+                print(f"{name}: left out, there is no tokenizer at {options.tokenizer}")
+                continue
+            side, model = narrow_qwen(options.tokenizer) if name in QWEN_CASES else loaded(checkpoint)
+            model.to(device)
+            longest = model.config.text_config.max_position_embeddings
+            encoder = SampleEncoder(side, PromptTokens.of(side, PROMPTS["plain"]), longest)
+            # Enough for places to be refilled.
+            images = size if options.quick else max(2 * size, FEWEST_IMAGES)
             samples = scene_samples(Path(folder) / name, images, seed=options.seed, most=8 if options.quick else 60)
             work = Work.of(samples, encoder, size)
-            rows = measure(work, options.arms, model, side, device, repeats, speed)
-            hidden = ("parts", "steps")
+            rows = measure(work, options.arms, model, side, how)
+            hidden = ("parts", "steps", "batch")
             print_rows(
                 f"{name}: {images} images, {work.objects} objects",
                 [{k: v for k, v in r.items() if k not in hidden} for r in rows],
             )
             for row in rows:
                 print_rows(f"{name}, {row['arm']}: where the time goes, {row['steps']} steps", row["parts"])
-            results += [{"case": name, "images": images, "repeats": repeats, **row} for row in rows]
-    write_report(options.json, "generate", where, results)
+            results += [{"case": name, "images": images, "repeats": how.repeats, **row} for row in rows]
+    write_report(options.json, "generate", where | {"cpu_time": options.cpu_time}, results)
 
 
 if __name__ == "__main__":

@@ -59,14 +59,19 @@ def test_train_step(
 def test_generate(
     tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    hf, ours = run("generate.py", tiny_checkpoint, tmp_path / "out.json", monkeypatch)
-    assert (hf["arm"], ours["arm"]) == ("hf", "ours")
+    rows = {row["arm"]: row for row in run("generate.py", tiny_checkpoint, tmp_path / "out.json", monkeypatch)}
+    assert list(rows) == ["hf", "token", "forced_only", "forced", "forced_refill", "no_forced_logprobs"]
+    hf, token = rows["hf"], rows["token"]
     # Every token but the last of an answer is fed, by us once; Hugging Face goes on with rows that have ended.
-    assert ours["forwards_per_object"] < ours["tokens_per_object"] == hf["tokens_per_object"]
-    assert hf["forwards_per_object"] >= ours["forwards_per_object"]
-    assert 0 < ours["choices_per_object"] < ours["tokens_per_object"]
-    assert ours["padding_share"] <= hf["padding_share"]
-    for row in (hf, ours):
+    assert token["forwards_per_object"] < token["tokens_per_object"] == hf["tokens_per_object"]
+    assert hf["forwards_per_object"] >= token["forwards_per_object"]
+    assert 0 < token["choices_per_object"] < token["tokens_per_object"]
+    assert token["padding_share"] <= hf["padding_share"]
+    # What is skipped is what is not chosen, but for the end token, whose log-probability is asked for.
+    assert rows["forced_only"]["forwards_per_object"] <= token["choices_per_object"]
+    assert rows["forced"]["forwards_per_object"] < rows["forced_only"]["forwards_per_object"]
+    assert rows["forced_refill"]["forwards_per_object"] <= 7
+    for row in rows.values():
         parts = {part["part"] for part in row["parts"]}
         assert parts == {"vision", "prefix", "answer", "head", "data", "other"}
 

@@ -137,7 +137,7 @@ def test_several_answers_read_the_image_once(trained) -> None:
     handle = model.model.visual.register_forward_pre_hook(lambda *_: reads.append(1))
     try:
         engine = LocalEngine(model, side, settings(temperature=1.0, batch_size=4), seed=7)
-        several = engine.generate_several(asked, 12)
+        several = engine.generate_several(asked, 3)
     finally:
         handle.remove()
     assert len(reads) == 1
@@ -153,7 +153,8 @@ def test_answers_are_held_to_names_and_order(tiny_model, tiny_side) -> None:
 
     def parsed(**options):
         chosen = settings(labels=LABELS, temperature=1.0, max_objects=6, **options)
-        rollouts = LocalEngine(tiny_model, tiny_side, chosen).generate(asked)
+        several = LocalEngine(tiny_model, tiny_side, chosen).generate_several(asked, 12)
+        rollouts = [rollout for answers in several for rollout in answers]
         results = [parse_ids(r.ids.tolist(), tiny_side.tokenizer, tiny_side.vocab, LABELS) for r in rollouts]
         dropped = {status for result in results for status in result.dropped} - {ParseStatus.TRUNCATED}
         return rollouts, results, dropped

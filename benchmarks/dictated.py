@@ -1,0 +1,116 @@
+"""Models and engines that write what is dictated to them, and a narrow random model with Qwen3's real tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import AddedToken
+from torch import Tensor, nn
+from transformers import AutoTokenizer, Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+from apiece.codec import NUM_BINS, CoordVocab, Renderer, coord_token
+from apiece.data.collate import EncodedSample, collate_prefix
+from apiece.model.image import ImageEncoder
+from apiece.model.load import TextSide
+from apiece.model.tiny import CHAT_TEMPLATE, tiny_config, tiny_image_processor
+from apiece.rollout.choose import Chooser
+from apiece.rollout.generate import LocalEngine
+from apiece.rollout.rows import Row
+
+
+@dataclass(frozen=True)
+class ScriptedEngine(LocalEngine):
+    """Writes given answers, by raising one logit of each row.
+
+    Attributes:
+        answers: One for each question.
+    """
+
+    answers: Sequence[Sequence[int]] = ()
+
+    def decide(self, chooser: Chooser, rows: Sequence[Row], logits_NV: Tensor) -> None:
+        """As always, once the logits are raised."""
+        targets = []
+        for row in rows:
+            answer, done = self.answers[row.index], len(row.ids)
+            fed = range(row.num_fed) if self.wants_all else [ask.row for ask in row.asks(0)]
+            targets += [answer[min(done + i, len(answer) - 1)] for i in fed]
+        logits_NV[torch.arange(len(targets), device=logits_NV.device), targets] += 1e4
+        super().decide(chooser, rows, logits_NV)
+
+
+def hugging_face(model: Any, side: TextSide, questions: Sequence[EncodedSample], longest: int) -> list[list[int]]:
+    """`model.generate`."""
+    device = next(model.parameters()).device
+    pad, end = side.tokenizer.pad_token_id, side.tokenizer.eos_token_id
+    prefix = collate_prefix(questions, pad, side.image_token_id).to(device)
+    out = model.generate(
+        input_ids=prefix.ids,
+        attention_mask=prefix.mask.long(),
+        pixel_values=prefix.pixel_values,
+        image_grid_thw=prefix.grid_thw,
+        mm_token_type_ids=prefix.image_mask.int(),
+        max_new_tokens=longest,
+        do_sample=False,
+        eos_token_id=end,
+        pad_token_id=pad,
+    )
+    answers = out[:, prefix.ids.shape[1] :].tolist()
+    return [ids[: ids.index(end) + 1] if end in ids else ids for ids in answers]
+
+
+@dataclass
+class Script:
+    """Makes Hugging Face's `generate` write given answers, by raising one logit of each row.
+
+    Rows stay in the batch when their answer has ended.
+    """
+
+    answers: Sequence[Sequence[int]]
+    step: int = 0
+
+    def write(self, _: nn.Module, __: object, logits: Tensor) -> None:
+        """Forward hook of the head."""
+        last_BV = logits[:, -1]
+        tokens = [ids[min(self.step, len(ids) - 1)] for ids in self.answers]
+        last_BV[torch.arange(len(last_BV), device=logits.device), tokens] += 1e4
+        self.step += 1
+
+
+@contextmanager
+def scripted(model: Any, answers: Sequence[Sequence[int]]) -> Iterator[None]:
+    """The model writes `answers`, one row each, while the block runs."""
+    handle = model.lm_head.register_forward_hook(Script(answers).write)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def narrow_qwen(tokenizer: Path) -> tuple[TextSide, Any]:
+    """The real tokenizer of Qwen3, with coordinate tokens, and a random model as deep as the 2B one, but narrow.
+
+    28 layers, an eighth as wide; patches as in the tiny model. Each of the 152,669 rows of its head is used.
+    """
+    own = AutoTokenizer.from_pretrained(tokenizer)
+    coords = [AddedToken(coord_token(k), special=True, normalized=False) for k in range(NUM_BINS)]
+    own.add_tokens(coords, special_tokens=True)
+    own.chat_template = CHAT_TEMPLATE
+    vocab, ids = CoordVocab.of(own), own.get_vocab()
+    config = tiny_config(len(own), ids)
+    text = config.text_config
+    text.hidden_size, text.intermediate_size, text.num_hidden_layers = 256, 768, 28
+    text.num_attention_heads, text.num_key_value_heads, text.head_dim = 4, 2, 48
+    text.layer_types = None
+    config.vision_config.out_hidden_size = 256
+    config = Qwen3VLConfig(**config.to_dict())
+    torch.manual_seed(0)
+    model = Qwen3VLForConditionalGeneration._from_config(config, attn_implementation="sdpa").eval()
+    images = ImageEncoder(tiny_image_processor())
+    side = TextSide(own, images, vocab, Renderer(own, vocab), config.image_token_id, {}, tokenizer)
+    return side, model
