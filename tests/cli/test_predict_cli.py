@@ -67,7 +67,7 @@ def test_photos_are_answered(run: Run, short: list[dict[str, Any]], photos: Path
     arguments = ("--max-objects", 7, "--batch-size", 2, "--temperature", 0.5, "--seed", 3, "--device", "cpu")
     code, out, err = run("predict", tiny_checkpoint, "photos", "--out", "out", *arguments)
     assert (code, err) == (0, "")
-    assert out == "2 photos, 0 objects, 2 records dropped; wrote out\n"
+    assert out == "2 photos, 0 objects, 1 record dropped; wrote out\n"
     produced = {p.name for p in Path("out").iterdir()}
     assert produced == {"predictions.jsonl", "results.json", "coco.json", "protocol.json", "overlays"}
     settings = GenerateSection(max_objects=7, batch_size=2, temperature=0.5)

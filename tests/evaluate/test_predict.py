@@ -121,7 +121,7 @@ def test_batch_that_does_not_fit_into_memory_says_what_to_do(tmp_path: Path, tin
         list(predictor.answers(labelled(tmp_path, [1, 1])))
 
 
-SHORT = GenerateSection(max_new_tokens=6, batch_size=2)
+SHORT = GenerateSection(max_new_tokens=6, batch_size=2, grammar=False)
 
 
 def test_checkpoint_is_evaluated_into_a_folder(tmp_path: Path, tiny_checkpoint: Path) -> None:

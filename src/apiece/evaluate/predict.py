@@ -42,6 +42,8 @@ from apiece.types import Sample
 
 COCO_FILE = "coco.json"
 RESULTS_FILE = "results.json"
+AHEAD = 4
+"""Batches handed to the engine together: more keeps its places full, and an interrupted run loses more."""
 
 T = TypeVar("T")
 log = logging.getLogger("apiece")
@@ -54,8 +56,9 @@ class Predictor:
     Attributes:
         encoder: Image and prompt to tokens.
         engine: Writes the answers.
-        batch_size: Images asked about at once.
+        batch_size: Images answered at once.
         policy: Name of the score policy.
+        ahead: Batches that the engine is handed together, so that images wait for the places of answers that have ended.
         protocol: What the answers depend on, as JSON: checkpoint, prompt, generation. Kept beside the figures.
     """
 
@@ -64,24 +67,25 @@ class Predictor:
     batch_size: int
     policy: str = DEFAULT_POLICY
     protocol: Mapping[str, Any] = field(default_factory=dict)
+    ahead: int = 1
 
     def answers(self, samples: Iterable[Sample]) -> Iterator[Answer]:
-        """One answer per sample, in order, a batch at a time: any number of images streams through."""
+        """One answer per sample, in order, `ahead` batches at a time: any number of images streams through."""
         return self.answer_questions((sample, self.encoder.question(sample)) for sample in samples)
 
     def answer_questions(self, questions: Iterable[tuple[Sample, EncodedSample]]) -> Iterator[Answer]:
-        """The same for images that are encoded already; `questions` is read one batch ahead at most.
+        """The same for images that are encoded already; `questions` is read `ahead` batches ahead at most.
 
         Raises:
             UserError: A batch does not fit into the device's memory.
         """
         side = self.encoder.side
-        for group in _batched(questions, self.batch_size):
+        for group in _batched(questions, self.batch_size * self.ahead):
             try:
                 rollouts = self.engine.generate([question for _, question in group])
             except torch.OutOfMemoryError as error:
                 raise UserError(
-                    f"{len(group)} images at once do not fit into memory", fix="lower --batch-size"
+                    f"{min(len(group), self.batch_size)} images at once do not fit into memory", fix="lower --batch-size"
                 ) from error
             for (sample, _), rollout in zip(group, rollouts, strict=True):
                 yield read_answer(sample, rollout, side.tokenizer, side.vocab, self.policy)
@@ -139,7 +143,7 @@ def load_predictor(
         "device": where.type,
     }
     engine = LocalEngine(model, side, settings, seed)
-    return Predictor(encoder, engine, settings.batch_size, policy, protocol), warning
+    return Predictor(encoder, engine, settings.batch_size, policy, protocol, AHEAD), warning
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from apiece.data.jsonl import read_jsonl
 from apiece.evaluate.answers import Answer
 from apiece.evaluate.forms import GroundTruth
 from apiece.evaluate.metrics import write_metrics
-from apiece.evaluate.predict import Predictor, evaluate_samples
+from apiece.evaluate.predict import AHEAD, Predictor, evaluate_samples
 from apiece.model.encode import SampleEncoder
 from apiece.rollout.generate import LocalEngine
 from apiece.types import Sample
@@ -68,9 +68,8 @@ def evaluate_step(
     out = run / "eval" / f"step_{step:06d}"
     was_training = model.training
     model.eval()
-    predictor = Predictor(
-        encoder, LocalEngine(model, encoder.side, config.generate, config.seed), config.generate.batch_size
-    )
+    engine = LocalEngine(model, encoder.side, config.generate, config.seed)
+    predictor = Predictor(encoder, engine, config.generate.batch_size, ahead=AHEAD)
     metrics, answers = evaluate_samples(predictor, samples, out, complete=complete)
     write_metrics(out / "metrics.json", metrics)
     model.train(was_training)
