@@ -67,6 +67,14 @@ def test_enlarged_pixels_stay_crisp() -> None:
     assert {colour[0] for colour in colours(overlay(checked, [], ""))} & set(range(30, 210)) == set()
 
 
+def test_both_sides_are_of_one_size(monkeypatch) -> None:
+    sides = []
+    monkeypatch.setattr(draw_module, "_page", lambda panels, *_: sides.extend(panels) or panels[0])
+    small, few = Image.new("RGB", (192, 192)), [Instance("book", (9, 9, 30, 60))]
+    draw_comparison(small, few, [Detection("book", (9, 9, 30, 60), 0.5)] * (CROWD + 1))
+    assert sides[0].width == sides[1].width > overlay(small, [], "").width
+
+
 def test_colours_tell_what_became_of_a_box() -> None:
     truth = [Instance("cup", (50, 50, 150, 150)), Instance("cup", (300, 50, 400, 150))]
     right, wrong = Detection("cup", (52, 50, 150, 152), 0.9), Detection("cup", (500, 300, 600, 400), 0.4)

@@ -68,7 +68,7 @@ def draw_comparison(
     objects = sum(not instance.iscrowd for instance in truth)
     ignored = sum(style is IGNORED for style in styles)
     counts = count_line(objects, len(predictions), None if match is None else len(match.pairs), ignored)
-    return _page([overlay(image, left, "labels"), overlay(image, right, "predictions")], title, counts)
+    return _page(_side_by_side(image, left, right), title, counts)
 
 
 def draw_record(image: Image.Image, record: Record) -> Image.Image:
@@ -103,8 +103,13 @@ def draw_record(image: Image.Image, record: Record) -> Image.Image:
         line += f"  true f1 {counts['f1_true']:.3f}".replace("f1 0.", "f1 .")
     if not record["answer"]["closed"]:
         line += "  answer cut off"
-    panels = [overlay(image, left, "labels"), overlay(image, right, "predictions")]
-    return _page(panels, f"{record['id']}  step {record['step']}", line)
+    return _page(_side_by_side(image, left, right), f"{record['id']}  step {record['step']}", line)
+
+
+def _side_by_side(image: Image.Image, labels: Sequence[Mark], predictions: Sequence[Mark]) -> list[Image.Image]:
+    """Both sides of an image, of one size."""
+    most = max(len(labels), len(predictions))
+    return [overlay(image, labels, "labels", most=most), overlay(image, predictions, "predictions", most=most)]
 
 
 def draw_predictions(image: Image.Image, detections: Sequence[Detection], title: str = "") -> Image.Image:

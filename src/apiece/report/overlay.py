@@ -43,7 +43,9 @@ class Mark:
     note: str = ""
 
 
-def overlay(image: Image.Image, marks: Sequence[Mark], caption: str, *, by_class: bool = False) -> Image.Image:
+def overlay(
+    image: Image.Image, marks: Sequence[Mark], caption: str, *, by_class: bool = False, most: int = 0
+) -> Image.Image:
     """Draw `marks` on a copy of `image`.
 
     Args:
@@ -51,11 +53,12 @@ def overlay(image: Image.Image, marks: Sequence[Mark], caption: str, *, by_class
         marks: Boxes in pixels of the original.
         caption: Line above the image.
         by_class: Styles stand for classes, so the legend need not count classes once more.
+        most: Marks on the most crowded picture beside this one: both are to be of one size.
 
     Returns:
         An RGB picture at least `MIN_SIDE` wide.
     """
-    crowded = len(marks) > CROWD
+    crowded = max(len(marks), most) > CROWD
     scale = _scale(image.size, MIN_SIDE_CROWD if crowded else MIN_SIDE)
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
     resample = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS
