@@ -125,6 +125,10 @@ def test_interruption_says_how_to_go_on(
         pytest.param(["photos", "--prompt-text", " "], 2, "--prompt-text is blank", id="blank prompt"),
         pytest.param(["photos", "--prompt", "plain", "--prompt-text", "x"], 2, "do not go together", id="two prompts"),
         pytest.param(["photos", "--batch-size", "0"], 2, "--batch-size", id="batch of none"),
+        pytest.param(
+            ["photos", "--label", "dog", "--no-grammar"], 2, "--label, --no-grammar", id="names without grammar"
+        ),
+        pytest.param(["photos", "--label", "a\\b"], 1, "holds a quote, a backslash", id="name that cannot be written"),
         pytest.param(["photos", "--prompt-text", "<|image_pad|>"], 1, "one image placeholder, found 2", id="token"),
     ],
 )

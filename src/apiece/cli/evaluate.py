@@ -8,11 +8,24 @@ from typing import Annotated
 import typer
 
 from apiece.cli import app
-from apiece.cli.options import BatchSize, Device, MaxObjects, Prompt, PromptText, ScorePolicyName, chosen_prompt
+from apiece.cli.options import (
+    BatchSize,
+    Device,
+    Grammar,
+    Labels,
+    MaxObjects,
+    Prompt,
+    PromptText,
+    ScorePolicyName,
+    chosen_labels,
+    chosen_prompt,
+)
 from apiece.errors import UserError
 
 _FORMS = "apiece evaluate CHECKPOINT --data X.jsonl  or  apiece evaluate --predictions DETS.json --annotations GT.json"
-_OF_CHECKPOINTS = ("batch_size", "max_objects", "prompt", "prompt_text", "score_policy", "device", "pictures")
+_OF_CHECKPOINTS = (
+    *("batch_size", "max_objects", "grammar", "label", "prompt", "prompt_text", "score_policy", "device", "pictures"),
+)
 
 
 @app.command()
@@ -40,6 +53,8 @@ def evaluate(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the metrics in `--out`.")] = False,
     batch_size: BatchSize = 16,
     max_objects: MaxObjects = 100,
+    grammar: Grammar = True,
+    label: Labels = None,
     prompt: Prompt = None,
     prompt_text: PromptText = None,
     score_policy: ScorePolicyName = "coord_logprob",
@@ -77,7 +92,12 @@ def evaluate(
             data,
             out,
             min_score=min_score,
-            settings=GenerateSection(batch_size=batch_size, max_objects=max_objects),
+            settings=GenerateSection(
+                batch_size=batch_size,
+                max_objects=max_objects,
+                grammar=grammar,
+                labels=chosen_labels(label, grammar),
+            ),
             prompt=chosen_prompt(prompt, prompt_text),
             device=device,
             pictures=pictures,

@@ -20,11 +20,29 @@ ScorePolicyName = Annotated[
         "--score-policy", help="`coord_logprob`, `coord_mass`, `desc_logprob`, `product` or `constant`.", metavar="NAME"
     ),
 ]
+Grammar = Annotated[
+    bool, typer.Option("--grammar/--no-grammar", help="Hold answers to the format, or let the model write freely.")
+]
+Labels = Annotated[
+    list[str] | None,
+    typer.Option("--label", help="A name that may be written; give all of them. Any name by default.", metavar="NAME"),
+]
 Prompt = Annotated[
     str | None,
     typer.Option(help="`plain`, `coco_80` or `atomic`; the checkpoint's own by default.", show_default=False),
 ]
 PromptText = Annotated[str | None, typer.Option(help="A prompt of your own instead.", show_default=False)]
+
+
+def chosen_labels(labels: list[str] | None, grammar: bool) -> tuple[str, ...] | None:
+    """The names that `--label` allows; `None` for any.
+
+    Raises:
+        UserError: Names are given, but answers are not held to anything.
+    """
+    if labels and not grammar:
+        raise UserError("these do not go together: --label, --no-grammar", exit_code=2)
+    return tuple(labels) if labels else None
 
 
 def chosen_prompt(name: str | None, text: str | None) -> PromptSection | None:

@@ -8,7 +8,18 @@ from typing import Annotated
 import typer
 
 from apiece.cli import app
-from apiece.cli.options import BatchSize, Device, MaxObjects, Prompt, PromptText, ScorePolicyName, chosen_prompt
+from apiece.cli.options import (
+    BatchSize,
+    Device,
+    Grammar,
+    Labels,
+    MaxObjects,
+    Prompt,
+    PromptText,
+    ScorePolicyName,
+    chosen_labels,
+    chosen_prompt,
+)
 from apiece.errors import UserError
 
 INTERRUPTED = 130
@@ -28,6 +39,8 @@ def predict(
     max_objects: MaxObjects = 100,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy; above it, seeded sampling.")] = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="Of sampling.")] = 0,
+    grammar: Grammar = True,
+    label: Labels = None,
     prompt: Prompt = None,
     prompt_text: PromptText = None,
     score_policy: ScorePolicyName = "coord_logprob",
@@ -44,7 +57,11 @@ def predict(
     `overlays/NAME.png` for each photo. Photos stream, so a folder may be of any size. One that cannot be read is named
     and skipped (exit code 1 at the end). Ctrl-C keeps what is done; `--resume` does the rest.
 
-    Example: `apiece predict tiny photos/ --out predictions`
+    Examples:
+
+    `apiece predict tiny photos/ --out predictions`
+
+    `apiece predict tiny photos/ --out predictions --label person --label "sports ball"`
     """
     from apiece.config.schema import GenerateSection
     from apiece.data.photos import find_photos
@@ -54,10 +71,13 @@ def predict(
     from apiece.evaluate.scores import chosen_policy, no_scores
 
     # Everything that can be refused is refused before a large model is loaded.
+    labels = chosen_labels(label, grammar)
     asked, policy = chosen_prompt(prompt, prompt_text), chosen_policy(score_policy)
     check_out(out, resume=resume)
     photos = find_photos(images, leave_out=out)
-    settings = GenerateSection(batch_size=batch_size, max_objects=max_objects, temperature=temperature)
+    settings = GenerateSection(
+        batch_size=batch_size, max_objects=max_objects, temperature=temperature, grammar=grammar, labels=labels
+    )
     predictor, warning = load_predictor(checkpoint, settings, prompt=asked, device=device, seed=seed, policy=policy)
     if warning:
         typer.echo(f"warning: {warning}", err=True)

@@ -38,6 +38,7 @@ from apiece.model.load import load_model, load_text_side
 from apiece.model.prompts import prompt_text
 from apiece.progress import track
 from apiece.rollout.generate import Engine, LocalEngine
+from apiece.rollout.grammar import grammar_of
 from apiece.types import Sample
 
 COCO_FILE = "coco.json"
@@ -58,7 +59,7 @@ class Predictor:
         engine: Writes the answers.
         batch_size: Images answered at once.
         policy: Name of the score policy.
-        ahead: Batches that the engine is handed together, so that images wait for the places of answers that have ended.
+        ahead: Batches that the engine is handed together: as answers end, their places go to waiting images.
         protocol: What the answers depend on, as JSON: checkpoint, prompt, generation. Kept beside the figures.
     """
 
@@ -84,9 +85,8 @@ class Predictor:
             try:
                 rollouts = self.engine.generate([question for _, question in group])
             except torch.OutOfMemoryError as error:
-                raise UserError(
-                    f"{min(len(group), self.batch_size)} images at once do not fit into memory", fix="lower --batch-size"
-                ) from error
+                count = min(len(group), self.batch_size)
+                raise UserError(f"{count} images at once do not fit into memory", fix="lower --batch-size") from error
             for (sample, _), rollout in zip(group, rollouts, strict=True):
                 yield read_answer(sample, rollout, side.tokenizer, side.vocab, self.policy)
 
@@ -123,6 +123,8 @@ def load_predictor(
     trained = side.card.get("prompt", {"name": "plain", "text": None})
     chosen = trained if prompt is None else prompt.model_dump(mode="json")
     tokens = PromptTokens.of(side, prompt_text(chosen["name"], chosen.get("text")))
+    if settings.grammar:
+        grammar_of(side.tokenizer, side.renderer, settings.labels)  # names that cannot be written are told of first
     model = load_model(checkpoint).to(where)
     trained_hash = side.card.get("prompt_hash")
     warning = None
