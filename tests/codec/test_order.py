@@ -43,7 +43,7 @@ def test_a_pile_stands_in_the_row_of_its_neighbours() -> None:
 
 
 def test_a_slope_is_not_one_row() -> None:
-    # Each overlaps the next by more than half; of the others only the second overlaps the first (the tallest) that much.
+    # Each overlaps the next by more than half; of the others only the second overlaps the tallest that much.
     steps = [(100 - 10 * i, 8 * i, 108 - 10 * i, 8 * i + (21 if i == 0 else 20)) for i in range(4)]
     assert answer_order(steps, ["a"] * 4, ObjectOrder.READING) == [1, 0, 3, 2]
 

@@ -13,7 +13,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from records import DOG, kinds, record, save_image, write_lines
 
 from apiece import boxes
 from apiece.data.check import CheckReport, check_jsonl, write_clean
@@ -22,6 +21,7 @@ from apiece.data.jsonl import read_jsonl, write_jsonl
 from apiece.data.overlaps import same_class_overlaps
 from apiece.data.problems import Level, ProblemKind
 from apiece.errors import UserError
+from records import DOG, kinds, record, save_image, write_lines
 
 
 def check(tmp_path: Path, *lines: Any, **options: Any) -> CheckReport:

@@ -8,12 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from records import DOG, record, save_image, write_lines
 from rich.console import Console
 
 from apiece.cli import main
 from apiece.data.check import check_jsonl
 from apiece.data.check_report import print_report
+from records import DOG, record, save_image, write_lines
 
 
 class Run:

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from records import kinds, save_image
 
 from apiece.data.coco import import_coco
 from apiece.data.imported import Imported
@@ -17,6 +16,7 @@ from apiece.data.voc import import_voc
 from apiece.data.yolo import import_yolo, read_names
 from apiece.errors import UserError
 from apiece.types import Instance
+from records import kinds, save_image
 
 IMAGE = {"id": 7, "file_name": "a.jpg", "width": 64, "height": 48}
 CATEGORY = {"id": 3, "name": "dog"}
