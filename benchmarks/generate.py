@@ -15,8 +15,8 @@ image: what `apiece` does. `forced_only` is `forced` without guesses, `no_forced
 the log-probabilities of forced tokens. Only ours give log-probabilities.
 
 Cases: `batch-1`, `batch-8`, `batch-32` run the checkpoint; `qwen-8`, `qwen-32` a narrow random model with the real
-tokenizer of Qwen3, where an object costs 25 tokens and the head is 152,669 rows (`--tokenizer`; left out if it is not
-there).
+tokenizer of Qwen3, where an object costs 25 tokens and the head is 152,669 rows, on images of at most 12 objects
+(`--tokenizer`; left out if it is not there).
 
 - boxes/s, tokens/s (answer tokens, the end token included): without hooks, loading and encoding images not included.
   With `--cpu-time`, seconds are those of the process: on a machine that is busy with other work.
@@ -310,7 +310,8 @@ def main() -> None:
             encoder = SampleEncoder(side, PromptTokens.of(side, PROMPTS["plain"]), longest)
             # Enough for places to be refilled.
             images = size if options.quick else max(2 * size, FEWEST_IMAGES)
-            samples = scene_samples(Path(folder) / name, images, seed=options.seed, most=8 if options.quick else 60)
+            most = 8 if options.quick else 12 if name in QWEN_CASES else 60
+            samples = scene_samples(Path(folder) / name, images, seed=options.seed, most=most)
             work = Work.of(samples, encoder, size)
             rows = measure(work, options.arms, model, side, how)
             hidden = ("parts", "steps", "batch")

@@ -103,6 +103,7 @@ class Grammar:
         self.states: list[State] = []
         self._vocab, self._tokenizer = renderer.vocab, tokenizer
         self._number_of: dict[Written, int] = {}
+        self._allowed: dict[int, NDArray[np.int64]] = {}
         _check_pieces(tokenizer, renderer)
         piece, end = renderer.piece, (renderer.eos_id,)
         first_coord, *_ = [self._add(State(Kind.COORD, coordinate=i)) for i in range(4)]
@@ -135,7 +136,9 @@ class Grammar:
             return np.arange(self._vocab.first_id, self._vocab.end_id)
         if at.kind is Kind.NAME:
             assert self._names is not None, "only free names have states of this kind"
-            return self._names.allowed(at.written)
+            if state not in self._allowed:
+                self._allowed[state] = self._names.allowed(at.written)
+            return self._allowed[state]
         return np.array(sorted(at.steps), dtype=np.int64)
 
     def _add(self, state: State) -> int:
