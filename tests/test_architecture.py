@@ -32,11 +32,12 @@ LAYERS = (
 LIBRARIES = {
     "torch": (
         *("data.collate", "losses", "model", "probes", "rollout", "channels", "monitor", "train", "experiment", "cli"),
-        *("evaluate.predict", "evaluate.photos"),
+        *("evaluate.predict", "evaluate.photos", "evaluate.remote"),
     ),
     "torch.distributed": ("train",),
     "transformers": ("model", "rollout"),
     "hotcoco": ("evaluate.coco",),
+    "httpx2": ("rollout.client", "rollout.server"),
 }
 SLOW = ("torch", "transformers")  # not even by way of another module: outside torch's units above, and in the whole cli
 MAX_FILE, MAX_FUNCTION = 400, 80

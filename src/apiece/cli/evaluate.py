@@ -3,29 +3,38 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from apiece.cli import app
 from apiece.cli.options import (
     BatchSize,
+    Concurrency,
     Device,
     Grammar,
     Labels,
     MaxObjects,
     Prompt,
     PromptText,
+    Retries,
     ScorePolicyName,
+    ServedModel,
+    Server,
+    Timeout,
     chosen_labels,
     chosen_prompt,
+    chosen_server,
+    typed,
 )
 from apiece.errors import UserError
 
 _FORMS = "apiece evaluate CHECKPOINT --data X.jsonl  or  apiece evaluate --predictions DETS.json --annotations GT.json"
 _OF_CHECKPOINTS = (
     *("batch_size", "max_objects", "grammar", "label", "prompt", "prompt_text", "score_policy", "device", "pictures"),
+    *("server", "served_model", "concurrency", "timeout", "retries", "resume"),
 )
+INTERRUPTED = 130
 
 
 @app.command()
@@ -60,6 +69,14 @@ def evaluate(
     score_policy: ScorePolicyName = "coord_logprob",
     device: Device = "auto",
     pictures: Annotated[int, typer.Option(min=0, help="How many images to draw, labels beside predictions.")] = 16,
+    server: Server = None,
+    served_model: ServedModel = None,
+    concurrency: Concurrency = 8,
+    timeout: Timeout = 300.0,
+    retries: Retries = 5,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="With `--server`: go on with the evaluation in `--out`.")
+    ] = False,
 ) -> None:
     """Score a checkpoint on a split, or detections on their annotations.
 
@@ -68,6 +85,8 @@ def evaluate(
     would give, by class and by crowding; AP by score policy and by the order of equal scores, and the calibration of
     scores. All in `OUT/metrics.json` and as tables. docs/metrics.md explains each figure.
 
+    With `--server` another process writes the answers (docs/serving.md); if it fails, `--resume` does what is missing.
+
     For a checkpoint also `predictions.jsonl` (raw answers, boxes, scores), `coco.json` and `results.json` (the same as
     COCO labels and results), `pictures/` and `contact_sheet.png` (labels beside predictions, from few objects to many).
 
@@ -75,40 +94,51 @@ def evaluate(
 
     `apiece evaluate tiny --data data/crowd/complete.jsonl --out out --score-policy product`
 
+    `apiece evaluate runs/mine --data val.jsonl --out out --server http://localhost:8000/v1 --concurrency 32`
+
     `apiece evaluate --predictions dets.json --annotations instances_val2017.json --out out`
     """
     _check_usage(context, checkpoint, data, predictions, annotations)
     from apiece.evaluate.metrics import new_metrics_path
 
-    path = new_metrics_path(out, overwrite=overwrite)
+    path = new_metrics_path(out, overwrite=overwrite or resume)
     if checkpoint is not None and data is not None:
-        from apiece.config.schema import GenerateSection
-        from apiece.evaluate.metrics import print_table
-        from apiece.evaluate.predict import evaluate_checkpoint
-        from apiece.evaluate.scores import chosen_policy
-
-        metrics = evaluate_checkpoint(
-            checkpoint,
-            data,
-            out,
-            min_score=min_score,
-            settings=GenerateSection(
-                batch_size=batch_size,
-                max_objects=max_objects,
-                grammar=grammar,
-                labels=chosen_labels(label, grammar),
-            ),
-            prompt=chosen_prompt(prompt, prompt_text),
-            device=device,
-            pictures=pictures,
-            complete=complete,
-            policy=chosen_policy(score_policy),
-            warn=lambda message: typer.echo(f"warning: {message}", err=True),
-        )
-        print_table(metrics)
-        typer.echo(f"\nwrote {path}" + (f"; look at {out / 'contact_sheet.png'}" if pictures else ""))
+        _evaluate_model(context, checkpoint, data, path)
     elif predictions is not None and annotations is not None:
         _evaluate_files(predictions, annotations, path, min_score, complete)
+
+
+def _evaluate_model(context: typer.Context, checkpoint: str, data: Path, path: Path) -> None:
+    from apiece.config.schema import GenerateSection
+    from apiece.evaluate.metrics import print_table
+    from apiece.evaluate.predict import evaluate_checkpoint
+    from apiece.evaluate.remote import evaluate_on_server
+    from apiece.evaluate.scores import chosen_policy
+
+    given, out = context.params, path.parent
+    server = chosen_server(context)
+    labels = chosen_labels(given["label"], given["grammar"])
+    caps = {name: given[name] for name in ("batch_size", "max_objects", "grammar")}
+    common: dict[str, Any] = {
+        "settings": GenerateSection(labels=labels, **caps),
+        "prompt": chosen_prompt(given["prompt"], given["prompt_text"]),
+        "policy": chosen_policy(given["score_policy"]),
+        "warn": lambda message: typer.echo(f"warning: {message}", err=True),
+        **{name: given[name] for name in ("min_score", "pictures", "complete")},
+    }
+    if server:
+        again = {name: given[name] for name in ("resume", "overwrite")}
+        try:
+            metrics = evaluate_on_server(checkpoint, data, out, server, **common, **again)
+        except KeyboardInterrupt:
+            fix = "the same command with --resume"
+            raise UserError("interrupted; what is done is kept", where=out, fix=fix, exit_code=INTERRUPTED) from None
+    elif given["resume"]:
+        raise UserError("only with --server: --resume", exit_code=2)
+    else:
+        metrics = evaluate_checkpoint(checkpoint, data, out, device=given["device"], **common)
+    print_table(metrics)
+    typer.echo(f"\nwrote {path}" + (f"; look at {out / 'contact_sheet.png'}" if given["pictures"] else ""))
 
 
 def _check_usage(
@@ -130,14 +160,9 @@ def _check_usage(
         missing = [name for name, value in form.items() if value is None]
         if len(missing) == 1:
             raise UserError(f"{given[0]} needs {missing[0]} as well", fix=_FORMS, exit_code=2)
-    idle = [f"--{name.replace('_', '-')}" for name in _OF_CHECKPOINTS if _typed(context, name)]
+    idle = typed(context, *_OF_CHECKPOINTS)
     if checkpoint is None and idle:
         raise UserError(f"only for a CHECKPOINT: {', '.join(idle)}", fix=_FORMS, exit_code=2)
-
-
-def _typed(context: typer.Context, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
 
 
 def _evaluate_files(predictions: Path, annotations: Path, path: Path, min_score: float, complete: Path | None) -> None:

@@ -3,30 +3,40 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from apiece.cli import app
 from apiece.cli.options import (
     BatchSize,
+    Concurrency,
     Device,
     Grammar,
     Labels,
     MaxObjects,
     Prompt,
     PromptText,
+    Retries,
     ScorePolicyName,
+    ServedModel,
+    Server,
+    Timeout,
     chosen_labels,
     chosen_prompt,
+    chosen_server,
 )
 from apiece.errors import UserError
+
+if TYPE_CHECKING:
+    from apiece.evaluate.photos import PhotosDone
 
 INTERRUPTED = 130
 
 
 @app.command()
 def predict(
+    context: typer.Context,
     checkpoint: Annotated[
         str, typer.Argument(metavar="CHECKPOINT", help="Checkpoint or run folder, Hugging Face id, or `tiny`.")
     ],
@@ -45,6 +55,11 @@ def predict(
     prompt_text: PromptText = None,
     score_policy: ScorePolicyName = "coord_logprob",
     device: Device = "auto",
+    server: Server = None,
+    served_model: ServedModel = None,
+    concurrency: Concurrency = 8,
+    timeout: Timeout = 300.0,
+    retries: Retries = 5,
     overlays: Annotated[bool, typer.Option(help="Draw the boxes on each photo.")] = True,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in `--out`: do what is missing.")
@@ -62,35 +77,47 @@ def predict(
     `apiece predict tiny photos/ --out predictions`
 
     `apiece predict tiny photos/ --out predictions --label person --label "sports ball"`
+
+    `apiece predict runs/mine photos/ --out predictions --server http://localhost:8000/v1 --concurrency 32`
     """
     from apiece.config.schema import GenerateSection
     from apiece.data.photos import find_photos
     from apiece.evaluate.answer_file import check_out
     from apiece.evaluate.photos import predict_photos
     from apiece.evaluate.predict import load_predictor
-    from apiece.evaluate.scores import chosen_policy, no_scores
+    from apiece.evaluate.remote import load_remote_predictor
+    from apiece.evaluate.scores import chosen_policy
 
     # Everything that can be refused is refused before a large model is loaded.
     labels = chosen_labels(label, grammar)
-    asked, policy = chosen_prompt(prompt, prompt_text), chosen_policy(score_policy)
+    asked, policy, remote = chosen_prompt(prompt, prompt_text), chosen_policy(score_policy), chosen_server(context)
     check_out(out, resume=resume)
     photos = find_photos(images, leave_out=out)
     settings = GenerateSection(
         batch_size=batch_size, max_objects=max_objects, temperature=temperature, grammar=grammar, labels=labels
     )
-    predictor, warning = load_predictor(checkpoint, settings, prompt=asked, device=device, seed=seed, policy=policy)
-    if warning:
-        typer.echo(f"warning: {warning}", err=True)
+    if remote:
+        predictor = load_remote_predictor(checkpoint, settings, remote, prompt=asked, policy=policy, warn=_warn)
+    else:
+        predictor, warning = load_predictor(checkpoint, settings, prompt=asked, device=device, seed=seed, policy=policy)
+        if warning:
+            _warn(warning)
     try:
         done = predict_photos(predictor, photos, out, overlays=overlays, resume=resume)
     except KeyboardInterrupt:
         raise UserError(
             "interrupted; what is done is kept", where=out, fix="the same command with --resume", exit_code=INTERRUPTED
         ) from None
+    _report(done, out, policy)
+
+
+def _report(done: PhotosDone, out: Path, policy: str) -> None:
+    from apiece.evaluate.scores import no_scores
+
     for problem in done.skipped:
         typer.echo(f"skipped: {problem}", err=True)
     if done.policy != policy:
-        typer.echo(f"warning: {no_scores(policy, done.policy)}", err=True)
+        _warn(no_scores(policy, done.policy))
     earlier = f" ({done.resumed:,} of them earlier)" if done.resumed else ""
     counts = (
         f"{_count(done.images, 'photo')}{earlier}, {_count(done.objects, 'object')}, {_count(done.dropped, 'record')}"
@@ -99,6 +126,10 @@ def predict(
     if done.skipped:
         typer.echo(f"{_count(len(done.skipped), 'photo')} skipped", err=True)
         raise typer.Exit(1)
+
+
+def _warn(message: str) -> None:
+    typer.echo(f"warning: {message}", err=True)
 
 
 def _count(number: int, noun: str) -> str:

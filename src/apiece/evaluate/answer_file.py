@@ -21,7 +21,7 @@ PREDICTIONS_FILE = "predictions.jsonl"
 PART_FILE = "predictions.jsonl.part"
 PROTOCOL_FILE = "protocol.json"
 
-_FREE = {"batch_size", "device"}
+_FREE = {"batch_size", "device", "url"}
 """Settings that may change between a run and its resumption: they decide how fast, not what."""
 
 

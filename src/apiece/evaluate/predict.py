@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,10 +35,10 @@ from apiece.evaluate.scores import DEFAULT_POLICY, common_policy, no_scores, spl
 from apiece.files import atomic_open, file_hash, write_json
 from apiece.model.device import pick_device
 from apiece.model.encode import PromptTokens, SampleEncoder
-from apiece.model.load import load_model, load_text_side
+from apiece.model.load import TextSide, load_model, load_text_side
 from apiece.model.prompts import prompt_text
 from apiece.progress import track
-from apiece.rollout.generate import Engine, LocalEngine
+from apiece.rollout.generate import Engine, LocalEngine, StreamingEngine
 from apiece.rollout.grammar import grammar_of
 from apiece.types import Sample
 
@@ -75,12 +76,16 @@ class Predictor:
         return self.answer_questions((sample, self.encoder.question(sample)) for sample in samples)
 
     def answer_questions(self, questions: Iterable[tuple[Sample, EncodedSample]]) -> Iterator[Answer]:
-        """The same for images that are encoded already; `questions` is read `ahead` batches ahead at most.
+        """The same for images that are encoded already; `questions` is read `ahead` batches ahead at most, or as far as
+        an engine that streams reads it.
 
         Raises:
             UserError: A batch does not fit into the device's memory.
         """
         side = self.encoder.side
+        if isinstance(self.engine, StreamingEngine):
+            yield from self._streamed(self.engine, questions)
+            return
         for group in _batched(questions, self.batch_size * self.ahead):
             try:
                 rollouts = self.engine.generate([question for _, question in group])
@@ -89,6 +94,19 @@ class Predictor:
                 raise UserError(f"{count} images at once do not fit into memory", fix="lower --batch-size") from error
             for (sample, _), rollout in zip(group, rollouts, strict=True):
                 yield read_answer(sample, rollout, side.tokenizer, side.vocab, self.policy)
+
+    def _streamed(self, engine: StreamingEngine, questions: Iterable[tuple[Sample, EncodedSample]]) -> Iterator[Answer]:
+        asked: deque[Sample] = deque()
+
+        def noted() -> Iterator[EncodedSample]:
+            for sample, question in questions:
+                asked.append(sample)
+                yield question
+
+        side = self.encoder.side
+        with closing(engine.stream(noted())) as rollouts:
+            for rollout in rollouts:
+                yield read_answer(asked.popleft(), rollout, side.tokenizer, side.vocab, self.policy)
 
 
 def _batched(items: Iterable[T], size: int) -> Iterator[tuple[T, ...]]:
@@ -117,20 +135,55 @@ def load_predictor(
         policy: Name of the score policy.
     """
     where = pick_device(device)
+    asked = how_asked(checkpoint, prompt)
+    side = asked.side
+    if settings.grammar:
+        grammar_of(side.tokenizer, side.renderer, settings.labels)  # names that cannot be written are told of first
+    model = load_model(checkpoint).to(where)
+    encoder = SampleEncoder(side, asked.tokens, model.config.text_config.max_position_embeddings)
+    protocol = {
+        **asked.protocol,
+        "generate": settings.model_dump(mode="json"),
+        "seed": seed,
+        "score_policy": str(policy),
+        "device": where.type,
+    }
+    engine = LocalEngine(model, side, settings, seed)
+    return Predictor(encoder, engine, settings.batch_size, policy, protocol, AHEAD), asked.warning
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How a checkpoint is asked, whatever engine writes the answers.
+
+    Attributes:
+        side: Its tokenizer and images, at the size it was trained at.
+        instruction: The prompt.
+        tokens: The same as tokens.
+        protocol: Both, as JSON.
+        warning: Told if it was trained under another prompt.
+    """
+
+    side: TextSide
+    instruction: str
+    tokens: PromptTokens
+    protocol: Mapping[str, Any]
+    warning: str | None
+
+
+def how_asked(checkpoint: str, prompt: PromptSection | None = None) -> Asked:
+    """The prompt and image size of a checkpoint; `prompt` instead of its own if given."""
     side = load_text_side(checkpoint)
     if "max_pixels" in side.card:
         side = side.with_max_pixels(side.card["max_pixels"])
     trained = side.card.get("prompt", {"name": "plain", "text": None})
     chosen = trained if prompt is None else prompt.model_dump(mode="json")
-    tokens = PromptTokens.of(side, prompt_text(chosen["name"], chosen.get("text")))
-    if settings.grammar:
-        grammar_of(side.tokenizer, side.renderer, settings.labels)  # names that cannot be written are told of first
-    model = load_model(checkpoint).to(where)
+    instruction = prompt_text(chosen["name"], chosen.get("text"))
+    tokens = PromptTokens.of(side, instruction)
     trained_hash = side.card.get("prompt_hash")
     warning = None
     if trained_hash not in (None, tokens.hash):
         warning = f"the checkpoint was trained under prompt {trained['name']!r}, it is asked under {chosen['name']!r}"
-    encoder = SampleEncoder(side, tokens, model.config.text_config.max_position_embeddings)
     protocol = {
         "checkpoint": checkpoint,
         "checkpoint_path": str(side.path),
@@ -139,13 +192,8 @@ def load_predictor(
         "prompt_hash": tokens.hash,
         "trained_prompt_hash": trained_hash,
         "max_pixels": side.images.max_pixels,
-        "generate": settings.model_dump(mode="json"),
-        "seed": seed,
-        "score_policy": str(policy),
-        "device": where.type,
     }
-    engine = LocalEngine(model, side, settings, seed)
-    return Predictor(encoder, engine, settings.batch_size, policy, protocol, AHEAD), warning
+    return Asked(side, instruction, tokens, protocol, warning)
 
 
 @contextmanager
@@ -250,11 +298,15 @@ def evaluate_checkpoint(
         warn(no_scores(policy, metrics["score_policy"]))
     write_coco_files(samples, answers, out)
     write_pictures(answers, out, pictures, min_score=min_score)
-    metrics["protocol"] = {**predictor.protocol, "data": str(data), "data_sha256": file_hash(data)}
-    if complete:
-        metrics["protocol"] |= {"complete": str(complete), "complete_sha256": file_hash(complete)}
+    metrics["protocol"] = {**predictor.protocol, **data_protocol(data, complete)}
     write_metrics(out / METRICS_FILE, metrics)
     return metrics
+
+
+def data_protocol(data: Path, complete: Path | None) -> dict[str, str]:
+    """Which data figures were made on."""
+    protocol = {"data": str(data), "data_sha256": file_hash(data)}
+    return protocol | ({"complete": str(complete), "complete_sha256": file_hash(complete)} if complete else {})
 
 
 def write_coco_files(samples: Sequence[Sample], answers: Sequence[Answer], out: Path) -> None:

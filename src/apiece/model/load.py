@@ -128,6 +128,11 @@ def load_text_side(checkpoint: str, max_pixels: int | None = None) -> TextSide:
     return side if max_pixels is None else side.with_max_pixels(max_pixels)
 
 
+def context_length(checkpoint: str) -> int:
+    """How many tokens the model of a checkpoint takes, image, prompt and answer together."""
+    return int(_read_config(resolve_checkpoint(checkpoint)).text_config.max_position_embeddings)
+
+
 def load_model(
     checkpoint: str, *, attention: str = "auto", dtype: torch.dtype | Literal["auto"] = torch.float32
 ) -> Any:

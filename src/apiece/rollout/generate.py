@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import zlib
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -41,6 +41,14 @@ class Engine(Protocol):
 
     def generate(self, questions: Sequence[EncodedSample]) -> list[Rollout]:
         """One rollout per question, in order."""
+
+
+@runtime_checkable
+class StreamingEngine(Engine, Protocol):
+    """Writes answers one after the other, without waiting for the slowest of a batch."""
+
+    def stream(self, questions: Iterable[EncodedSample]) -> Generator[Rollout, None, None]:
+        """One rollout per question, in order; `questions` is read a bounded number ahead."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ behind it is taken back. So guesses cost positions, never exactness.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -141,6 +141,13 @@ class Row:
                 break
         if self.finish is None and self._state == END and not self.rules.settings.forced_logprobs:
             self._write_rest()
+
+    def replay(self, ids: Sequence[int], logprobs: Sequence[float]) -> None:
+        """Write an answer that was generated elsewhere, as far as the caps allow."""
+        for token, logprob in zip(ids, logprobs, strict=True):
+            self._write(token, logprob, np.nan, np.nan)
+            if self.finish is not None:
+                return
 
     def rollout(self) -> Rollout:
         """The answer, once it has ended."""
