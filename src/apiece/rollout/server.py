@@ -239,13 +239,14 @@ class _Background:
 
     def __init__(self, http: httpx2.AsyncClient) -> None:
         self.http = http
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
 
     def start(self, work: Coroutine[Any, Any, Rollout]) -> Future[Rollout]:
         """Begin something there."""
-        return asyncio.run_coroutine_threadsafe(work, self._loop)
+        return asyncio.run_coroutine_threadsafe(self._noted(work), self._loop)
 
     def close(self) -> None:
         """Give up what is under way, so that the server stops working on it, and end the thread."""
@@ -254,11 +255,21 @@ class _Background:
         self._thread.join()
         self._loop.close()
 
+    async def _noted(self, work: Coroutine[Any, Any, Rollout]) -> Rollout:
+        task = asyncio.current_task()
+        assert task is not None, "runs as a task"
+        self._tasks.add(task)
+        try:
+            return await work
+        finally:
+            self._tasks.discard(task)
+
     async def _end(self) -> None:
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
+        # What these have begun themselves (connecting, say) they end themselves: cancelled from here it would be lost.
+        tasks = list(self._tasks)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         await self.http.aclose()
         await self._loop.shutdown_default_executor()
 
