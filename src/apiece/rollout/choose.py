@@ -105,10 +105,10 @@ class Chooser:
             if kind is None:
                 ids = self._pick(logits_NV if len(rows) == len(logits_NV) else logits_NV[rows], draws)
                 masked = logits_NV[rows, ids] - norm_N[rows]
-                near_N[rows] = self._near(logits_NV, norm_N, rows, ids)
+                coords = logits_NV[rows, self._vocab.first_id : self._vocab.end_id]
+                near_N[rows] = self._near(coords, norm_N[rows], ids - self._vocab.first_id)
             elif kind is Kind.COORD:
-                ids, masked = self._coordinates(logits_NV, rows, asks, draws)
-                near_N[rows] = self._near(logits_NV, norm_N, rows, ids)
+                ids, masked, near_N[rows] = self._coordinates(logits_NV, norm_N, rows, asks, draws)
             elif kind is Kind.CHOICE:
                 ids, masked = self._few(logits_NV, rows, asks, draws)
             else:
@@ -123,14 +123,15 @@ class Chooser:
         return None if state is None or self._grammar is None else self._grammar.states[state].kind
 
     def _coordinates(
-        self, logits_NV: Tensor, rows: Tensor, asks: Sequence[Ask], draws: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        scores = logits_NV[rows, self._vocab.first_id : self._vocab.end_id]
+        self, logits_NV: Tensor, norm_N: Tensor, rows: Tensor, asks: Sequence[Ask], draws: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        coords = logits_NV[rows, self._vocab.first_id : self._vocab.end_id]
+        scores = coords
         if any(ask.low > 0 or ask.high < self._vocab.num_bins - 1 for ask in asks):
             low_N1, high_N1 = torch.tensor([(ask.low, ask.high) for ask in asks], device=self._device).T[..., None]
-            scores = scores.masked_fill((self._bins < low_N1) | (self._bins > high_N1), -torch.inf)
+            scores = coords.masked_fill((self._bins < low_N1) | (self._bins > high_N1), -torch.inf)
         bins = self._pick(scores, draws)
-        return bins + self._vocab.first_id, _logprob(scores, bins)
+        return bins + self._vocab.first_id, _logprob(scores, bins), self._near(coords, norm_N[rows], bins)
 
     def _few(self, logits_NV: Tensor, rows: Tensor, asks: Sequence[Ask], draws: Tensor) -> tuple[Tensor, Tensor]:
         choices = [self._ids(ask.state) for ask in asks]
@@ -167,9 +168,8 @@ class Chooser:
         found = torch.searchsorted(cdf_NK, draws_N[:, None] * cdf_NK[:, -1:], right=True)[:, 0]
         return found.clamp_max(cdf_NK.shape[1] - 1).to(self._device)
 
-    def _near(self, logits_NV: Tensor, norm_N: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
-        coords = logits_NV[rows, self._vocab.first_id : self._vocab.end_id] - norm_N[rows, None]
-        return near_mass(ids - self._vocab.first_id, coords, CoordVocab(0, self._vocab.num_bins))
+    def _near(self, coords_NK: Tensor, norm_N: Tensor, bins_N: Tensor) -> Tensor:
+        return near_mass(bins_N, coords_NK - norm_N[:, None], CoordVocab(0, self._vocab.num_bins))
 
 
 def _norm(scores_NK: Tensor) -> Tensor:

@@ -91,8 +91,9 @@ class LocalEngine:
         while run.waiting or run.ready or run.rows:
             if self.refill or not run.rows:
                 run.fill()
-            if run.rows:
-                run.step()
+            with row_attention(self.model):
+                while run.rows and not (self.refill and run.can_fill):
+                    run.step()
         return [[run.done[i * answers + k] for k in range(answers)] for i in range(len(questions))]
 
     def decide(self, chooser: Chooser, rows: Sequence[Row], logits_NV: Tensor) -> None:
@@ -159,9 +160,14 @@ class _Run:
         places = min(self.most, max(1, len(self.questions) * self.answers))
         self.cache = RowCache(self.engine.model.config.text_config, places)
 
+    @property
+    def can_fill(self) -> bool:
+        """Whether there is a place, and somebody waiting for it."""
+        return len(self.rows) < self.most and bool(self.waiting or self.ready)
+
     def fill(self) -> None:
         """Give all free places to rows that wait; images are read some at a time, as reading few is slow."""
-        while len(self.rows) < self.most and (self.waiting or self.ready):
+        while self.can_fill:
             if not self.ready:
                 wanted = max(self.most - len(self.rows), self.most // 4)
                 count = min(len(self.waiting), -(-wanted // self.answers))
@@ -172,7 +178,7 @@ class _Run:
             self.rows.append(first.row)
 
     def step(self) -> None:
-        """One forward pass, and all that is decided from it."""
+        """One forward pass, with attention by row, and all that is decided from it."""
         rows = self.rows
         for row in rows:
             row.plan()
@@ -185,7 +191,7 @@ class _Run:
         starts = self.cache.lengths[: len(rows)] + np.array([row.offset for row in rows])
         positions = torch.from_numpy(starts[:, None] + np.arange(width)).to(mask.device)
         picked = [i * width + p for i, row in enumerate(rows) for p in self._positions(row)]
-        with row_attention(self.engine.model), self._head_on(picked, ids.size):
+        with self._head_on(picked, ids.size):
             out = self.engine.model(
                 input_ids=torch.from_numpy(ids).to(mask.device),
                 attention_mask=mask,
@@ -256,6 +262,8 @@ class _Run:
         A row that is cut off goes on in the next pass. Where all rows are in step, nothing is cut.
         """
         lengths = np.array([row.num_fed for row in self.rows])
+        if lengths.min() == lengths.max():
+            return int(lengths[0])
         cost = STEP_COST["cuda" if self.cache.is_cuda else "cpu"]
         gain = {w: np.minimum(lengths, w).sum() / (cost + len(lengths) * w) for w in sorted(set(lengths.tolist()))}
         return max(gain, key=lambda w: (gain[w], w))
