@@ -16,9 +16,11 @@ setup: $(INSTALLED) ## Install apiece and its test tools, in the tested versions
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "apiece needs Python 3.11 or newer, found " + sys.version.split()[0] + "; say PYTHON=python3.11 make setup")'
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[test]'
+	@echo 'installing into .venv: a minute or two'
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[test]'
 	@touch $@
+	@echo 'installed; now: make demo, or: . $(BIN)/activate && apiece --help'
 
 demo: $(INSTALLED) ## Draw crowds, train two ways, compare, make a page to look at: into demo/ (about 6 minutes on 2 cores)
 	$(BIN)/apiece demo --out demo
