@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from apiece.data.scenes import ALL, Family, generate_scene
 from apiece.errors import UserError
 from apiece.files import write_json
-from apiece.model.load import resolve_checkpoint
+from apiece.model.find import resolve_checkpoint
 from apiece.model.tiny import build_tiny
 from apiece.types import Sample
 

@@ -109,6 +109,9 @@ def evaluate(
 
 
 def _evaluate_model(context: typer.Context, checkpoint: str, data: Path, path: Path) -> None:
+    from apiece.model.find import resolve_checkpoint
+
+    resolve_checkpoint(checkpoint)  # a mistake in its name is told at once, before torch is loaded
     from apiece.config.schema import GenerateSection
     from apiece.evaluate.metrics import print_table
     from apiece.evaluate.predict import evaluate_checkpoint

@@ -80,6 +80,9 @@ def predict(
 
     `apiece predict runs/mine photos/ --out predictions --server http://localhost:8000/v1 --concurrency 32`
     """
+    from apiece.model.find import resolve_checkpoint
+
+    resolve_checkpoint(checkpoint)  # a mistake in its name is told at once, before torch is loaded
     from apiece.config.schema import GenerateSection
     from apiece.data.photos import find_photos
     from apiece.evaluate.answer_file import check_out

@@ -14,7 +14,8 @@ from transformers import AutoTokenizer, Qwen2VLImageProcessorPil
 from apiece.codec import NUM_BINS, CoordVocab, coord_token
 from apiece.errors import UserError
 from apiece.model.coord_rows import ordinal_rows
-from apiece.model.load import load_model, load_text_side, resolve_checkpoint, save_pretrained
+from apiece.model.find import resolve_checkpoint
+from apiece.model.load import load_model, load_text_side, save_pretrained
 
 PAD_MULTIPLE = 128
 """Rows of the embedding are padded to a multiple of this: matrix kernels like it, and shards split evenly."""

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, Qwen2VLImageProcessorPil, Qwen3VLForConditionalGeneration
 from transformers.utils import is_flash_attn_2_available
@@ -21,6 +21,7 @@ from transformers.utils import logging as transformers_logging
 from apiece.codec import CoordVocab, Renderer
 from apiece.errors import UserError
 from apiece.files import write_json
+from apiece.model.find import resolve_checkpoint
 from apiece.model.image import ImageEncoder
 
 SUPPORTED = {"qwen3_vl": Qwen3VLForConditionalGeneration}
@@ -54,50 +55,6 @@ class TextSide:
     def with_max_pixels(self, max_pixels: int) -> TextSide:
         """The same with at most `max_pixels` an image (never more than the checkpoint's own limit)."""
         return replace(self, images=self.images.with_max_pixels(max_pixels))
-
-
-def resolve_checkpoint(name: str) -> Path:
-    """Folder of a checkpoint named `tiny`, by its folder, its run's folder (the newest one), or a Hugging Face id.
-
-    Raises:
-        UserError: No such folder, or a folder that holds no checkpoint.
-    """
-    if name == "tiny":
-        folder = Path(str(resources.files("apiece"))) / "assets" / "tiny"
-        if not (folder / "config.json").is_file():
-            raise UserError(
-                "the embedded checkpoint is missing from this installation", where=folder, fix="reinstall apiece"
-            )
-        return folder
-    folder = Path(name)
-    if not folder.exists():
-        cached = _from_hub_cache(name)
-        if cached is not None:
-            return cached
-        raise UserError(
-            "expected a checkpoint folder, a run folder, `tiny`, or a downloaded Hugging Face id; found nothing",
-            where=name,
-            fix="check the path, or download the model first: hf download " + name,
-        )
-    if (folder / "config.json").is_file():
-        return folder
-    steps = sorted((folder / "checkpoints").glob("step_*")) if (folder / "checkpoints").is_dir() else []
-    complete = [s / "model" for s in steps if (s / "model" / "config.json").is_file()]
-    if complete:
-        return complete[-1]
-    raise UserError(
-        "the folder holds no checkpoint (no config.json)", where=folder, fix="name a checkpoint or a run folder"
-    )
-
-
-def _from_hub_cache(name: str) -> Path | None:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(name, local_files_only=True))
-    except (HFValidationError, LocalEntryNotFoundError):
-        return None
 
 
 def load_text_side(checkpoint: str, max_pixels: int | None = None) -> TextSide:
@@ -150,6 +107,7 @@ def load_model(
             where=folder,
             fix="convert it first; pickled weights are never loaded",
         )
+    _require_whole(folder)
     if attention == "auto":
         attention = "flash_attention_2" if is_flash_attn_2_available() else "sdpa"
     cls = SUPPORTED[config.model_type]
@@ -181,11 +139,27 @@ def save_pretrained(
     write_json(out / CARD, card or {})
 
 
+def _require_whole(folder: Path) -> None:
+    """Open each file of weights and read its header, which also tells how long the file must be."""
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise UserError(
+                f"cut short or damaged weights: {error}",
+                where=path,
+                fix="copy or download this file again; of a run, name an older one: RUN/checkpoints/step_N/model",
+            ) from error
+
+
 def _read_config(folder: Path) -> Any:
     try:
         config = AutoConfig.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"config.json cannot be read: {error}", where=folder) from error
+        said = str(error).strip().partition("\n")[0]
+        fix = "copy config.json from the original model again"
+        raise UserError(f"does not describe a model: {said}", where=folder / "config.json", fix=fix) from error
     if config.model_type not in SUPPORTED:
         raise UserError(
             f"expected a model of type {', '.join(SUPPORTED)}, found {config.model_type!r}",

@@ -1,0 +1,90 @@
+"""Which folder a checkpoint's name means, told apart without torch: `tiny`, a folder, a run, a downloaded model."""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from pathlib import Path
+
+from apiece.errors import UserError, nearest
+
+RUNS = "runs"
+
+
+def resolve_checkpoint(name: str) -> Path:
+    """Folder of a checkpoint named `tiny`, by its folder, its run's folder (the newest one), or a Hugging Face id.
+
+    Raises:
+        UserError: No such folder, or one that holds no checkpoint, or one whose config.json is not JSON.
+    """
+    if name == "tiny":
+        folder = Path(str(resources.files("apiece"))) / "assets" / "tiny"
+        if not (folder / "config.json").is_file():
+            raise UserError(
+                "the embedded checkpoint is missing from this installation", where=folder, fix="reinstall apiece"
+            )
+        return folder
+    folder = Path(name)
+    if folder.is_file():
+        raise UserError(
+            "is a file, expected a checkpoint folder or a run folder", where=name, fix="name the folder that holds it"
+        )
+    if not folder.exists():
+        folder = _elsewhere(name)
+    if (folder / "config.json").is_file():
+        return _readable(folder)
+    steps = sorted((folder / "checkpoints").glob("step_*")) if (folder / "checkpoints").is_dir() else []
+    complete = [s / "model" for s in steps if (s / "model" / "config.json").is_file()]
+    if complete:
+        return _readable(complete[-1])
+    raise UserError(
+        "the folder holds no checkpoint (no config.json)", where=folder, fix="name a checkpoint or a run folder"
+    )
+
+
+def _elsewhere(name: str) -> Path:
+    """The downloaded model of a name that is no folder here."""
+    path = Path(name)
+    is_local = path.is_absolute() or name.startswith((".", "~", f"{RUNS}/")) or name.count("/") > 1
+    if is_local or ("/" in name and path.parent.is_dir()):
+        beside = sorted(one.name for one in path.parent.iterdir() if one.is_dir()) if path.parent.is_dir() else []
+        if not path.parent.is_dir():
+            fix = f"there is no folder {path.parent} here either; paths are read from the current folder"
+        elif not beside:
+            fix = f"{path.parent} holds no folders"
+        else:
+            more = f" and {len(beside) - 8} more" if len(beside) > 8 else ""
+            fix = f"in {path.parent} there are: {', '.join(beside[:8])}{more}"
+        raise UserError(
+            f"expected a checkpoint folder or a run folder, found nothing{nearest(path.name, beside)}",
+            where=name,
+            fix=fix,
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, local_files_only=True))
+    except (HFValidationError, LocalEntryNotFoundError):
+        raise UserError(
+            "expected a checkpoint folder, a run folder, `tiny`, or a downloaded Hugging Face id; found nothing",
+            where=name,
+            fix="check the path, or download the model first: hf download " + name,
+        ) from None
+
+
+def _readable(folder: Path) -> Path:
+    """The folder, if its config.json is a JSON object."""
+    path, fix = folder / "config.json", "copy config.json from the original model again"
+    try:
+        found = json.loads(path.read_bytes())
+    except json.JSONDecodeError as error:
+        message = f"broken JSON: {error.msg} in line {error.lineno}, column {error.colno}"
+        raise UserError(message, where=path, fix=fix) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot be read: {error}", where=path, fix=fix) from None
+    if not isinstance(found, dict):
+        raise UserError(
+            f"expected a model's settings (a JSON object), found {type(found).__name__}", where=path, fix=fix
+        )
+    return folder
