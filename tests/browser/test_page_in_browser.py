@@ -261,3 +261,10 @@ def test_a_report_may_be_moved(open_page: Any, report: Path, tmp_path: Path) -> 
         " await i.decode(); return i.naturalWidth; }"
     )
     assert loaded == 192
+
+
+def test_one_run_with_one_step(open_page: Any, tmp_path: Path) -> None:
+    page = open_page(build_report([make_run(tmp_path, Made("alone", steps=(4,)))], tmp_path / "page").page)
+    assert page.locator("main").evaluate("m => m.children.length === m.childNodes.length"), "a word beside the sections"
+    f1 = page.locator(".chart", has_text="F1, panel")
+    assert f1.locator(".plot text[text-anchor=middle]").all_text_contents() == ["4"]

@@ -17,6 +17,12 @@
     return out;
   }
 
+  // Steps are whole numbers: no tick between two of them; one step alone is its own tick.
+  function stepTicks([low, high]) {
+    if (high - low <= 1) return Number.isInteger(low) ? [low] : [];
+    return ticks(low, high, 4).filter(Number.isInteger);
+  }
+
   function range(series, log) {
     const values = series.flatMap((s) => s.values.filter((v) => v !== null && (!log || v > 0)));
     if (!values.length) return log ? [0.1, 1] : [0, 1];
@@ -55,7 +61,7 @@
     return [
       ...yTicks.map((v) => svg("line", { class: "grid", x1: LEFT, x2: W - RIGHT, y1: y(v), y2: y(v) })),
       ...yTicks.map((v) => svg("text", { x: LEFT - 5, y: y(v) + 3.5, "text-anchor": "end" }, number(v, 2))),
-      ...ticks(xs[0], xs[1], 4).map((v) => svg("text", { x: x(v), y: H - 5, "text-anchor": "middle" }, short(v))),
+      ...stepTicks(xs).map((v) => svg("text", { x: x(v), y: H - 5, "text-anchor": "middle" }, short(v))),
     ];
   }
 

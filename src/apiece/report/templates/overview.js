@@ -74,9 +74,10 @@
       keys.forEach((key) => taken.add(key));
       return keys.length ? section(title, hint, keys, figures) : null;
     });
-    main.replaceChildren(
+    // replaceChildren would write a null as a word.
+    main.replaceChildren(...[
       h("h1", { class: "sr" }, "Overview"), cards(index), differences(index), legend(main, index),
-      ...sections.filter(Boolean), gaps(index));
+      ...sections, gaps(index)].filter(Boolean));
     fade(main);
   }
 
