@@ -8,7 +8,9 @@ from typing import Annotated
 import typer
 
 from apiece.cli import app
-from apiece.errors import UserError
+from apiece.errors import UserError, nearest
+
+MAX_LISTED = 10
 
 
 @app.command()
@@ -35,13 +37,7 @@ def train(
 
     `torchrun --nproc-per-node 8 -m apiece train CONFIG train.parallel=fsdp` (that share the model among them)
     """
-    if (config is None) == (resume is None):
-        raise UserError("name a CONFIG, or a run to --resume: one of the two", exit_code=2)
-    if resume is not None:
-        if overrides:
-            raise UserError("a resumed run keeps its own config; found settings on top", exit_code=2)
-        if not (resume / "config.yaml").is_file():
-            raise UserError("expected a run's folder with config.yaml", where=resume, exit_code=2)
+    _check_usage(config, overrides or [], resume)
     from apiece.config.load import load_config
 
     if resume is not None:
@@ -57,3 +53,36 @@ def train(
         typer.echo(f"done: {outcome.step} steps in {outcome.run}")
     else:
         typer.echo(f"stopped after step {outcome.step}; go on with: apiece train --resume {outcome.run}")
+
+
+def _check_usage(config: Path | None, overrides: list[str], resume: Path | None) -> None:
+    """Raise a `UserError` unless there is a CONFIG with settings on top, or a run to go on with."""
+    if resume is None:
+        if config is None:
+            raise UserError("name a CONFIG, or a run to --resume", exit_code=2)
+        if "=" in str(config) and not config.exists():
+            fix = f"apiece train CONFIG.yaml {' '.join([str(config), *overrides])}"
+            raise UserError(f"CONFIG comes first, then settings; found the setting {config}", fix=fix, exit_code=2)
+        return
+    if config is not None:
+        given = [str(config), *overrides]
+        settings = [one for one in given if "=" in one]
+        if len(settings) < len(given):
+            raise UserError(f"name a CONFIG ({config}), or a run to --resume: one of the two", exit_code=2)
+        raise UserError(
+            f"settings cannot change when a run goes on; found {' '.join(settings)}",
+            fix=f"leave them out, or start a new run: apiece train {resume}/config.yaml model.checkpoint={resume} "
+            f"run.name=NEW {' '.join(settings)}",
+            exit_code=2,
+        )
+    if not (resume / "config.yaml").is_file():
+        beside = resume.parent if resume.parent.is_dir() else Path()
+        runs = sorted(path.parent.name for path in beside.glob("*/config.yaml"))
+        found = "a folder without one" if resume.is_dir() else "a file" if resume.exists() else "nothing"
+        there = f"runs in {beside}: {', '.join(runs[-MAX_LISTED:])}" if runs else f"there are no runs in {beside}"
+        raise UserError(
+            f"expected the folder of a run, with its config.yaml; found {found}{nearest(resume.name, runs)}",
+            where=resume,
+            fix=there,
+            exit_code=2,
+        )

@@ -1,0 +1,48 @@
+"""`apiece train` as a user meets it: what is said of a wrong command, and at the end."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from apiece.cli import main
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "name a CONFIG, or a run to --resume"),
+        (
+            ["data.train=x", "seed=1"],
+            "CONFIG comes first, then settings; found the setting data.train=x\n"
+            "  fix: apiece train CONFIG.yaml data.train=x seed=1",
+        ),
+        (
+            ["--resume", "runs/mine", "seed=1"],
+            "settings cannot change when a run goes on; found seed=1\n  fix: leave them out, or start a new run: "
+            "apiece train runs/mine/config.yaml model.checkpoint=runs/mine run.name=NEW seed=1",
+        ),
+        (["c.yaml", "--resume", "runs/mine"], "name a CONFIG (c.yaml), or a run to --resume: one of the two"),
+        (
+            ["--resume", "runs/mien"],
+            "runs/mien: expected the folder of a run, with its config.yaml; found nothing (did you mean 'mine'?)\n"
+            "  fix: runs in runs: mine, other",
+        ),
+        (["--resume", "mine"], "found nothing\n  fix: there are no runs in ."),
+    ],
+)
+def test_a_wrong_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+) -> None:
+    for run in ("mine", "other"):
+        (tmp_path / "runs" / run).mkdir(parents=True)
+        (tmp_path / "runs" / run / "config.yaml").write_text("seed: 0\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("APIECE_DEBUG", raising=False)
+    monkeypatch.setattr(sys, "argv", ["apiece", "train", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 2
+    assert said in capsys.readouterr().err
