@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
 import pytest
 
 from apiece.cli import main
+from apiece.cli.train import _closing
 
 
 @pytest.mark.parametrize(
@@ -46,3 +48,20 @@ def test_a_wrong_command(
         main()
     assert caught.value.code == 2
     assert said in capsys.readouterr().err
+
+
+def test_the_end_of_a_run_says_what_it_gave_and_what_comes_next(tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "mine"
+    assert _closing(run, None) == [
+        f"log: {run}/train.log",
+        f"next: apiece evaluate {run} --data X.jsonl --out {run}/evaluation",
+    ]
+    for step, f1 in ((50, 0.1), (100, 0.25)):
+        folder = run / "eval" / f"step_{step:06d}"
+        folder.mkdir(parents=True)
+        (folder / "metrics.json").write_text(json.dumps({"f1/f1": f1, "coco/AP": 0.125}))
+    assert _closing(run, "val.jsonl") == [
+        "last evaluation (step 100): F1 0.250, AP 0.125",
+        f"log: {run}/train.log",
+        f"next: apiece evaluate {run} --data val.jsonl --out {run}/evaluation",
+    ]

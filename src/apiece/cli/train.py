@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -51,8 +53,24 @@ def train(
     outcome = run_training(loaded.config, name, resume=resume)
     if outcome.finished:
         typer.echo(f"done: {outcome.step} steps in {outcome.run}")
+        if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
+            for line in _closing(outcome.run, loaded.config.data.eval):
+                typer.echo(line)
     else:
         typer.echo(f"stopped after step {outcome.step}; go on with: apiece train --resume {outcome.run}")
+
+
+def _closing(run: Path, data: str | None) -> list[str]:
+    """What a finished run gave, where its log is, and the command that comes next."""
+    lines = [f"log: {run / 'train.log'}"]
+    evaluated = sorted((run / "eval").glob("step_*/metrics.json"))
+    if evaluated:
+        figures = json.loads(evaluated[-1].read_text(encoding="utf-8"))
+        step = int(evaluated[-1].parent.name.removeprefix("step_"))
+        named = (("F1", "f1/f1"), ("AP", "coco/AP"))
+        told = ", ".join(f"{name} {figures[key]:.3f}" for name, key in named if figures.get(key) is not None)
+        lines.insert(0, f"last evaluation (step {step}): {told}")
+    return [*lines, f"next: apiece evaluate {run} --data {data or 'X.jsonl'} --out {run / 'evaluation'}"]
 
 
 def _check_usage(config: Path | None, overrides: list[str], resume: Path | None) -> None:
