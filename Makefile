@@ -18,7 +18,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "apiece needs Python 3.11 or newer, found " + sys.version.split()[0] + "; say PYTHON=python3.11 make setup")'
 	@echo 'installing into .venv: a minute or two'
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[test]'
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[test,test-server]'
 	@touch $@
 	@echo 'installed; now: make demo, or: . $(BIN)/activate && apiece --help'
 

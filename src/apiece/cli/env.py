@@ -23,6 +23,7 @@ REQUIRED = (
     "numpy",
     "scipy",
     "hotcoco",
+    "httpx2",
     "pillow",
     "pydantic",
     "pyyaml",
@@ -58,6 +59,7 @@ EXTRAS = (
     ),
     Extra("pycocotools", "the reference that the tests compare AP with", "pip install -e '.[test]'"),
     Extra("pytest", "`make test`", "pip install -e '.[test]'"),
+    Extra("fastapi", "`transformers serve`, which a test asks", "pip install -c constraints.txt -e '.[test-server]'"),
 )
 
 
