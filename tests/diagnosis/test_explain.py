@@ -127,3 +127,18 @@ def test_means_of_groups() -> None:
     image, group = np.repeat(np.arange(12), 2), np.tile([0, 2], 12)
     found = sampler.means(image, group, group * 10.0, 3)
     assert [f.value for f in found] == [0, None, 20]
+
+
+@pytest.mark.parametrize(
+    ("world", "said"),
+    [
+        pytest.param(
+            World(strips=0), "no probed label is under a long box; elsewhere the expectation", id="no long boxes"
+        ),
+        pytest.param(World(probed=False), "no label was probed", id="no probes"),
+    ],
+)
+def test_what_is_not_known_is_said_in_words(world: World, said: str) -> None:
+    found = judge(world).explanations
+    assert found["averaging"].because.startswith(said)
+    assert not any("unknown" in explanation.because for explanation in found.values())

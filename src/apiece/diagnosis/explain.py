@@ -142,12 +142,26 @@ def averaging(evidence: Evidence, sampler: Sampler, high: float) -> Explanation:
         stand = Stand.SUPPORTED
     elif gap.below(high) or multi.below(MULTI_HIGH) or gap_more.below(0) or multi_more.below(0):
         stand = Stand.REFUTED
-    because = (
-        f"under long boxes the expectation of x2, y2 is {gap.text(' bins', 1)} from the peak ({gap_off.text('', 1)} "
-        f"elsewhere; high is {high:g}), and {multi.text(percent=True)} have several peaks "
-        f"({multi_off.text(percent=True)} elsewhere; high is {MULTI_HIGH:.0%})"
+    return Explanation(stand, numbers, _said_of_averaging(gap, gap_off, multi, multi_off, high))
+
+
+def _said_of_averaging(gap: Figure, gap_off: Figure, multi: Figure, multi_off: Figure, high: float) -> str:
+    if gap.value is None or multi.value is None:
+        if gap_off.value is None or multi_off.value is None:
+            return "no label was probed"
+        return (
+            f"no probed label is under a long box; elsewhere the expectation of x2, y2 is {gap_off.text(' bins', 1)} "
+            f"from the peak (high is {high:g}), and {multi_off.text(percent=True)} have several peaks "
+            f"(high is {MULTI_HIGH:.0%})"
+        )
+    elsewhere = ("", "")
+    if gap_off.value is not None and multi_off.value is not None:
+        elsewhere = (f"{gap_off.text('', 1)} elsewhere; ", f"{multi_off.text(percent=True)} elsewhere; ")
+    return (
+        f"under long boxes the expectation of x2, y2 is {gap.text(' bins', 1)} from the peak ({elsewhere[0]}"
+        f"high is {high:g}), and {multi.text(percent=True)} have several peaks "
+        f"({elsewhere[1]}high is {MULTI_HIGH:.0%})"
     )
-    return Explanation(stand, numbers, because)
 
 
 def chimera(evidence: Evidence, sampler: Sampler) -> Explanation:
@@ -170,14 +184,25 @@ def chimera(evidence: Evidence, sampler: Sampler) -> Explanation:
         stand = Stand.SUPPORTED
     elif rate.below(CHIMERA_HIGH) or (knows and followed.above(FOLLOW_HALF)):
         stand = Stand.REFUTED
-    because = (
-        f"{rate.text(percent=True)} of the boxes in the model's own context mix instances (high is "
-        f"{CHIMERA_HIGH:.0%}); after a neighbour's x1, y1, {followed.text(percent=True)} of the mass near either box "
-        f"finishes the neighbour's (low is under {FOLLOW_HALF:.0%})"
+    return Explanation(stand, numbers, _said_of_chimeras(rate, followed, told))
+
+
+def _said_of_chimeras(rate: Figure, followed: Figure, told: Figure) -> str:
+    if rate.value is None:
+        return "no box of the model's own context was probed"
+    said = (
+        f"{rate.text(percent=True)} of the boxes in the model's own context mix instances (high is {CHIMERA_HIGH:.0%})"
     )
-    if not knows:
-        because += f"; only {told.text(percent=True)} of the mass is near either"
-    return Explanation(stand, numbers, because)
+    if told.value is None:
+        return f"{said}; no label was probed after a neighbour's x1, y1"
+    if followed.value is not None:
+        said += (
+            f"; after a neighbour's x1, y1, {followed.text(percent=True)} of the mass near either box "
+            f"finishes the neighbour's (low is under {FOLLOW_HALF:.0%})"
+        )
+    if not told.above(FOLLOW_TOLD):
+        said += f"; only {told.text(percent=True)} of the mass is near either"
+    return said
 
 
 def labels(evidence: Evidence, sampler: Sampler, rate: Figure, training_groups: Figure | None) -> Explanation:
@@ -193,14 +218,17 @@ def labels(evidence: Evidence, sampler: Sampler, rate: Figure, training_groups: 
         stand = Stand.SUPPORTED
     elif all(s is Stand.REFUTED for s in stands):
         stand = Stand.REFUTED
-    said = f"{shares['labelled_groups'].text(percent=True)} of the labels hold two or more of their class"
+    said = "there are no labels"
+    if shares["labelled_groups"].value is not None:
+        said = f"{shares['labelled_groups'].text(percent=True)} of the labels hold two or more of their class"
     if training_groups is None:
         said += " (those trained on are not known)"
-    else:
+    elif training_groups.value is not None:
         said += f", {training_groups.text(percent=True)} of those trained on"
-    return Explanation(
-        stand, {**shares, "long_boxes": rate}, f"{said}; {rate.text(percent=True)} of the predictions are long boxes"
-    )
+    found = "there are no predictions"
+    if rate.value is not None:
+        found = f"{rate.text(percent=True)} of the predictions are long boxes"
+    return Explanation(stand, {**shares, "long_boxes": rate}, f"{said}; {found}")
 
 
 def _labels_stand(share: Figure, rate: Figure) -> Stand:
