@@ -14,7 +14,7 @@ from PIL import Image
 from worlds import Beliefs, World, write_run
 
 from apiece.cli import main
-from apiece.config.schema import GenerateSection
+from apiece.config.schema import GenerateSection, ObjectOrder
 from apiece.data.jsonl import write_jsonl
 from apiece.diagnosis.result import diagnose
 from apiece.evaluate import predict as predict_module
@@ -119,6 +119,7 @@ def test_a_checkpoint_is_run(run: Run, tmp_path: Path, tiny_checkpoint: Path) ->
     code, out, err = run(tiny_checkpoint, "--data", "x.jsonl", "--device", "cpu", "--batch-size", 2)
     assert code == 0
     assert "does not say in which order it writes objects; labels are probed sorted" in err
+    assert err.startswith("3 images to answer and probe; answers and diagnosis go to diagnosis/\n")
     assert out.startswith("3 images, 4 labels, 0 predictions")
     assert "explanation: nothing to explain" in out
     found = json.loads(Path("diagnosis/diagnosis.json").read_text())
@@ -135,7 +136,7 @@ def test_a_run_without_dumps_is_run_on_its_own_split(run: Run, tmp_path: Path, t
     (tmp_path / "a" / "config.yaml").write_text(settings)
     for number, target in enumerate(("a", "a/checkpoints/step_000001/model")):
         code, _, err = run(target, "--device", "cpu", "--samples", 2, "--out", f"out{number}")
-        assert (code, err) == (0, "")
+        assert (code, err) == (0, f"2 images to answer and probe; answers and diagnosis go to out{number}/\n")
         found = json.loads(Path(f"out{number}/diagnosis.json").read_text())
         assert found["images"] == 2
         assert found["source"]["protocol"]["probes"]["passes"] == 3
@@ -188,3 +189,6 @@ def test_help_has_an_example(run: Run) -> None:
     code, out, _ = run("--help")
     assert code == 0
     assert "apiece diagnose runs/a_only" in out
+    assert all(order in out for order in ObjectOrder)
+    for default in (GenerateSection().batch_size, GenerateSection().max_objects):
+        assert f"{default} without one" in " ".join(out.replace("│", " ").split())

@@ -23,22 +23,44 @@ def diagnose(
         typer.Option(help="apiece JSONL to run the model on; the run's own by default.", show_default=False),
     ] = None,
     complete: Annotated[
-        Path | None, typer.Option(help="Everything that is on the same images: COCO or JSONL.", show_default=False)
+        Path | None,
+        typer.Option(
+            help="Everything that is on the same images: COCO or JSONL; the run's own by default.", show_default=False
+        ),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="Folder for `diagnosis.json`; RUN/diagnosis by default.", show_default=False),
+        typer.Option(
+            "--out",
+            "-o",
+            help="Folder for `diagnosis.json`; by default RUN/diagnosis, or `diagnosis` here for a checkpoint.",
+            show_default=False,
+        ),
     ] = None,
     samples: Annotated[
-        int | None, typer.Option(min=1, help="At most this many images, a fixed choice.", show_default=False)
+        int | None,
+        typer.Option(min=1, help="At most this many images, a fixed choice; all by default.", show_default=False),
     ] = None,
     object_order: Annotated[
         str | None,
-        typer.Option(help="In which order labels are written; as it was trained by default.", show_default=False),
+        typer.Option(
+            metavar="ORDER",
+            help="In which order labels are written: `sorted`, `left_to_right`, `reading` or `random`; as it was "
+            "trained by default.",
+            show_default=False,
+        ),
     ] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Images at once.", show_default=False)] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Images at once; the run's by default, 16 without one.", show_default=False),
+    ] = None,
     max_objects: Annotated[
-        int | None, typer.Option(min=1, help="End an answer after this many objects.", show_default=False)
+        int | None,
+        typer.Option(
+            min=1,
+            help="End an answer after this many objects; the run's by default, 100 without one.",
+            show_default=False,
+        ),
     ] = None,
     device: Device = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the diagnosis in `--out`.")] = False,
@@ -61,6 +83,7 @@ def diagnose(
     from apiece.diagnosis.result import diagnose as diagnose_split
     from apiece.diagnosis.source import Request, from_dump, from_model, reads_dump
     from apiece.files import write_json
+    from apiece.model.find import resolve_checkpoint
 
     folder = out or _default_out(target)
     path = folder / DIAGNOSIS_FILE
@@ -76,7 +99,12 @@ def diagnose(
     def warn(message: str) -> None:
         typer.echo(f"warning: {message}", err=True)
 
-    source = from_dump(Path(target)) if reads_dump(request) else from_model(request, folder, warn)
+    if reads_dump(request):
+        source = from_dump(Path(target))
+    else:
+        if data is not None:
+            resolve_checkpoint(target)  # a mistake in its name is told at once, before torch is loaded
+        source = from_model(request, folder, warn, lambda message: typer.echo(message, err=True))
     for remark in source.remarks:
         warn(remark)
     found = diagnose_split(

@@ -121,8 +121,16 @@ def config_of(path: Path) -> Config | None:
     return None
 
 
-def from_model(request: Request, out: Path, warn: Callable[[str], None]) -> Source:
+def from_model(
+    request: Request, out: Path, warn: Callable[[str], None], tell: Callable[[str], None] = lambda _: None
+) -> Source:
     """Answer and probe a split; the answers are written to `out/predictions.jsonl`.
+
+    Args:
+        request: What is asked for.
+        out: Folder; made if missing.
+        warn: Told what may be wrong.
+        tell: Told where files go, before anything is generated.
 
     Raises:
         UserError: There is no split, or something in it or in the checkpoint cannot be read.
@@ -140,6 +148,7 @@ def from_model(request: Request, out: Path, warn: Callable[[str], None]) -> Sour
     if warning:
         warn(warning)
     settings, remarks = _probe_settings(request, config, predictor.encoder.side.card)
+    tell(f"{len(samples):,} images to answer and probe; answers and diagnosis go to {out}/")
     answers = []
     with predictions_file(out) as write:
         for answer in track(predictor.answers(samples), "answers", total=len(samples)):
