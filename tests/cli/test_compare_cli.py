@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,7 @@ def test_table_and_file(
     assert run(monkeypatch, *runs, "--draws", 200, "--out", tmp_path / "out") == 0
     text = capsys.readouterr().out
     assert "  F1  " in text
+    assert re.search(r"\d+ of \d+ figures differ; by chance alone about \d+\.\d would", text)
     assert "…" not in text
     assert max(map(len, text.splitlines()[:-1])) <= 100
     found = json.loads((tmp_path / "out" / "comparison.json").read_text())
@@ -92,3 +94,15 @@ def test_one_arm_is_none(runs: list[str], monkeypatch: pytest.MonkeyPatch, capsy
     assert "expected two arms or more, found 1" in capsys.readouterr().err
     assert run(monkeypatch, "--arm", f"a={runs[0]}", "--arm", f"a={runs[1]}") == 2
     assert "expected a name of its own for each arm, found a again" in capsys.readouterr().err
+
+
+def test_a_folder_is_not_held_against_itself(
+    runs: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words in ((runs[0], runs[0]), ("--arm", f"x={runs[0]}", "--arm", f"y={runs[0]}")):
+        assert run(monkeypatch, *words) == 2
+        assert (
+            f"{runs[0]} is named twice; there is nothing to compare\n  fix: name another run" in capsys.readouterr().err
+        )
+    assert run(monkeypatch, runs[0], f"{runs[0]}/../a") == 2
+    assert "are the same folder" in capsys.readouterr().err

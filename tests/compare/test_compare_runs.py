@@ -259,3 +259,9 @@ def test_records_are_joined_by_id_not_by_place(tmp_path: Path) -> None:
     file.write_text("".join(json.dumps(record_of(p, 100)) + "\n" for p in reversed(pictures)))
     assert {row["verdict"] for row in rows_of(compared(a, b)).values()} == {"same"}
     assert book(0) == (0.0, 40.0, 12.0, 100.0)
+
+
+def test_two_steps_of_one_run_share_their_telemetry(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a", {200: shelves(6, 0.3), 400: shelves(6, 0.9)}, metrics=telemetry(0.02))
+    dumps = sorted((run / "dumps").iterdir())
+    assert not [key for key in rows_of(compared(*dumps)) if key.startswith("window_var/")]

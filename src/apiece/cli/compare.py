@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -51,6 +52,8 @@ def compare(
     if bool(runs) == bool(arm):
         what = "these do not go together: RUNs, --arm" if runs else "nothing to compare"
         raise UserError(what, fix=_FORMS, exit_code=2)
+    arms_named = [_arm(text) for text in arm]
+    _refuse_twice([*runs, *(path for _, paths in arms_named for path in paths)])
     targets = [path for path in (json, None if out is None else out / _FILE) if path is not None]
     for path in targets:
         if path.exists() and not overwrite:
@@ -68,9 +71,8 @@ def compare(
     from apiece.files import write_json
 
     if arm:
-        named = [_arm(text) for text in arm]
-        sources = iter(read_sources([path for _, paths in named for path in paths], step))
-        arms = [Arm(name, tuple(next(sources) for _ in paths)) for name, paths in named]
+        sources = iter(read_sources([path for _, paths in arms_named for path in paths], step))
+        arms = [Arm(name, tuple(next(sources) for _ in paths)) for name, paths in arms_named]
         comparisons = compare_arms(arms, draws=draws, seed=seed)
     else:
         if len(runs) < 2:
@@ -83,6 +85,21 @@ def compare(
     for path in targets:
         write_json(path, comparison_json(comparisons))
         typer.echo(f"\nwrote {path}")
+
+
+def _refuse_twice(paths: Sequence[Path]) -> None:
+    """Raise a `UserError` if a folder is named twice: it cannot differ from itself."""
+    seen: dict[Path, Path] = {}
+    for path in paths:
+        first = seen.setdefault(path.resolve(), path)
+        if first is not path:
+            raise UserError(
+                f"{first} and {path} are the same folder; there is nothing to compare"
+                if str(first) != str(path)
+                else f"{path} is named twice; there is nothing to compare",
+                fix="name another run, or two steps of one run: RUN/dumps/step_000100 RUN/dumps/step_000200",
+                exit_code=2,
+            )
 
 
 def _arm(text: str) -> tuple[str, list[Path]]:

@@ -138,7 +138,7 @@ def print_comparison(comparison: Comparison, console: Console | None = None) -> 
     chance = (1 - protocol["level"]) * len(verdicts)
     console.print()
     console.print(
-        f"{told} of {len(verdicts)} differences are told; of as many that are none, {chance:.1f} would be, by chance",
+        f"{told} of {len(verdicts)} figures differ; by chance alone about {chance:.1f} would",
         highlight=False,
     )
     for remark in comparison.remarks:

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from apiece.boxes import FloatArray
 from apiece.compare.interval import Drawn
 from apiece.compare.source import Source
+from apiece.records.folder import DUMPS
 
 LEAST_BLOCKS = 4
 """Fewer give no interval."""
@@ -51,7 +53,7 @@ def telemetry_draws(
         seed: Of the draws.
     """
     sources = (*a, *b)
-    if not any(source.telemetry for source in sources) or len({source.path.resolve() for source in sources}) < 2:
+    if not any(source.telemetry for source in sources) or len({_run_of(source) for source in sources}) < 2:
         return {}, ()
     keys = [set(source.telemetry) for source in sources]
     shared = sorted(set.intersection(*keys))
@@ -81,6 +83,12 @@ def telemetry_draws(
             few.add(f"steps {steps[0]} to {steps[-1]} hold {blocks} windows of {window} steps")
     remarks += [f"variances have no interval: {text}, {LEAST_BLOCKS} are needed" for text in sorted(few)]
     return found, tuple(remarks)
+
+
+def _run_of(source: Source) -> Path:
+    """The folder of a source's run: two dumps of one run share their telemetry."""
+    path = source.path.resolve()
+    return path.parents[1] if path.parent.name == DUMPS else path
 
 
 def _block(steps: list[int], window: int) -> int:
