@@ -143,3 +143,15 @@ def test_the_report_fits_its_width_and_problems_stay_on_one_line(tmp_path: Path,
     assert f"  {path}:2: object 0 ('\\x1b[31m\\x1b[31m\\x1b[31m'): " in said
     tables = said.split("most:")[0].splitlines()[2:]
     assert max(map(len, tables)) <= width
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_a_coco_file_is_to_be_imported_and_nothing_else(tmp_path: Path, run: Run, indent: int | None) -> None:
+    source = coco_file(tmp_path, [1, 1, 9, 9])
+    source.write_text(json.dumps(json.loads(source.read_text()), indent=indent))
+    fix = f"  fix: apiece data import coco --annotations {source} --images FOLDER --out data.jsonl\n"
+    code, said, err = run("data", "check", source)
+    assert code == 1 and err.startswith(f"error: {source}: 1 error: ") and err.endswith(fix)
+    assert "--fix drop" not in said + err
+    code, _, err = run("evaluate", "tiny", "--data", source, "--out", tmp_path / "out")
+    assert code == 1 and err.endswith(fix) and "--fix drop" not in err

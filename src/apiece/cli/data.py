@@ -116,7 +116,7 @@ def check(
 
     from apiece.data.check import check_jsonl, require_other
     from apiece.data.check_report import kinds, plain_line, print_report
-    from apiece.data.problems import counted
+    from apiece.data.problems import counted, remedy
     from apiece.errors import UserError
     from apiece.files import write_json
 
@@ -137,7 +137,8 @@ def check(
         _write_clean(report, out)
     elif errors:
         message = f"{counted(len(errors), 'error')}: {kinds(errors)}"
-        raise UserError(message, where=path, fix="mend them, or drop them with `--fix drop --out clean.jsonl`")
+        mend = remedy(errors, path, "mend them, or drop them with `--fix drop --out clean.jsonl`")
+        raise UserError(message, where=path, fix=mend)
 
 
 def _write_clean(report: CheckReport, out: Path) -> None:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from apiece.data.problems import Problem, ProblemKind
+from apiece.data.problems import IMPORT_COCO, Problem, ProblemKind, remedy
 from apiece.data.record import Line, parse_record
 from apiece.errors import UserError, require_file
 from apiece.files import atomic_open
@@ -46,7 +46,9 @@ def read_jsonl(path: Path) -> list[Sample]:
     if errors:
         count = "at least " if len(errors) >= MAX_LISTED else ""
         listed = "".join(f"\n  {error}" for error in errors[:MAX_LISTED])
-        fix = f"see all with `apiece data check {path}`; drop them with `--fix drop --out clean.jsonl`"
+        fix = remedy(
+            errors, path, f"see all with `apiece data check {path}`; drop them with `--fix drop --out clean.jsonl`"
+        )
         noun = "error" if len(errors) == 1 else "errors"
         raise UserError(f"{count}{len(errors[:MAX_LISTED])} {noun}:{listed}", where=path, fix=fix)
     if not samples:
@@ -99,6 +101,8 @@ def iter_records(path: Path) -> Iterator[Line]:
                 value, problem = _decode(raw, number, where)
                 if problem is not None:
                     yield Line(number, problems=[problem])
+                    if IMPORT_COCO in problem.message:
+                        return  # thousands of lines that are no records either would say nothing more
                     continue
                 line = parse_record(value, folder=folder, number=number, where=where)
                 if line.sample is not None:
@@ -226,7 +230,7 @@ def _decode(raw: bytes, number: int, where: str) -> tuple[Any, Problem | None]:
         if number == 1 and text.strip() in ("{", "["):
             message = (
                 "expected one JSON object a line, found one spread over lines"
-                " (a COCO file? convert it with `apiece data import coco`)"
+                f" (a COCO file? convert it with `{IMPORT_COCO}`)"
             )
     except _RepeatedKeyError as error:
         message = f"not valid JSON: key {error.args[0]!r} appears twice in one object"

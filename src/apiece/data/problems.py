@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
 
@@ -71,6 +73,16 @@ class ProblemKind(StrEnum):
         if self in _WARNINGS:
             return Level.WARNING
         return Level.NOTE if self is ProblemKind.CONVERTED_TO_RGB else Level.ERROR
+
+
+IMPORT_COCO = "apiece data import coco"
+
+
+def remedy(errors: Sequence[Problem], path: Path, otherwise: str) -> str:
+    """How to mend the errors of a data file: a COCO file is imported, whatever else is wrong with it."""
+    if any(IMPORT_COCO in problem.message for problem in errors):
+        return f"{IMPORT_COCO} --annotations {path} --images FOLDER --out data.jsonl"
+    return otherwise
 
 
 _WARNINGS = frozenset(

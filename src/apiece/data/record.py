@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from apiece.data.problems import Level, Problem, ProblemKind
+from apiece.data.problems import IMPORT_COCO, Level, Problem, ProblemKind
 from apiece.errors import nearest
 from apiece.types import BoxXYXY, Instance, Sample
 
@@ -99,7 +99,7 @@ def _record_faults(value: Any) -> list[Fault]:
         return [(ProblemKind.WRONG_TYPE, f"expected a JSON object, found {_kind(value)}")]
     faults = _key_faults(value, _RECORD_SET, RECORD_KEYS, ("image", "width", "height", "objects"))
     if faults and {"images", "annotations"} & value.keys():
-        hint = "this is a COCO file: convert it with `apiece data import coco`"
+        hint = f"this is a COCO file: convert it with `{IMPORT_COCO}`"
         return [(ProblemKind.UNKNOWN_KEY, f"expected one image a line; {hint}")]
     if "id" in value:
         faults += _text_faults("id", value["id"])
