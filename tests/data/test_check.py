@@ -80,6 +80,16 @@ def test_a_bad_image_is_named(tmp_path: Path, make: Any, kind: str, message: str
     assert check_jsonl(tmp_path / "x.jsonl", open_images=False).problems == []
 
 
+def test_boxes_outside_a_wrong_size_are_not_errors_of_their_own(tmp_path: Path) -> None:
+    save_image(tmp_path / "b.jpg", (64, 48))
+    outside = boxed([1, 1, 60, 40], [2, 2, 50, 45])
+    lines = (record("b.jpg", size_wh=(32, 32), objects=outside), record("c.jpg", size_wh=(32, 32), objects=outside))
+    report = check(tmp_path, *lines)
+    assert [(p.line, str(p.kind)) for p in report.errors] == [
+        *((1, "size_differs"), (2, "missing_image"), (2, "box_outside"), (2, "box_outside"))
+    ]
+
+
 def test_a_turned_photo_with_its_upright_size_is_fine(tmp_path: Path) -> None:
     _turned(tmp_path / "a.jpg")
     assert check(tmp_path, record(size_wh=(48, 64))).problems == []

@@ -329,6 +329,7 @@ class _Gatherer:
 def _check_images(report: CheckReport, files: list[_File]) -> None:
     """Open every file, several at a time (decoding releases the interpreter lock)."""
     converted: dict[str, _File] = {}
+    wrong_size: set[int] = set()
     for file, outcome in track(_in_threads(_inspect, files), "opening images", total=len(files)):
         if isinstance(outcome, ImageError):
             message = f"{outcome.where}: {outcome.message}"
@@ -339,6 +340,9 @@ def _check_images(report: CheckReport, files: list[_File]) -> None:
             converted.setdefault(outcome.mode, file)
         if outcome.size_wh != file.size_wh:
             report.problems.append(_size_problem(file, outcome))
+            wrong_size.add(file.line)
+    # One cause, one error: whether a box is outside can be said once the size is right.
+    report.problems = [p for p in report.problems if p.kind is not ProblemKind.BOX_OUTSIDE or p.line not in wrong_size]
     for mode, file in converted.items():
         count = counted(report.image_modes[mode], "image")
         message = f"{count} of mode {mode} will be converted to RGB, this the first"
