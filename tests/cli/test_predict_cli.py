@@ -188,3 +188,18 @@ def test_help_has_an_example(run: Run, command: str) -> None:
     code, out, _ = run(command, "--help")
     assert code == 0
     assert f"apiece {command} tiny" in out
+
+
+@pytest.mark.parametrize("existed", [False, True])
+def test_nothing_is_left_where_no_photo_could_be_read(
+    run: Run, tmp_path: Path, tiny_checkpoint: Path, existed: bool
+) -> None:
+    (tmp_path / "notes.jpg").write_text("no photo")
+    if existed:
+        (tmp_path / "out").mkdir()
+    for _ in range(2):
+        code, out, err = run("predict", tiny_checkpoint, "notes.jpg", "--out", "out")
+        assert code == 1 and "wrote" not in out
+        assert "skipped: notes.jpg: " in err
+        assert "error: out: no photo could be read: 1 file skipped, nothing written\n  fix: name photos" in err
+        assert list(tmp_path.glob("out/*")) == [] and (tmp_path / "out").exists() is existed

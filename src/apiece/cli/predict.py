@@ -119,6 +119,12 @@ def _report(done: PhotosDone, out: Path, policy: str) -> None:
 
     for problem in done.skipped:
         typer.echo(f"skipped: {problem}", err=True)
+    if not done.images:
+        raise UserError(
+            f"no photo could be read: {_count(len(done.skipped), 'file')} skipped, nothing written",
+            where=out,
+            fix="name photos, or folders of them",
+        )
     if done.policy != policy:
         _warn(no_scores(policy, done.policy))
     earlier = f" ({done.resumed:,} of them earlier)" if done.resumed else ""

@@ -113,6 +113,14 @@ def open_answers(out: Path, protocol: Mapping[str, Any], *, resume: bool) -> Ite
     part.replace(final)
 
 
+def discard_run(out: Path, *, existed: bool) -> None:
+    """Take away the files of a run that answered nothing, and its folder unless that `existed` before."""
+    for name in (PREDICTIONS_FILE, PROTOCOL_FILE):
+        (out / name).unlink(missing_ok=True)
+    if not existed:
+        out.rmdir()
+
+
 def read_records(path: Path) -> Iterator[dict[str, Any]]:
     """The lines of a `predictions.jsonl`, one at a time."""
     with open(path, encoding="utf-8") as file:

@@ -16,7 +16,7 @@ from typing import Any
 from apiece.data.collate import EncodedSample
 from apiece.data.images import ImageError, open_image
 from apiece.data.photos import Photo
-from apiece.evaluate.answer_file import PREDICTIONS_FILE, open_answers, read_records
+from apiece.evaluate.answer_file import PREDICTIONS_FILE, discard_run, open_answers, read_records
 from apiece.evaluate.answers import Answer
 from apiece.evaluate.predict import COCO_FILE, RESULTS_FILE, Predictor
 from apiece.evaluate.scores import DEFAULT_POLICY, ScorePolicy
@@ -66,10 +66,14 @@ def predict_photos(
         overlays: Draw the boxes on each photo.
         resume: Go on with the run in `out`.
 
+    Returns:
+        What came of it. Where no photo could be read nothing is left in `out`, so that it is free for the next try.
+
     Raises:
         UserError: `out` may not be written to, or its run had other settings.
     """
     skipped: list[str] = []
+    existed = out.is_dir()
     with open_answers(out, predictor.protocol, resume=resume) as answers, progress_bar() as bar:
         resumed = len(answers.done)
         left = [photo for photo in photos if photo.id not in answers.done]
@@ -82,6 +86,9 @@ def predict_photos(
             count = len(answers.done) - resumed
             bar.update(task, completed=count + len(skipped), note=f"{answers.objects} objects")
         bar.update(task, completed=len(left))
+    if not answers.done:
+        discard_run(out, existed=existed)
+        return PhotosDone(0, 0, 0, 0, tuple(skipped), predictor.policy)
     policy = write_coco(out, predictor.policy)
     return PhotosDone(len(answers.done), resumed, answers.objects, answers.dropped, tuple(skipped), policy)
 
