@@ -65,3 +65,21 @@ def test_the_end_of_a_run_says_what_it_gave_and_what_comes_next(tmp_path: Path) 
         f"log: {run}/train.log",
         f"next: apiece evaluate {run} --data val.jsonl --out {run}/evaluation",
     ]
+
+
+def test_a_missing_data_file_is_named_with_its_setting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.yaml").write_text("seed: 0\ndata:\n  train: trian.jsonl\n")
+    (tmp_path / "train.jsonl").write_text("{}\n")
+    monkeypatch.setattr(sys, "argv", ["apiece", "train", "c.yaml", "data.eval=gone/val.jsonl"])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 1
+    assert capsys.readouterr().err == (
+        "error: 2 mistakes in the config\n"
+        "  c.yaml:3: data.train: expected a data file at trian.jsonl, found nothing (did you mean 'train.jsonl'?)\n"
+        "  command line: data.eval: expected a data file at gone/val.jsonl, found nothing\n"
+        "  fix: check the path; it is read relative to the current folder\n"
+    )

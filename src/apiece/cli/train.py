@@ -40,7 +40,7 @@ def train(
     `torchrun --nproc-per-node 8 -m apiece train CONFIG train.parallel=fsdp` (that share the model among them)
     """
     _check_usage(config, overrides or [], resume)
-    from apiece.config.load import load_config
+    from apiece.config.load import load_config, require_data
 
     if resume is not None:
         loaded, name = load_config(resume / "config.yaml"), resume.name
@@ -48,6 +48,7 @@ def train(
         assert config is not None, "checked above"
         loaded = load_config(config, overrides or [])
         name = loaded.config.run.name or config.stem
+    require_data(loaded)
     from apiece.train.loop import train as run_training  # loads torch: only once the config is known to be right
 
     outcome = run_training(loaded.config, name, resume=resume)

@@ -58,6 +58,23 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> LoadedConfi
     return LoadedConfig(config, {dotted(path): setting_source(path, tree) for path in values(config)}, files)
 
 
+def require_data(loaded: LoadedConfig) -> None:
+    """Raise a `UserError` that names every data file of a config that is not there, and where it was set."""
+    data = loaded.config.data
+    named = {"train": data.train, "eval": data.eval, "complete": data.complete}
+    problems = []
+    for name, value in named.items():
+        if value is None or Path(value).is_file():
+            continue
+        beside = [file.name for file in Path(value).parent.iterdir()] if Path(value).parent.is_dir() else []
+        found = "a folder" if Path(value).is_dir() else f"nothing{nearest(Path(value).name, beside)}"
+        message = f"expected a data file at {value}, found {found}"
+        problems.append(Problem(loaded.sources[f"data.{name}"], ("data", name), message))
+    if problems:
+        known = _error(problems, loaded.files)
+        raise UserError(known.message, fix="check the path; it is read relative to the current folder")
+
+
 def _read_chain(path: Path, problems: list[Problem]) -> tuple[Node, tuple[Path, ...]]:
     """Read a file and its parents; returns them merged, and the files from the one named upwards."""
     files: dict[str, Path] = {}
