@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from apiece.cli import app
 from apiece.cli.options import Device
 from apiece.errors import UserError
+
+if TYPE_CHECKING:
+    from apiece.diagnosis.source import Request
 
 
 @app.command(short_help="What fails, where, and which explanation the probes support.")
@@ -78,15 +81,10 @@ def diagnose(
 
     `apiece diagnose tiny --data data/crowd/observed.jsonl --complete data/crowd/complete.jsonl --samples 100`
     """
-    from apiece.diagnosis.printed import print_diagnosis
     from apiece.diagnosis.result import DIAGNOSIS_FILE
-    from apiece.diagnosis.result import diagnose as diagnose_split
-    from apiece.diagnosis.source import Request, from_dump, from_model, reads_dump
-    from apiece.files import write_json
-    from apiece.model.find import resolve_checkpoint
+    from apiece.diagnosis.source import Request
 
-    folder = out or _default_out(target)
-    path = folder / DIAGNOSIS_FILE
+    path = (out or _default_out(target)) / DIAGNOSIS_FILE
     if path.exists() and not overwrite:
         raise UserError(
             "a diagnosis is there already and is not overwritten",
@@ -94,17 +92,26 @@ def diagnose(
             fix="choose another --out, or add --overwrite",
             exit_code=2,
         )
-    request = Request(target, data, complete, samples, object_order, batch_size, max_objects, device)
+    _diagnose(Request(target, data, complete, samples, object_order, batch_size, max_objects, device), path)
+
+
+def _diagnose(request: Request, path: Path) -> None:
+    """Read or run, diagnose, write, print."""
+    from apiece.diagnosis.printed import print_diagnosis
+    from apiece.diagnosis.result import diagnose as diagnose_split
+    from apiece.diagnosis.source import from_dump, from_model, reads_dump
+    from apiece.files import write_json
+    from apiece.model.find import resolve_checkpoint
 
     def warn(message: str) -> None:
         typer.echo(f"warning: {message}", err=True)
 
     if reads_dump(request):
-        source = from_dump(Path(target))
+        source = from_dump(Path(request.target))
     else:
-        if data is not None:
-            resolve_checkpoint(target)  # a mistake in its name is told at once, before torch is loaded
-        source = from_model(request, folder, warn, lambda message: typer.echo(message, err=True))
+        if request.data is not None:
+            resolve_checkpoint(request.target)  # a mistake in its name is told at once, before torch is loaded
+        source = from_model(request, path.parent, warn, lambda message: typer.echo(message, err=True))
     for remark in source.remarks:
         warn(remark)
     found = diagnose_split(
