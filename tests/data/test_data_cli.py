@@ -97,7 +97,9 @@ def test_import_yolo_and_voc(tmp_path: Path, run: Run) -> None:
     names = tmp_path / "names.txt"
     assert run("data", "import", "yolo", "--images", images, "--labels", labels, "--names", names, "--out", out)[0] == 0
     assert run("data", "check", out)[0] == 0
-    assert run("data", "import", "voc", "--images", images, "--annotations", labels, "--out", out)[0] == 0
+    assert (
+        run("data", "import", "voc", "--images", images, "--annotations", labels, "--out", out, "--overwrite")[0] == 0
+    )
     assert run("data", "check", out)[0] == 0
 
 
@@ -155,3 +157,14 @@ def test_a_coco_file_is_to_be_imported_and_nothing_else(tmp_path: Path, run: Run
     assert "--fix drop" not in said + err
     code, _, err = run("evaluate", "tiny", "--data", source, "--out", tmp_path / "out")
     assert code == 1 and err.endswith(fix) and "--fix drop" not in err
+
+
+def test_an_import_replaces_a_file_only_when_told_to(tmp_path: Path, run: Run) -> None:
+    out = tmp_path / "x.jsonl"
+    out.write_text("kept")
+    source = coco_file(tmp_path, [1, 1, 9, 9])
+    words = ("data", "import", "coco", "--annotations", source, "--images", tmp_path / "images", "--out", out)
+    code, _, err = run(*words)
+    assert code == 2 and out.read_text() == "kept"
+    assert f"error: {out}: this file is there already and is not overwritten\n  fix: choose another --out, or" in err
+    assert run(*words, "--overwrite")[0] == 0 and out.read_text() != "kept"

@@ -27,6 +27,7 @@ app.add_typer(data, name="data")
 
 Out = Annotated[Path, typer.Option("--out", help="JSONL file to write.", show_default=False)]
 ImagesFolder = Annotated[Path, typer.Option("--images", help="Folder of the image files.", show_default=False)]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the file if it is there.")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Drop what cannot be converted, with a list, and go on.")]
 
 
@@ -36,6 +37,7 @@ def coco(
     images: ImagesFolder,
     out: Out,
     skip_bad: SkipBad = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Import a COCO annotation file.
 
@@ -46,6 +48,7 @@ def coco(
     """
     from apiece.data.coco import import_coco
 
+    _require_new(out, overwrite)
     _finish(import_coco(annotations, images), out, skip_bad)
 
 
@@ -56,6 +59,7 @@ def yolo(
     names: Annotated[Path, typer.Option("--names", help="Class names: one a line, or data.yaml.", show_default=False)],
     out: Out,
     skip_bad: SkipBad = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Import YOLO labels: `class cx cy width height` a line, as shares of the image.
 
@@ -65,6 +69,7 @@ def yolo(
     """
     from apiece.data.yolo import import_yolo
 
+    _require_new(out, overwrite)
     _finish(import_yolo(images, labels, names), out, skip_bad)
 
 
@@ -74,6 +79,7 @@ def voc(
     images: ImagesFolder,
     out: Out,
     skip_bad: SkipBad = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Import Pascal VOC annotations: one XML file an image, pixels counted from 1.
 
@@ -81,6 +87,7 @@ def voc(
     """
     from apiece.data.voc import import_voc
 
+    _require_new(out, overwrite)
     _finish(import_voc(annotations, images), out, skip_bad)
 
 
@@ -150,6 +157,18 @@ def _write_clean(report: CheckReport, out: Path) -> None:
         f"wrote {out} without the errors above: dropped {counted(images, 'image')}"
         f" and {counted(objects, 'object')} of other images"
     )
+
+
+def _require_new(out: Path, overwrite: bool) -> None:
+    from apiece.errors import UserError
+
+    if out.exists() and not overwrite:
+        raise UserError(
+            "this file is there already and is not overwritten",
+            where=out,
+            fix="choose another --out, or add --overwrite",
+            exit_code=2,
+        )
 
 
 def _finish(imported: Imported, out: Path, skip_bad: bool) -> None:
