@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from apiece.boxes import intersection_over_area
 from apiece.cli import app
 from apiece.cli import scenes as _scenes_command  # noqa: F401  registers the command
-from apiece.data.scenes import CLASSES, Family, Scene, generate_scene, parse_families, write, write_scenes
+from apiece.data.scenes import CLASSES, Family, Scene, generate_scene, split_families, write, write_scenes
 from apiece.data.scenes.canvas import MIN_SIDE, UNITS, Dice, Item, Pen, render
 from apiece.data.scenes.labelling import leave_out
 from apiece.errors import UserError
@@ -267,7 +267,7 @@ def test_coco_and_jsonl_say_the_same(tmp_path: Path) -> None:
 
 
 def test_settings_are_kept(tmp_path: Path) -> None:
-    write_scenes(tmp_path / "out", 1, seed=9, size=64, families=parse_families("street"), unlabelled=0.25)
+    write_scenes(tmp_path / "out", 1, seed=9, size=64, families=split_families("street"), unlabelled=0.25)
     assert json.loads((tmp_path / "out" / "scenes.json").read_text()) == {
         "version": write.VERSION,
         "n": 1,
@@ -302,11 +302,11 @@ def test_a_run_that_breaks_off_leaves_nothing(tmp_path: Path, monkeypatch: pytes
         pytest.param({"seed": -1}, r"seed must be 0 or more, got -1", id="seed"),
         pytest.param({"size": 63}, r"size must be 64 to 1024 pixels, got 63", id="small"),
         pytest.param({"size": 1025}, r"size must be 64 to 1024 pixels, got 1025", id="large"),
-        pytest.param({"unlabelled": 1.0}, r"unlabelled must be a share from 0 up to but not 1, got 1.0", id="all"),
-        pytest.param({"unlabelled": -0.1}, r"unlabelled must be a share from 0 .*, got -0.1", id="negative"),
+        pytest.param({"unlabelled": 1.0}, r"unlabelled must be a share in \[0, 1\), got 1.0", id="all"),
+        pytest.param({"unlabelled": -0.1}, r"unlabelled must be a share .*, got -0.1", id="negative"),
         pytest.param({"unlabelled": float("nan")}, r"unlabelled must be a share .*, got nan", id="nan"),
-        pytest.param({"group_boxes": 1.5}, r"group_boxes must be a probability from 0 to 1, got 1.5", id="group"),
-        pytest.param({"iscrowd_rows": -1.0}, r"iscrowd_rows must be a probability from 0 to 1, got -1.0", id="crowd"),
+        pytest.param({"group_boxes": 1.5}, r"group_boxes must be a probability in \[0, 1\], got 1.5", id="group"),
+        pytest.param({"iscrowd_rows": -1.0}, r"iscrowd_rows must be a probability in \[0, 1\], got -1.0", id="crowd"),
         pytest.param({"families": ()}, r"expected at least one family of shelf, stands, street, sparse", id="none"),
     ],
 )
@@ -317,10 +317,24 @@ def test_bad_settings(tmp_path: Path, changes: dict[str, object], message: str) 
     assert caught.value.exit_code == 2 and not (tmp_path / "out").exists()
 
 
-def test_an_unknown_family_names_the_nearest() -> None:
-    assert parse_families("shelf, sparse") == (Family.SHELF, Family.SPARSE)
+def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
+    words = ["scenes", str(tmp_path / "out"), "--n", "0", "--size", "5", "--families", "shelve", "--unlabelled", "1"]
+    result = CliRunner().invoke(app, words)
+    assert isinstance(result.exception, UserError)
+    assert str(result.exception).splitlines() == [
+        "4 mistakes",
+        "  size must be 64 to 1024 pixels, got 5",
+        "  unknown family 'shelve' (did you mean 'shelf'?); known: shelf, stands, street, sparse",
+        "  unlabelled must be a share in [0, 1), got 1.0",
+        "  the number of scenes must be at least 1, got 0",
+    ]
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_family_names_the_nearest(tmp_path: Path) -> None:
+    assert split_families("shelf, sparse") == (Family.SHELF, Family.SPARSE)
     with pytest.raises(UserError, match=r"unknown family 'shelve' \(did you mean 'shelf'\?\); known: shelf, stands"):
-        parse_families("street,shelve")
+        write_scenes(tmp_path / "out", 1, families=split_families("street,shelve"))
 
 
 def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:

@@ -33,14 +33,14 @@ def scenes(
 
     Example: `apiece scenes data/crowd --n 2000 --seed 0 --unlabelled 0.4`
     """
-    from apiece.data.scenes import parse_families, write_scenes
+    from apiece.data.scenes import split_families, write_scenes
 
     written = write_scenes(
         out,
         n,
         seed=seed,
         size=size,
-        families=parse_families(families),
+        families=split_families(families),
         unlabelled=unlabelled,
         group_boxes=group_boxes,
         iscrowd_rows=iscrowd_rows,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from apiece.data.scenes.families import Family
-from apiece.data.scenes.generate import ALL, Scene, SceneSettings, generate_scene, parse_families
+from apiece.data.scenes.generate import ALL, Scene, SceneSettings, generate_scene, split_families
 from apiece.data.scenes.sprites import CLASSES
 from apiece.data.scenes.write import Written, write_scenes
 
@@ -15,6 +15,6 @@ __all__ = [
     "SceneSettings",
     "Written",
     "generate_scene",
-    "parse_families",
+    "split_families",
     "write_scenes",
 ]

@@ -62,33 +62,44 @@ class SceneSettings:
     iscrowd_rows: float = 0.0
 
     def __post_init__(self) -> None:
-        if not MIN_SIZE <= self.size <= MAX_SIZE:
-            raise _usage(f"size must be {MIN_SIZE} to {MAX_SIZE} pixels, got {self.size}")
-        if not self.families:
-            raise _usage(f"expected at least one family of {', '.join(ALL)}, got none")
-        if not 0 <= self.unlabelled < 1:
-            raise _usage(f"unlabelled must be a share from 0 up to but not 1, got {self.unlabelled}")
-        for name, value in (("group_boxes", self.group_boxes), ("iscrowd_rows", self.iscrowd_rows)):
-            if not 0 <= value <= 1:
-                raise _usage(f"{name} must be a probability from 0 to 1, got {value}")
+        settings = (self.size, self.families, self.unlabelled, self.group_boxes, self.iscrowd_rows)
+        if mistakes := scene_mistakes(*settings):
+            raise usage(mistakes)
 
 
-def _usage(message: str) -> UserError:
-    return UserError(message, exit_code=2)
+def scene_mistakes(
+    size: int, families: Sequence[str], unlabelled: float, group_boxes: float, iscrowd_rows: float
+) -> list[str]:
+    """What of these settings is out of its range; see `SceneSettings`."""
+    found = []
+    if not MIN_SIZE <= size <= MAX_SIZE:
+        found.append(f"size must be {MIN_SIZE} to {MAX_SIZE} pixels, got {size}")
+    if not families:
+        found.append(f"expected at least one family of {', '.join(ALL)}, got none")
+    found += unknown_families(families)
+    if not 0 <= unlabelled < 1:
+        found.append(f"unlabelled must be a share in [0, 1), got {unlabelled}")
+    for name, value in (("group_boxes", group_boxes), ("iscrowd_rows", iscrowd_rows)):
+        if not 0 <= value <= 1:
+            found.append(f"{name} must be a probability in [0, 1], got {value}")
+    return found
 
 
-def parse_families(names: str) -> tuple[Family, ...]:
-    """Families from a list with commas, such as `shelf,stands`.
+def usage(mistakes: Sequence[str]) -> UserError:
+    """All mistakes of a call in one message."""
+    head = [f"{len(mistakes)} mistakes"] if len(mistakes) > 1 else []
+    return UserError("\n  ".join([*head, *mistakes]), exit_code=2)
 
-    Raises:
-        UserError: A name is unknown.
-    """
-    families = []
-    for name in (part.strip() for part in names.split(",")):
-        if name not in ALL:
-            raise _usage(f"unknown family '{name}'{nearest(name, ALL)}; known: {', '.join(ALL)}")
-        families.append(Family(name))
-    return tuple(families)
+
+def unknown_families(names: Sequence[str]) -> list[str]:
+    """What is wrong with names that are no families."""
+    known = ", ".join(ALL)
+    return [f"unknown family '{name}'{nearest(name, ALL)}; known: {known}" for name in names if name not in ALL]
+
+
+def split_families(names: str) -> tuple[str, ...]:
+    """The names in a list with commas, such as `shelf,stands`, known or not."""
+    return tuple(part.strip() for part in names.split(","))
 
 
 def generate_scene(
@@ -123,7 +134,7 @@ def generate_scene(
 def draw_scene(seed: int, index: int, settings: SceneSettings) -> Scene:
     """`generate_scene` with settings that are already checked."""
     if seed < 0 or index < 0:
-        raise _usage(f"seed and index must be 0 or more, got {seed} and {index}")
+        raise usage([f"seed and index must be 0 or more, got {seed} and {index}"])
     family = settings.families[index % len(settings.families)]
     dice = Dice(np.random.default_rng([seed, index]))
     backdrop, items = _LAYOUTS[family](dice)

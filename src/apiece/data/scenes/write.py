@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from apiece.data.scenes.families import Family
-from apiece.data.scenes.generate import ALL, Scene, SceneSettings, draw_scene
+from apiece.data.scenes.generate import ALL, Scene, SceneSettings, draw_scene, scene_mistakes, usage
 from apiece.data.scenes.sheet import SHEET_CELLS, contact_sheet
 from apiece.data.scenes.sprites import CLASSES
 from apiece.errors import UserError
@@ -68,7 +68,7 @@ def write_scenes(
     *,
     seed: int = 0,
     size: int = 192,
-    families: Sequence[Family] = ALL,
+    families: Sequence[str] = ALL,
     unlabelled: float = 0.0,
     group_boxes: float = 0.0,
     iscrowd_rows: float = 0.0,
@@ -90,13 +90,16 @@ def write_scenes(
         workers: Processes that draw. More than one needs a main module that can be imported.
 
     Raises:
-        UserError: A setting is out of its range, or the folder is not empty or cannot be written.
+        UserError: Settings are out of their range (all are told), or the folder is not empty or cannot be written.
     """
-    settings = SceneSettings(size, tuple(families), unlabelled, group_boxes, iscrowd_rows)
+    mistakes = scene_mistakes(size, families, unlabelled, group_boxes, iscrowd_rows)
     if n < 1:
-        raise UserError(f"the number of scenes must be at least 1, got {n}", exit_code=2)
+        mistakes.append(f"the number of scenes must be at least 1, got {n}")
     if seed < 0:
-        raise UserError(f"seed must be 0 or more, got {seed}", exit_code=2)
+        mistakes.append(f"seed must be 0 or more, got {seed}")
+    if mistakes:
+        raise usage(mistakes)
+    settings = SceneSettings(size, tuple(Family(name) for name in families), unlabelled, group_boxes, iscrowd_rows)
     out = Path(out)
     if out.exists() and not out.is_dir():
         raise UserError("expected a new or empty folder, found a file", where=out)
