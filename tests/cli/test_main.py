@@ -138,7 +138,8 @@ def test_version(run: Run) -> None:
         (["data", "chekc"], "No such command 'chekc'. Did you mean 'check'?"),
         (["scenes", "out", "--familes", "shelf"], "No such option: --familes (Possible options: --families)"),
         (["scenes"], "Missing argument 'OUT'"),
-        (["scenes", "out", "--n", "many"], "Invalid value for '--n': Input should be a valid integer"),
+        (["scenes", "out", "--n", "many"], "Invalid value for '--n': expected a whole number, found many"),
+        (["predict", "tiny", "x", "--out", "y", "--max-objects", "0"], "'--max-objects': expected 1 or more, found 0"),
         (["train"], "error: name a CONFIG, or a run to --resume"),
     ],
 )

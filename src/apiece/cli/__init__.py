@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -37,6 +37,37 @@ class _InOrder(TyperGroup):
     def list_commands(self, ctx: object) -> list[str]:
         rank = {name: i for i, name in enumerate(ORDER)}
         return sorted(self.commands, key=lambda name: (rank.get(name, len(rank)), name))
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; a value of the wrong kind or out of its range is told in our own words."""
+        try:
+            return super().invoke(ctx)
+        except typer.BadParameter as error:
+            error.message = _in_words(error)
+            raise
+
+
+_EXPECTED = {
+    "greater_than_equal": "{ge} or more",
+    "greater_than": "more than {gt}",
+    "less_than_equal": "{le} or less",
+    "less_than": "less than {lt}",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "float_parsing": "a number",
+}
+
+
+def _in_words(error: typer.BadParameter) -> str:
+    """What was expected of an option and what was found; the message as it is where there are no words for it."""
+    from pydantic import ValidationError
+
+    if not isinstance(error.__cause__, ValidationError):
+        return error.message
+    found = error.__cause__.errors()[0]
+    if found["type"] not in _EXPECTED:
+        return error.message
+    return f"expected {_EXPECTED[found['type']].format(**found.get('ctx', {}))}, found {found['input']}"
 
 
 app = typer.Typer(
