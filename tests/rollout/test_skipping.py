@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import copy
 import itertools
+import os
 from dataclasses import replace
 from pathlib import Path
 
