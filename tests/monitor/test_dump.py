@@ -73,7 +73,8 @@ def test_a_dump_holds_the_panel(tiny_model: Any, tiny_side: Any, data: Path, run
     assert {name: path.name for name, path in dump.pictures.items()} == {
         f"{n} books": f"000{i}_{n}_books.png" for i, n in enumerate((1, 3, 7))
     }
-    assert Image.open(dump.pictures["7 books"]).size[0] > 900
+    with Image.open(dump.pictures["7 books"]) as picture:
+        assert picture.size[0] > 900
     for record in dump.records:
         assert record["probes"] is not None
         assert all(row["slots"] is not None for row in record["objects"] if not row["iscrowd"])
