@@ -51,9 +51,9 @@ from apiece.losses.coord import log_coord_mass
 from apiece.model.device import pick_device
 from apiece.types import Encoded, LossTerm, Role, Slots
 from common import (
-    Counts,
     Row,
     conditions,
+    counts_of,
     machine_speed,
     median,
     now,
@@ -209,7 +209,7 @@ def _sft_loss(model: Any, batch: Batch) -> Tensor:
 
 def flops_of(arm: str, model: Any, batch: Batch) -> float:
     """What the arm needs by count: forward, and twice that backward; its losses and norms are left out."""
-    counts, (size, length), prefix = Counts(model), batch.answer_ids.shape, batch.prefix.ids.shape[1]
+    counts, (size, length), prefix = counts_of(model), batch.answer_ids.shape, batch.prefix.ids.shape[1]
     vision = counts.vision([(int(t), int(h), int(w)) for t, h, w in batch.prefix.grid_thw.tolist()])
     passes, slots = passes_of(arm), len(batch.slots)
     if arm == "sft" or arm.startswith("naive"):

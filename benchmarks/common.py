@@ -17,7 +17,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ from apiece.errors import UserError
 from apiece.files import write_json
 from apiece.model.find import resolve_checkpoint
 from apiece.model.tiny import build_tiny
+from apiece.planning.flops import ForwardFlops
+from apiece.planning.shapes import ModelShape
 from apiece.types import Sample
 
 Row = dict[str, Any]
@@ -261,47 +263,9 @@ def middle_floors(each: Sequence[Mapping[str, Floor]]) -> dict[str, Floor]:
     return {name: sorted(floors[name] for floors in each)[len(each) // 2] for name in each[0]}
 
 
-@dataclass(frozen=True)
-class Counts:
-    """Arithmetic of one forward pass through parts of a Qwen3-VL, in FLOPs, by count.
-
-    A multiplication and an addition are two. Norms, activations and rotations are left out: they are small.
-    """
-
-    model: Any
-    _linear: dict[str, int] = field(default_factory=dict)
-
-    def vision(self, grid_thw: Sequence[tuple[int, int, int]]) -> float:
-        """The tower and its mergers; every image attends to itself."""
-        tower = self.model.model.visual
-        mergers = [tower.merger, *tower.deepstack_merger_list]
-        merged = tower.spatial_merge_size**2
-        patches = [t * h * w for t, h, w in grid_thw]
-        each = self._weights("blocks", tower.blocks) + tower.patch_embed.proj.weight.numel()
-        dense = 2 * sum(patches) * (each + sum(linear_weights(m) for m in mergers) / merged)
-        return dense + 4 * tower.config.hidden_size * tower.config.depth * sum(n * n for n in patches)
-
-    def language(self, queries: int, before: int) -> float:
-        """The layers, for `queries` tokens behind `before` tokens that are cached or computed already."""
-        language = self.model.model.language_model
-        config = language.config
-        pairs = queries * before + queries * (queries + 1) / 2
-        width = config.num_attention_heads * config.head_dim
-        return 2 * queries * self._weights("language", language.layers) + 4 * width * config.num_hidden_layers * pairs
-
-    def head(self, rows: int) -> float:
-        """Logits of `rows` hidden states over the whole vocabulary."""
-        return 2.0 * rows * self.model.lm_head.weight.numel()
-
-    def _weights(self, name: str, module: nn.Module) -> int:
-        if name not in self._linear:
-            self._linear[name] = linear_weights(module)
-        return self._linear[name]
-
-
-def linear_weights(module: nn.Module) -> int:
-    """Numbers in the weight matrices of all linear layers inside."""
-    return sum(m.weight.numel() for m in module.modules() if isinstance(m, nn.Linear))
+def counts_of(model: Any) -> ForwardFlops:
+    """Arithmetic of one forward pass through parts of a Qwen3-VL."""
+    return ForwardFlops(ModelShape.of(model.config.to_dict()))
 
 
 # ---------------------------------------------------------------- output

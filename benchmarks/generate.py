@@ -53,13 +53,13 @@ from apiece.model.load import TextSide, load_model, load_text_side
 from apiece.model.prompts import PROMPTS
 from apiece.types import Role, Sample
 from common import (
-    Counts,
     Floor,
     PartTimer,
     Row,
     Speed,
     checkpoint_or_fresh,
     conditions,
+    counts_of,
     forward_laps,
     linear_weights,
     machine_speed,
@@ -220,7 +220,7 @@ def passes_of(arm: str, model: Any, side: TextSide, work: Work) -> Passes:
 
 def floors(model: Any, work: Work, passes: Passes, speed: Speed) -> dict[str, Floor]:
     """The least time that each part can take, with as many steps as the arm made."""
-    counts = Counts(model)
+    counts = counts_of(model)
     language = model.model.language_model
     config = language.config
     prefixes = [len(q.prefix_ids) for q in work.questions]

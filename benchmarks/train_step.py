@@ -41,19 +41,20 @@ from apiece.model.device import pick_device
 from apiece.model.encode import Augmentation, PromptTokens, SampleEncoder
 from apiece.model.load import TextSide, load_model, load_text_side
 from apiece.model.prompts import PROMPTS
+from apiece.planning.flops import ForwardFlops
 from apiece.train.batches import BatchPlan, micro_batches
 from apiece.train.distributed import World
 from apiece.train.optim import build_optimizers
 from apiece.train.step import StepResult, train_step
 from apiece.types import Per
 from common import (
-    Counts,
     Floor,
     PartTimer,
     Row,
     Speed,
     checkpoint_or_fresh,
     conditions,
+    counts_of,
     forward_laps,
     machine_speed,
     median,
@@ -133,7 +134,7 @@ class Setup:
         handle.remove()
         parts = dict(timer.seconds)
         both = parts.pop("both", 0.0)
-        prefix, answer = language_flops(Counts(self.model), batch, padded=True)
+        prefix, answer = language_flops(counts_of(self.model), batch, padded=True)
         parts["prefix"] = both * prefix / (prefix + answer)
         parts["answer"] = parts.get("answer", 0.0) + both * answer / (prefix + answer)
         return parts, sum(head_rows)
@@ -153,7 +154,7 @@ class Setup:
                 handle.remove()
 
 
-def language_flops(counts: Counts, batch: Batch, *, padded: bool) -> tuple[float, float]:
+def language_flops(counts: ForwardFlops, batch: Batch, *, padded: bool) -> tuple[float, float]:
     """Forward FLOPs of the language model on prefix and answer of a batch, with or without its padding."""
     masks = (torch.ones_like(m) if padded else m for m in (batch.prefix.mask, batch.answer_mask))
     prefixes, answers = (mask.sum(1).tolist() for mask in masks)
@@ -165,7 +166,7 @@ def language_flops(counts: Counts, batch: Batch, *, padded: bool) -> tuple[float
 
 def floors(setup: Setup, batch: Batch, head_rows: int, speed: Speed) -> dict[str, Floor]:
     """The least time that each part can take."""
-    counts = Counts(setup.model)
+    counts = counts_of(setup.model)
     prefix, answer = language_flops(counts, batch, padded=False)
     if setup.config.n_softctx_iter > 1:  # later passes start at the first slot
         first = int(batch.slots.position.min())

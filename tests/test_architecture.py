@@ -20,7 +20,7 @@ LAYERS = (
     ("records", "outcomes"),
     ("data.collate",),  # the first that knows tensors
     ("losses", "model", "probes", "report"),
-    ("rollout",),
+    ("rollout", "planning"),
     ("channels", "evaluate"),
     ("monitor", "compare"),
     ("train", "diagnosis"),

@@ -94,10 +94,10 @@ def test_channel_a(
 def test_channel_a_has_the_proportions_of_a_large_model() -> None:
     """The head 20 to 25 % of an ordinary forward pass; vision to language as in the 2B model (2.0 to 2.25 TFLOP)."""
     import channel_a  # the folder of the benchmarks is on the path only inside a test
-    from common import Counts
+    from common import counts_of
 
     model, batch = channel_a.narrow_model(torch.device("cpu")), channel_a.random_batch(640, 160, torch.device("cpu"))
-    counts = Counts(model)
+    counts = counts_of(model)
     grids = [(int(t), int(h), int(w)) for t, h, w in batch.prefix.grid_thw.tolist()]
     vision, language, head = counts.vision(grids), 2 * counts.language(800, 0), counts.head(2 * 800)
     assert 0.2 <= head / (vision + language + head) <= 0.25
@@ -107,7 +107,7 @@ def test_channel_a_has_the_proportions_of_a_large_model() -> None:
 
 
 def test_floors_count_what_torch_counts(tiny_checkpoint: Path) -> None:
-    from common import Counts  # the folder of the benchmarks is on the path only inside a test
+    from common import counts_of  # the folder of the benchmarks is on the path only inside a test
 
     side, model = load_text_side(str(tiny_checkpoint)), load_model(str(tiny_checkpoint), attention="eager")
     pixels, grid = side.images.encode(Image.new("RGB", (96, 72)))
@@ -123,7 +123,7 @@ def test_floors_count_what_torch_counts(tiny_checkpoint: Path) -> None:
             image_grid_thw=prefix.grid_thw,
             mm_token_type_ids=prefix.image_mask.int(),
         )
-    counts, length = Counts(model), len(ids)
+    counts, length = counts_of(model), len(ids)
     config = model.config.text_config
     # Eager attention works on all pairs, the count on those that causality leaves; rotary angles are a small product.
     width = config.num_attention_heads * config.head_dim * config.num_hidden_layers

@@ -1,0 +1,60 @@
+"""The sizes of published Qwen3-VL models, as their config.json files give them, without weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import Qwen3VLConfig
+
+# name: (width, inner, layers, heads, tied), (vision depth, width, inner, deep-stack blocks)
+_SIZES: dict[str, tuple[tuple[int, int, int, int, bool], tuple[int, int, int, list[int]]]] = {
+    "2b": ((2048, 6144, 28, 16, True), (24, 1024, 4096, [5, 11, 17])),
+    "4b": ((2560, 9728, 36, 32, True), (24, 1024, 4096, [5, 11, 17])),
+    "8b": ((4096, 12288, 36, 32, False), (27, 1152, 4304, [8, 16, 24])),
+}
+NAMES = tuple(_SIZES)
+
+
+def published_config(name: str) -> Any:
+    """The config of a published model."""
+    (width, inner, layers, heads, tied), (depth, vision_width, vision_inner, deepstack) = _SIZES[name]
+    text = {
+        "vocab_size": 151936,
+        "hidden_size": width,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "max_position_embeddings": 262144,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 5e6,
+            "mrope_section": [24, 20, 20],
+            "mrope_interleaved": True,
+        },
+        "tie_word_embeddings": tied,
+    }
+    vision = {
+        "depth": depth,
+        "hidden_size": vision_width,
+        "intermediate_size": vision_inner,
+        "num_heads": 16,
+        "patch_size": 16,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "out_hidden_size": width,
+        "num_position_embeddings": 2304,
+        "deepstack_visual_indexes": deepstack,
+    }
+    return Qwen3VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=tied)
+
+
+def write_published(name: str, folder: Path) -> dict[str, Any]:
+    """Write config.json alone."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config: dict[str, Any] = published_config(name).to_dict()
+    (folder / "config.json").write_text(json.dumps(config))
+    return config

@@ -1,0 +1,68 @@
+"""Shapes from config.json: what is refused, and that parameters are those of the model that the library builds."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from published import NAMES, published_config, write_published
+from transformers import Qwen3VLForConditionalGeneration
+
+from apiece.errors import UserError
+from apiece.model.load import load_model
+from apiece.planning.shapes import ModelPart, ModelShape
+from apiece.train.optim import Part, part_of
+
+
+def counted(model: Any) -> dict[ModelPart, int]:
+    """Parameters by part, from the modules."""
+    names = {Part.COORD: ModelPart.TABLE, **{p: ModelPart(p) for p in Part if p is not Part.COORD}}
+    counts: Counter[ModelPart] = Counter()
+    for name, parameter in model.named_parameters():
+        counts[names[part_of(name)]] += parameter.numel()
+    return dict(counts)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "qwen2_5_vl"}, "expected a model of type qwen3_vl, found 'qwen2_5_vl'"),
+        ({"text_config": None}, "text_config is missing"),
+        ({"vision_config": {}}, r"vision_config.depth: expected a whole number from 1, found None"),
+        ({"text_config": {"num_attention_heads": "16"}}, "num_attention_heads: expected a whole number from 1"),
+        ({"text_config": {"num_attention_heads": True}}, "num_attention_heads: expected a whole number from 1"),
+        ({"text_config": {"num_attention_heads": 0}}, "num_attention_heads: expected a whole number from 1"),
+    ],
+)
+def test_what_is_no_model_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        ModelShape.of({**published_config("2b").to_dict(), **change})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_parameters_of_published_sizes(name: str) -> None:
+    config = published_config(name)
+    with torch.device("meta"):
+        model = Qwen3VLForConditionalGeneration(config)
+    shape = ModelShape.of(config.to_dict())
+    assert shape.parameters() == counted(model)
+    matrices = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear))
+    assert sum(shape.matrices().values()) == matrices
+
+
+def test_parameters_of_loaded_models(model_and_side: tuple[Any, Any]) -> None:
+    model, _ = model_and_side
+    shape = ModelShape.of(model.config.to_dict())
+    assert shape.parameters() == counted(model)
+    tables = 1 if model.config.tie_word_embeddings else 2
+    assert shape.coordinate_rows() == 1000 * model.config.text_config.hidden_size * tables
+
+
+def test_weights_are_not_needed(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    config = write_published("2b", tmp_path)
+    assert ModelShape.read(tmp_path) == ModelShape.of(config)
+    assert ModelShape.read(tmp_path).with_rows(152704).language.vocabulary == 152704
+    assert ModelShape.read(tiny_checkpoint).parameters() == counted(load_model(str(tiny_checkpoint)))
