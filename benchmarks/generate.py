@@ -51,6 +51,7 @@ from apiece.model.device import pick_device
 from apiece.model.encode import Augmentation, PromptTokens, SampleEncoder
 from apiece.model.load import TextSide, load_model, load_text_side
 from apiece.model.prompts import PROMPTS
+from apiece.planning.shapes import ModelPart
 from apiece.types import Role, Sample
 from common import (
     Floor,
@@ -61,7 +62,6 @@ from common import (
     conditions,
     counts_of,
     forward_laps,
-    linear_weights,
     machine_speed,
     median,
     median_parts,
@@ -221,13 +221,13 @@ def passes_of(arm: str, model: Any, side: TextSide, work: Work) -> Passes:
 def floors(model: Any, work: Work, passes: Passes, speed: Speed) -> dict[str, Floor]:
     """The least time that each part can take, with as many steps as the arm made."""
     counts = counts_of(model)
-    language = model.model.language_model
-    config = language.config
+    config = model.config.text_config
     prefixes = [len(q.prefix_ids) for q in work.questions]
     answer = sum(counts.language(len(a) - 1, p) for a, p in zip(work.answers, prefixes, strict=True))
     # Keys and values of a position, the matrices of all layers, and the head's; float32.
     kept = 4 * 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
-    weights, head = 4 * linear_weights(language.layers), 4 * model.lm_head.weight.numel()
+    matrices = counts.shape.matrices()
+    weights, head = 4 * matrices[ModelPart.LANGUAGE], 4 * matrices[ModelPart.TABLE]
     calls = passes.steps + -(-len(work.questions) // work.batch_size)  # the head runs after each prefix, too
     moved = {"answer": weights * passes.steps + kept * passes.keys_read, "head": head * calls}
     flops = {
