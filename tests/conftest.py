@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import faulthandler
+import os
+import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +15,26 @@ from hypothesis import settings
 # No deadlines: on a busy machine they fail for no reason of ours.
 settings.register_profile("apiece", deadline=None)
 settings.load_profile("apiece")
+
+SECONDS_TO_END = 60
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """See to it that the process ends: whatever still runs a minute after the last test is shown, and left behind."""
+    status = int(getattr(config, "apiece_status", 1))
+
+    def end() -> None:
+        faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
+        os._exit(status)
+
+    timer = threading.Timer(SECONDS_TO_END, end)
+    timer.daemon = True
+    timer.start()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    session.config.apiece_status = exitstatus  # type: ignore[attr-defined]
 
 
 @pytest.fixture(scope="session")

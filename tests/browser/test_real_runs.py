@@ -70,7 +70,7 @@ def test_real_runs_are_shown_compared_and_scrubbed(open_page: Any, real_report: 
     page.keyboard.press("End")
     page.wait_for_url(re.compile("step=2"))
     page.locator(".more summary", has_text="Beliefs").first.click()
-    assert page.locator(".more td.num").count() > 0
+    page.wait_for_selector(".more td.num")
     page.keyboard.press("c")
     page.wait_for_selector(".comparison tbody tr")
     assert page.locator(".comparison .verdict").count() > 5
