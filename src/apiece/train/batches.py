@@ -6,7 +6,7 @@ Batch k of a run is a function of the seed and k alone, so resuming at step k ne
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -143,12 +143,12 @@ def micro_batches(
     world: int,
     micro: int,
     workers: int,
-) -> Iterator[list[Batch]]:
+) -> Generator[list[Batch]]:
     """For every step from `start` on, this rank's micro-batches, encoded ahead by worker processes.
 
     Args:
         micro: Samples in one forward pass.
-        workers: Processes; 0 encodes in this one.
+        workers: Processes; 0 encodes in this one. They end with the generator: close it.
 
     Raises:
         UserError: A sample cannot be encoded.
@@ -163,8 +163,19 @@ def micro_batches(
     )
     per_step = -(-len(range(rank, plan.batch_size, world)) // micro)
     stream = iter(loader)
-    for _ in range(start, stop):
-        yield [_good(next(stream)) for _ in range(per_step)]
+    try:
+        for _ in range(start, stop):
+            yield [_good(next(stream)) for _ in range(per_step)]
+    finally:
+        if workers:
+            _end_workers(stream)
+
+
+def _end_workers(stream: Any) -> None:
+    """End the worker processes now. Left to the end of the process they would be waited for without end, as they pass
+    over the signal that is to stop them; and the traceback of an error keeps the iterator from being collected.
+    """
+    stream._shutdown_workers()
 
 
 def _good(batch: Batch | UserError) -> Batch:

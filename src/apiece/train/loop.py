@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,6 +87,7 @@ def train(config: Config, name: str, *, resume: Path | None = None) -> Outcome:
     stream = training_stream(config, samples, encoder, plan, start, world)
     step, steps = start, config.train.steps
     with (
+        closing(stream),
         logged(run, world),
         open_metrics(run, start, config, world) as metrics,
         progress_bar() as bar,
@@ -217,7 +218,7 @@ def open_metrics(run: Path, start: int, config: Config, world: World) -> Metrics
 
 def training_stream(
     config: Config, samples: list[Sample], encoder: SampleEncoder, plan: BatchPlan, start: int, world: World
-) -> Iterator[Any]:
+) -> Generator[Any]:
     """This rank's micro-batches of every step from `start` on."""
     micro = config.train.micro_batch_size or config.train.batch_size // world.size
     augment = Augmentation(
