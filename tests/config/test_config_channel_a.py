@@ -11,7 +11,10 @@ from typer.testing import CliRunner
 
 import apiece.cli.config  # noqa: F401  registers the command
 from apiece.cli import app
-from apiece.config.load import load_config
+from apiece.config.benchmark import BenchmarkFile
+from apiece.config.dump import values
+from apiece.config.ladder import LadderFile
+from apiece.config.load import load_config, load_file
 from apiece.config.schema import CoordDecodeMode, SoftContextGrad
 from apiece.errors import UserError
 
@@ -126,7 +129,24 @@ def test_there_are_configs() -> None:
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda p: str(p.relative_to(CONFIGS)))
 def test_every_shipped_config_loads(path: Path) -> None:
-    load_config(path)
+    others = {"ladders": LadderFile, "benchmarks": BenchmarkFile}
+    if model := others.get(path.parent.name):
+        load_file(path, model)
+    else:
+        load_config(path)
+
+
+@pytest.mark.parametrize("path", sorted(PROD.glob("desc_first_a_only_*.yaml")), ids=lambda p: p.stem)
+def test_every_experiment_has_a_tiny_child_that_changes_the_same(path: Path) -> None:
+    tiny = CONFIGS / "tiny"
+    child = tiny / path.name.removeprefix("desc_first_")
+    assert changes(child, tiny / "a_only.yaml") == changes(path, PROD / "desc_first_a_only.yaml") != {}
+
+
+def changes(path: Path, base: Path) -> dict[tuple[str, ...], object]:
+    """Settings of a config that its base does not have."""
+    ours, theirs = (values(load_config(one).config) for one in (path, base))
+    return {key: value for key, value in ours.items() if theirs[key] != value}
 
 
 def test_the_baseline_has_the_seeds_values() -> None:

@@ -9,9 +9,9 @@ from typing import Annotated
 import pytest
 from pydantic import Field
 
-import apiece.config.validate as validate_module
 from apiece.config.load import LoadedConfig, load_config
 from apiece.config.schema import Config, Section
+from apiece.config.validate import validate
 from apiece.config.yaml_source import Problem, Source, read_yaml
 from apiece.errors import UserError
 
@@ -329,10 +329,9 @@ class _Toy(Section):
         ),
     ],
 )
-def test_required_lists_mappings_and_unions(text: str, messages: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(validate_module, "Config", _Toy)
+def test_required_lists_mappings_and_unions(text: str, messages: list[str]) -> None:
     problems: list[Problem] = []
     tree = read_yaml(text, lambda line: Source("f", line), problems)
     assert tree is not None
-    validate_module.validate(tree, problems)
+    validate(tree, problems, _Toy)
     assert [str(problem) for problem in problems] == messages

@@ -21,6 +21,7 @@ ORDER = (
     "evaluate",
     "diagnose",
     "compare",
+    "ladder",
     "report",
     "view",
     "export",

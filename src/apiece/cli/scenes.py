@@ -8,10 +8,13 @@ from typing import Annotated
 import typer
 
 from apiece.cli import app
+from apiece.cli.options import typed
+from apiece.errors import UserError
 
 
 @app.command(short_help="Draw crowd scenes of which every object is known.")
 def scenes(
+    context: typer.Context,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="New or empty folder.", show_default=False)],
     n: Annotated[int, typer.Option("--n", help="Number of scenes.")] = 2000,
     seed: Annotated[int, typer.Option(help="Seed; scene k is the same for any number of scenes.")] = 0,
@@ -25,14 +28,27 @@ def scenes(
     ] = 0.0,
     iscrowd_rows: Annotated[float, typer.Option(help="Probability that a row becomes one iscrowd region.")] = 0.0,
     workers: Annotated[int, typer.Option(help="Processes; the files do not depend on it. 0: two, or one if few.")] = 0,
+    benchmark: Annotated[
+        Path | None,
+        typer.Option(help="Draw the scenes that this file describes; nothing else is to be said.", show_default=False),
+    ] = None,
 ) -> None:
     """Draw crowd scenes (books on shelves, spectators, streets) of which every object is known.
 
     Writes images, `complete.json` and `observed.json` (COCO: everything, and what an annotator would have labelled),
     the same as `.jsonl`, the settings and a contact sheet.
 
+    With `--benchmark FILE`: train, panel and test scenes of a benchmark, each drawn once and labelled in every way that
+    it names (docs/ladder.md).
+
     Example: `apiece scenes data/crowd --n 2000 --seed 0 --unlabelled 0.4`
     """
+    if benchmark is not None:
+        idle = typed(context, "n", "seed", "size", "families", "unlabelled", "group_boxes", "iscrowd_rows")
+        if idle:
+            raise UserError(f"not with --benchmark, whose file says it: {', '.join(idle)}", exit_code=2)
+        _benchmark(benchmark, out, workers or 2)
+        return
     from apiece.data.scenes import split_families, write_scenes
 
     written = write_scenes(
@@ -53,3 +69,17 @@ def scenes(
     whole, seen = sum(written.complete.values()), sum(written.observed.values())
     print(f"{'all':<8} {n:>7} {whole:>8} {seen:>9} {seen / max(whole, 1):>6.1%}")
     print(f"wrote {written.out}; look at {written.contact_sheet}")
+
+
+def _benchmark(file: Path, out: Path, workers: int) -> None:
+    from apiece.config.benchmark import BenchmarkFile
+    from apiece.config.load import load_file
+    from apiece.data.scenes.benchmark import prepare
+
+    prepared = prepare(load_file(file, BenchmarkFile), out, workers)
+    names = list(next(iter(prepared.counts.values())))
+    print(f"{'labels':<10}" + "".join(f"{split:>10}" for split in prepared.counts))
+    for name in names:
+        print(f"{name:<10}" + "".join(f"{counts[name]:>10}" for counts in prepared.counts.values()))
+    drawn = ", ".join(prepared.drawn) or "nothing: all was there"
+    print(f"drew {drawn}; look at {out / 'test' / 'contact_sheet.png'}")

@@ -78,7 +78,7 @@ def dump_source(run: RunFolder, dump: Dump, path: Path) -> Source:
         },
         complete=complete,
         dropped=dropped_ratio([(len(r["predictions"]), r["answer"]["dropped"]) for r in ordered]),
-        probes=_probe_ratios([(record["objects"], record["probes"]) for record in ordered]),
+        probes=probe_ratios([(record["objects"], record["probes"]) for record in ordered]),
         probe_protocol=protocol["probes"],
         step=dump.step,
         seed=run.config.get("seed", protocol["seed"]),
@@ -159,7 +159,7 @@ def _box(values: Sequence[float]) -> BoxXYXY:
     return x1, y1, x2, y2
 
 
-def _probe_ratios(records: Sequence[tuple[Sequence[ObjectRow], Probes | None]]) -> dict[str, Ratio]:
+def probe_ratios(records: Sequence[tuple[Sequence[ObjectRow], Probes | None]]) -> dict[str, Ratio]:
     """Probe figures as sums and counts by image; what could not be computed counts nowhere."""
     part: dict[str, FloatArray] = defaultdict(lambda: np.zeros(len(records)))
     whole: dict[str, FloatArray] = defaultdict(lambda: np.zeros(len(records)))

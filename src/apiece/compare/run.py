@@ -5,6 +5,7 @@ Shapes: I images that count, B draws, S seeds of an arm.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -72,9 +73,7 @@ def compare(arms: Sequence[Arm], *, draws: int = DRAWS, seed: int = 0, remarks: 
     require_comparable(sources)
     aligned, lost = align(sources)
     counted = _counted(aligned)
-    rng = np.random.default_rng([seed, 0])
-    chance = np.full(len(counted), 1 / max(len(counted), 1))
-    weights = rng.multinomial(len(counted), chance, size=draws).astype(np.uint16) if len(counted) else None
+    weights = image_draws(len(counted), draws, seed) if len(counted) else None
     probes, left_out = probes_in_common(aligned)
     told = (*remarks, *dict.fromkeys(remark for source in sources for remark in source.remarks), *lost, *left_out)
     if weights is None:
@@ -155,7 +154,6 @@ def _pair(
 ) -> Comparison:
     """One arm against another."""
     both = (*a[1], *b[1])
-    rng = np.random.default_rng([seed, 1])
     keys = {key for drawn in both for key in drawn.point}
     ordered = [key for key in FIGURES if key in keys] + [key for key in both[0].point if key.startswith("probes/")]
     rows = []
@@ -163,7 +161,7 @@ def _pair(
         bearing = np.any([drawn.bearing[key] for drawn in both if key in drawn.bearing], axis=0)
         in_a, in_b = (_stack(group, key) for group in (a[1], b[1]))
         better = figure_of(key).higher_is_better
-        difference = compare_drawn(in_a, in_b, int(bearing.sum()), rng, higher_is_better=better)
+        difference = compare_drawn(in_a, in_b, int(bearing.sum()), seeds_rng(seed, key), higher_is_better=better)
         if difference.a is not None or difference.b is not None:
             rows.append(_row(key, difference, int(bearing.sum()), len(counted)))
     steady, told = telemetry_draws(
@@ -172,7 +170,7 @@ def _pair(
     for key, variance in steady.items():
         enough = variance.blocks >= LEAST_BLOCKS
         difference = compare_drawn(
-            variance.a, variance.b, variance.blocks, rng, higher_is_better=False, interval=enough
+            variance.a, variance.b, variance.blocks, seeds_rng(seed, key), higher_is_better=False, interval=enough
         )
         rows.append(_row(key, replace(difference, growth=None), variance.blocks, 0))
     values = {row.key: row for row in rows}
@@ -194,6 +192,17 @@ def _pair(
             **{key: list(v) if isinstance(v, tuple) else v for key, v in both[0].source.protocol.items()},
         },
     )
+
+
+def seeds_rng(seed: int, key: str) -> np.random.Generator:
+    """Draws the seeds for one figure: its interval does not depend on which others are computed."""
+    return np.random.default_rng([seed, 1, zlib.crc32(key.encode())])
+
+
+def image_draws(images: int, draws: int, seed: int) -> NDArray[np.uint16]:
+    """`[B, I]` how often each image is in each draw."""
+    rng = np.random.default_rng([seed, 0])
+    return rng.multinomial(images, np.full(images, 1 / images), size=draws).astype(np.uint16)
 
 
 def _stack(group: Sequence[_Drawn], key: str) -> Drawn:

@@ -10,20 +10,41 @@ Shapes: S seeds of an arm, R rows (logged steps), B draws.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
 from apiece.boxes import FloatArray
 from apiece.compare.interval import Drawn
-from apiece.compare.source import Source
 from apiece.records.folder import DUMPS
 
 LEAST_BLOCKS = 4
 """Fewer give no interval."""
 DEFAULT_WINDOW = 100
 """Where the config of a run is gone: the default of `train.telemetry_window`."""
+
+
+class Steady(Protocol):
+    """A run whose terms were watched."""
+
+    @property
+    def path(self) -> Path:
+        """Folder of the run, or of one of its dumps."""
+
+    @property
+    def step(self) -> int | None:
+        """The last one that counts."""
+
+    @property
+    def telemetry(self) -> Mapping[str, Mapping[int, float]]:
+        """Variances by key: value by step."""
+
+    @property
+    def telemetry_window(self) -> int | None:
+        """Steps that each of them is taken over."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,7 +63,7 @@ class TelemetryDraws:
 
 
 def telemetry_draws(
-    a: tuple[Source, ...], b: tuple[Source, ...], draws: int, seed: int
+    a: Sequence[Steady], b: Sequence[Steady], draws: int, seed: int
 ) -> tuple[dict[str, TelemetryDraws], tuple[str, ...]]:
     """Every variance that all sources of both arms have, drawn; and what the reader should be told.
 
@@ -85,7 +106,7 @@ def telemetry_draws(
     return found, tuple(remarks)
 
 
-def _run_of(source: Source) -> Path:
+def _run_of(source: Steady) -> Path:
     """The folder of a source's run: two dumps of one run share their telemetry."""
     path = source.path.resolve()
     return path.parents[1] if path.parent.name == DUMPS else path

@@ -10,6 +10,9 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel
 
 from apiece.config.describe import settings, show
 from apiece.config.dump import values
@@ -18,6 +21,8 @@ from apiece.config.schema import Config
 from apiece.config.validate import setting_source, validate
 from apiece.config.yaml_source import DEFAULT, Node, Problem, Source, dotted, read_yaml
 from apiece.errors import UserError, nearest
+
+M = TypeVar("M", bound=BaseModel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +57,24 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> LoadedConfi
     defaults = {dotted(setting.path): setting.default for setting in settings(Config)}
     for argument in overrides:
         apply_override(tree, argument, defaults, problems)
-    config = validate(tree, problems)
+    config = validate(tree, problems, Config)
     if config is None or problems:
         raise _error(problems, files)
     return LoadedConfig(config, {dotted(path): setting_source(path, tree) for path in values(config)}, files)
+
+
+def load_file(path: Path, model: type[M]) -> M:
+    """Load a file that is no config, such as a ladder, by the same rules; it may have parents, too.
+
+    Raises:
+        UserError: With every mistake at once.
+    """
+    problems: list[Problem] = []
+    tree, files = _read_chain(path, problems)
+    found = validate(tree, problems, model)
+    if found is None or problems:
+        raise _error(problems, files)
+    return found
 
 
 def require_data(loaded: LoadedConfig) -> None:

@@ -1,22 +1,23 @@
-"""A tree of values -> `Config`, or every mistake in it, in words and with its place."""
+"""A tree of values -> a model, or every mistake in it, in words and with its place."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from apiece.config.describe import base_types, describe, keys, options, section_of, settings, show, type_at
 from apiece.config.pairs import RuleError
-from apiece.config.schema import Config
 from apiece.config.yaml_source import COMMAND_LINE, DEFAULT, KeyPath, Node, Problem, Source, dotted
 from apiece.errors import nearest
 
+M = TypeVar("M", bound=BaseModel)
 
-def validate(tree: Node, problems: list[Problem]) -> Config | None:
+
+def validate(tree: Node, problems: list[Problem], model: type[M]) -> M | None:
     """Check a tree.
 
     Rules about pairs only run on a config that is whole. So what is broken is taken out and the rest is checked again,
@@ -25,16 +26,17 @@ def validate(tree: Node, problems: list[Problem]) -> Config | None:
     Args:
         tree: All settings, merged.
         problems: What is known to be wrong already; every further mistake is appended.
+        model: What it is to be: `Config`, or another one of `apiece.config`.
 
     Returns:
-        The config, with defaults for what is wrong; `None` where there is none.
+        The model, with defaults for what is wrong; `None` where there is none.
     """
     data = tree.plain()
     bad = {problem.path for problem in problems}
     while True:
         try:
             # From JSON, because strictness there lets an integer be a float, text an enum and a list a tuple.
-            return Config.model_validate_json(json.dumps(data))
+            return model.model_validate_json(json.dumps(data))
         except ValidationError as error:
             found = [(item, _path(item["loc"], item["type"], data)) for item in error.errors()]
         for item, path in found:
@@ -43,8 +45,8 @@ def validate(tree: Node, problems: list[Problem]) -> Config | None:
                 problems += _broken(cause, tree, bad)
                 return None
             if not any(known[: len(path)] == path for known in bad):
-                problems.append(Problem(node_at(path, tree)[0].source, path, _message(item, path, tree)))
-                bad |= {path, _meant(path, item["type"])}
+                problems.append(Problem(node_at(path, tree)[0].source, path, _message(item, path, tree, model)))
+                bad |= {path, _meant(path, item["type"], model)}
             broken_part = path[:-1] if item["type"] == "missing" and path == item["loc"] else path
             if not broken_part:
                 return None
@@ -98,14 +100,14 @@ def _prune(data: Any, path: KeyPath) -> None:
     del owner[key]
 
 
-def _message(item: Any, path: KeyPath, tree: Node) -> str:
+def _message(item: Any, path: KeyPath, tree: Node, model: type[BaseModel]) -> str:
     """What was expected and what was found, for one error of pydantic."""
     kind, node = item["type"], node_at(path, tree)[0]
     if kind == "extra_forbidden":
-        return f"unknown key{_suggestion(path)}"
+        return f"unknown key{_suggestion(path, model)}"
     if kind == "missing" and path == item["loc"]:
         return "must be set: it has no default"
-    annotation = type_at(Config, path)
+    annotation = type_at(model, path)
     if annotation is None or kind in ("value_error", "assertion_error"):
         return f"{item['msg'].removeprefix('Value error, ')}, found {show(node)}"
     return f"expected {describe(annotation)}, found {show(node)}{_hint(annotation, node)}"
@@ -128,30 +130,30 @@ def _hint(annotation: Any, node: Node) -> str:
     return nearest(value, options(annotation))
 
 
-def _sibling(path: KeyPath) -> str | None:
+def _sibling(path: KeyPath, model: type[BaseModel]) -> str | None:
     """The known key next to an unknown one that is most like it."""
-    section = section_of(type_at(Config, path[:-1]))
+    section = section_of(type_at(model, path[:-1]))
     close = get_close_matches(str(path[-1]), list(keys(section)) if section else [], n=1)
     return close[0] if close else None
 
 
-def _suggestion(path: KeyPath) -> str:
+def _suggestion(path: KeyPath, model: type[BaseModel]) -> str:
     """What an unknown key was probably meant to be: a key beside it, or one of the same name elsewhere."""
     name = str(path[-1])
-    known = [dotted(setting.path) for setting in settings(Config)]
+    known = [dotted(setting.path) for setting in settings(model)]
     if name == "extends":
         return ": `extends` goes at the top of a file"
     if name in known and "." in name:
         return f": in a file write {name.replace('.', ': {')}: ...{'}' * name.count('.')}"
-    if (sibling := _sibling(path)) is not None:
+    if (sibling := _sibling(path, model)) is not None:
         return f" (did you mean '{sibling}'?)"
     elsewhere = [one for one in known if one.split(".")[-1] == name]
     return f" (did you mean {' or '.join(elsewhere[:3])}?)" if elsewhere else ""
 
 
-def _meant(path: KeyPath, kind: str) -> KeyPath:
+def _meant(path: KeyPath, kind: str, model: type[BaseModel]) -> KeyPath:
     """The setting that an unknown key was probably meant to be: a rule that reads it cannot be judged either."""
-    sibling = _sibling(path) if kind == "extra_forbidden" else None
+    sibling = _sibling(path, model) if kind == "extra_forbidden" else None
     return path if sibling is None else (*path[:-1], sibling)
 
 

@@ -133,22 +133,33 @@ def generate_scene(
 
 def draw_scene(seed: int, index: int, settings: SceneSettings) -> Scene:
     """`generate_scene` with settings that are already checked."""
+    return draw_labelled(seed, index, (settings,))[0]
+
+
+def draw_labelled(seed: int, index: int, settings: Sequence[SceneSettings]) -> tuple[Scene, ...]:
+    """One scene, drawn once and labelled under each of the settings, which differ in labelling alone."""
+    first = settings[0]
+    assert all((s.size, s.families) == (first.size, first.families) for s in settings), "one picture for all"
     if seed < 0 or index < 0:
         raise usage([f"seed and index must be 0 or more, got {seed} and {index}"])
-    family = settings.families[index % len(settings.families)]
+    family = first.families[index % len(first.families)]
     dice = Dice(np.random.default_rng([seed, index]))
     backdrop, items = _LAYOUTS[family](dice)
-    picture, seen = render(backdrop, items, settings.size)
+    picture, seen = render(backdrop, items, first.size)
     complete = tuple(
         Instance(str(entry.item.desc), entry.bbox_xyxy, area=entry.area, id=number)
         for number, entry in enumerate(seen, start=1)
     )
-    observed = observe(
-        Dice(np.random.default_rng([seed, index, 1])),
-        seen,
-        complete,
-        unlabelled=settings.unlabelled,
-        group_boxes=settings.group_boxes,
-        iscrowd_rows=settings.iscrowd_rows,
-    )
-    return Scene(develop(dice, picture), family, complete, observed)
+    observed = [
+        observe(
+            Dice(np.random.default_rng([seed, index, 1])),
+            seen,
+            complete,
+            unlabelled=each.unlabelled,
+            group_boxes=each.group_boxes,
+            iscrowd_rows=each.iscrowd_rows,
+        )
+        for each in settings
+    ]
+    image = develop(dice, picture)
+    return tuple(Scene(image, family, complete, labels) for labels in observed)

@@ -136,7 +136,7 @@ def _write_all(folder: Path, out: Path, n: int, seed: int, settings: SceneSettin
         write_json(folder / f"{name}.json", book.coco(name), indent=None)
         write_text(folder / f"{name}.jsonl", "".join(line + "\n" for line in book.lines[name]))
     write_json(folder / "scenes.json", _parameters(n, seed, settings))
-    (folder / "contact_sheet.png").write_bytes(_png(contact_sheet(shown)))
+    (folder / "contact_sheet.png").write_bytes(png_bytes(contact_sheet(shown)))
     return Written(out, dict(book.scenes), dict(book.counts["complete"]), dict(book.counts["observed"]))
 
 
@@ -151,10 +151,11 @@ def _draw_all(n: int, seed: int, settings: SceneSettings, workers: int) -> Itera
 
 def _draw_one(seed: int, settings: SceneSettings, index: int) -> _Drawn:
     scene = draw_scene(seed, index, settings)
-    return _Drawn(_png(scene.image), scene.family, scene.complete, scene.observed)
+    return _Drawn(png_bytes(scene.image), scene.family, scene.complete, scene.observed)
 
 
-def _png(image: Image.Image) -> bytes:
+def png_bytes(image: Image.Image) -> bytes:
+    """An image as a PNG file."""
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", compress_level=3)
     return buffer.getvalue()
@@ -197,7 +198,7 @@ class _Book:
             for instance in instances:
                 number = self._last_id + (instance.id or 0)
                 self.annotations[kind].append(_coco_annotation(instance, number, index + 1))
-                objects.append(_jsonl_object(instance, number))
+                objects.append(jsonl_object(instance, number))
             line = {"id": f"{index:06d}", "image": name, "width": self.size, "height": self.size, "objects": objects}
             self.lines[kind].append(json.dumps(line, allow_nan=False, ensure_ascii=False))
         self._last_id += max((instance.id or 0 for instance in (*drawn.complete, *drawn.observed)), default=0)
@@ -224,7 +225,8 @@ def _coco_annotation(instance: Instance, number: int, image_id: int) -> dict[str
     }
 
 
-def _jsonl_object(instance: Instance, number: int) -> dict[str, Any]:
+def jsonl_object(instance: Instance, number: int) -> dict[str, Any]:
+    """An instance as an object of docs/data.md."""
     record: dict[str, Any] = {
         "desc": instance.desc,
         "bbox": list(instance.bbox_xyxy),

@@ -1,0 +1,179 @@
+"""`apiece ladder`: arms x seeds from one start, one run after another, and the tables that come of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from apiece.cli import app
+from apiece.errors import UserError
+
+if TYPE_CHECKING:
+    from apiece.config.ladder import LadderFile
+    from apiece.experiment.jobs import Job
+
+_FORMS = "apiece ladder LADDER.yaml  or  apiece ladder --summary RESULTS --out FILE.md"
+
+
+Only = typer.Option(metavar="NAME", help="Only this arm; may be repeated.", show_default=False)
+OnlySeed = typer.Option(metavar="S", help="Only this seed; may be repeated.", show_default=False)
+Budget = typer.Option(min=0, help="Begin no run that would not be done by then.", show_default=False)
+Redo = typer.Option("--redo", help="Put aside what was made from other settings, data or start; do it again.")
+Results = typer.Option(help="Folder of results: make their tables, instead of running.", show_default=False)
+Against = typer.Option(
+    metavar="ARM", help="With `--summary`: hold the others against this one instead.", show_default=False
+)
+Tables = typer.Option(
+    "--out", "-o", help="With `--summary`: Markdown file, or one with a place for the tables.", show_default=False
+)
+
+
+@app.command(short_help="Train, judge and compare a set of configs x seeds.")
+def ladder(
+    file: Annotated[Path | None, typer.Argument(metavar="LADDER", help="YAML file.", show_default=False)] = None,
+    arm: Annotated[list[str] | None, Only] = None,
+    seed: Annotated[list[int] | None, OnlySeed] = None,
+    list_: Annotated[bool, typer.Option("--list", help="What there is to do, and what it costs; run nothing.")] = False,
+    prepare: Annotated[bool, typer.Option("--prepare", help="Draw scenes that are not there; run nothing.")] = False,
+    redo: Annotated[bool, Redo] = False,
+    budget_minutes: Annotated[float | None, Budget] = None,
+    summary: Annotated[Path | None, Results] = None,
+    against: Annotated[list[str] | None, Against] = None,
+    out: Annotated[Path | None, Tables] = None,
+    json: Annotated[Path | None, typer.Option("--json", help="With `--summary`: all figures as JSON.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that draw scenes.")] = 1,
+) -> None:
+    """Train every arm with every seed from one start, judge all on the same images, and compare them.
+
+    One run after another, each in a process of its own. Every run leaves one result file, small enough to be
+    committed, from which all tables and intervals are made again without it. What is done is skipped; a ladder that was
+    stopped goes on where it was, in the middle of a run, too. Give the command twice for two runs at once: they share
+    the work. docs/ladder.md explains the file and the tables.
+
+    Examples:
+
+    `apiece ladder configs/ladders/seed_section_5.yaml --list`
+
+    `OMP_NUM_THREADS=1 apiece ladder configs/ladders/seed_section_5.yaml --arm baseline --arm n1 --budget-minutes 60`
+
+    `apiece ladder --summary docs/study/seed_section_5 --out docs/study/seed_section_5.md`
+    """
+    if (file is None) == (summary is None):
+        raise UserError("name a LADDER, or results to make a --summary of", fix=_FORMS, exit_code=2)
+    if summary is not None:
+        idle = {"--arm": arm, "--seed": seed, "--list": list_, "--prepare": prepare, "--redo": redo}
+        if given := [name for name, value in idle.items() if value]:
+            raise UserError(f"these do not go together: --summary, {', '.join(given)}", fix=_FORMS, exit_code=2)
+        _summarise(summary, against or [], out, json)
+        return
+    if against or out or json:
+        raise UserError("only with --summary: --against, --out, --json", fix=_FORMS, exit_code=2)
+    assert file is not None, "checked above"
+    from apiece.experiment.jobs import chosen_jobs, ladder_files, load_ladder, plan_jobs
+    from apiece.experiment.work import INTERRUPTED, work
+
+    asked = load_ladder(file)
+    files = ladder_files(asked, workers, typer.echo)
+    if prepare:
+        for name, path in files.named().items():
+            typer.echo(f"{name:<15} {path}")
+        return
+    jobs = plan_jobs(asked, files)
+    chosen = chosen_jobs(jobs, arm or [], seed or [])
+    if list_:
+        _list(chosen)
+        return
+    progress = work(chosen, redo=redo, budget_minutes=budget_minutes, tell=typer.echo)
+    if progress.why is not None:
+        typer.echo(f"stopped: {progress.why}; {progress.left} to do; the same command goes on")
+        raise typer.Exit(INTERRUPTED if progress.interrupted else 0)
+    if progress.elsewhere:
+        typer.echo(f"done here; {progress.elsewhere} are being run elsewhere, {progress.left} are not done yet")
+    _finish(asked, jobs)
+
+
+def _list(jobs: list[Job]) -> None:
+    """What there is to do."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for head in ("arm", "seed", "state"):
+        table.add_column(head, no_wrap=True)
+    for head in ("steps", "GFLOP a step", "of reference"):
+        table.add_column(head, justify="right", no_wrap=True)
+    changed = []
+    for job in jobs:
+        state, what = job.state()
+        changed += [f"{job.name}: {one}" for one in what[:3]]
+        cost = job.cost
+        table.add_row(
+            job.arm, str(job.seed), str(state), str(job.config.train.steps), f"{cost.step / 1e9:,.0f}",
+            f"{cost.of_reference:.2f}",
+        )  # fmt: skip
+    Console().print(table)
+    for line in changed:
+        typer.echo(line)
+
+
+def _finish(asked: LadderFile, jobs: list[Job]) -> None:
+    """The comparison and the page, of the arms that are done."""
+    from apiece.experiment.finish import comparison_json, write_page
+    from apiece.experiment.jobs import State
+    from apiece.experiment.printed import print_summary
+    from apiece.experiment.result import read_result
+    from apiece.experiment.summary import summarise
+    from apiece.files import write_json
+
+    done = [job for job in jobs if job.state()[0] is State.DONE]
+    arms = {job.arm for job in done}
+    if asked.reference not in arms or len(arms) < 2:
+        typer.echo("nothing to compare yet: the reference and another arm are needed")
+        return
+    references = [name for name in (asked.reference, *asked.against) if name in arms]
+    found = summarise([read_result(job.result) for job in done], references, arms=list(asked.arms))
+    print_summary(found)
+    folder = Path(asked.dir) / asked.name
+    comparison = comparison_json(found, asked.reference)
+    write_json(folder / "comparison.json", comparison)
+    built = write_page(done, comparison, folder / "report")
+    typer.echo(f"\nresults: {done[0].results}; comparison: {folder / 'comparison.json'}")
+    if built is not None:
+        typer.echo(f"page: {built.page}")
+    typer.echo(f"tables: apiece ladder --summary {done[0].results} --out {done[0].results}.md")
+
+
+def _summarise(folder: Path, against: list[str], out: Path | None, json: Path | None) -> None:
+    """Tables of results that are there."""
+    from apiece.experiment.markdown import put_in, to_markdown
+    from apiece.experiment.printed import print_summary
+    from apiece.experiment.summary import read_results, summarise
+    from apiece.files import write_json, write_text
+
+    results = read_results(folder)
+    latest = max(results, key=lambda result: len(result.arms))
+    there = {result.arm for result in results}
+    references = against or [name for name in latest.references if name in there]
+    if not references:
+        raise UserError(
+            f"there is no result of {latest.references[0]}, which the others are held against",
+            where=folder,
+            fix=f"run it, or name another one: --against ARM, of {', '.join(sorted(there))}",
+        )
+    found = summarise(results, references, arms=latest.arms)
+    text = to_markdown(found)
+    if out is None:
+        print_summary(found)
+    else:
+        write_text(out, put_in(out, found.ladder, text) if _has_places(out) else text)
+        typer.echo(f"wrote {out}")
+    if json is not None:
+        write_json(json, found.as_json())
+        typer.echo(f"wrote {json}")
+
+
+def _has_places(path: Path) -> bool:
+    """Whether a file is a text into which tables are put, not one that was made of them."""
+    return path.is_file() and "<!-- ladder " in path.read_text(encoding="utf-8")

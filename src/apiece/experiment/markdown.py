@@ -1,0 +1,167 @@
+"""A summary as Markdown: tables for people, in which no verdict stands without its interval."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from apiece.compare.interval import LEVEL, Difference, Verdict
+from apiece.errors import UserError
+from apiece.evaluate.f1 import CROWDING
+from apiece.experiment.split import TRUE
+from apiece.experiment.summary import ALL, SPEED, Mean, Summary, study_figure
+
+HEADLINE = (f"{TRUE}f1/f1", f"{TRUE}coco/AP", "f1/f1", "coco/AP")
+SHAPES = (
+    *("rates/group", "rates/duplicate", "rates/fragment", "shape/strip", "miss_rate/merged"),
+    *("shape/near_duplicate", "count/per_image"),
+)
+PROBES = (
+    *("probes/follow/near_neighbour", "probes/follow/near_own", "probes/chimera", "probes/flip"),
+    *("probes/a1/exp_argmax_gap", "probes/last/exp_argmax_gap", "probes/a1/entropy", "probes/last/entropy"),
+    *("probes/drift", "probes/a1/cross_instance_mass", "probes/a1/own_mass"),
+)
+CROWDED = CROWDING[-1]
+_PERCENT = ("rates/", "miss_rate/", "shape/", "probes/chimera", "probes/flip", "f1/", "coco/")
+_WORDS = {Verdict.CANNOT_TELL: "can't tell"}
+
+
+def to_markdown(summary: Summary, title: str = "") -> str:
+    """All tables of a ladder."""
+    known = any(key.startswith(TRUE) for _, _, key in summary.means)
+    headline = [key for key in HEADLINE if known or not key.startswith(TRUE)]
+    shapes = [f"{TRUE}{key}" for key in SHAPES] if known else list(SHAPES)
+    blocks = [f"## {title or summary.ladder}", _about(summary), _arms(summary)]
+    blocks.append(f"### F1 and AP\n\n{_means(summary, ALL, headline)}")
+    for scope in (ALL, *(CROWDING[1:])):
+        if summary.images.get(scope):
+            where = "all images" if scope == ALL else f"images with {scope} objects"
+            blocks.append(f"### What the predictions are, {where}\n\n{_means(summary, scope, shapes)}")
+    blocks.append(f"### Beliefs at the labels of the panel\n\n{_means(summary, ALL, PROBES)}")
+    steady = sorted({key for _, _, key in summary.means if key.startswith("window_var/")})
+    if steady:
+        blocks.append(
+            f"### Variance of the geometry terms from step to step, later half\n\n{_means(summary, ALL, steady)}"
+        )
+    for reference in summary.references:
+        blocks.append(_against(summary, reference, ALL, (*headline, *shapes, *PROBES, *steady)))
+        if summary.images.get(CROWDED):
+            blocks.append(_against(summary, reference, CROWDED, (*headline, *shapes)))
+    if summary.remarks:
+        blocks.append("### Remarks\n\n" + "\n".join(f"- {remark}" for remark in summary.remarks))
+    return "\n\n".join(block.rstrip() for block in blocks) + "\n"
+
+
+def _about(summary: Summary) -> str:
+    """What the tables are made of."""
+    rows = [result for group in summary.results.values() for result in group]
+    first = rows[0]
+    start = ", ".join(f"`{name}` {value[:12]}" for name, value in first.made_from["start"].items())
+    data = ", ".join(f"{name} {value[:12]}" for name, value in first.made_from["data"].items())
+    images = ", ".join(f"{count} with {scope}" for scope, count in summary.images.items() if scope != ALL)
+    return (
+        f"{len(summary.results)} arms, {len(rows)} runs from one start ({start}); judged on {first.test.images} "
+        f"images ({images} objects; {summary.images[ALL]} count), probed on {first.panel.images}. "
+        f"Data (SHA-256): {data}.\n\n"
+        f"Intervals are {LEVEL:.0%}, over images and seeds ({summary.draws} draws; docs/comparing.md). A figure is "
+        "a mean over the seeds of its arm, `value [low, high]`. Rates are per prediction, `merged` per object; where "
+        "complete truth is known, all are judged on it."
+    )
+
+
+def _arms(summary: Summary) -> str:
+    lines = [
+        "| arm | seeds | steps of | GFLOP a step | of the reference's compute | samples/s |",
+        "|---|---|---|---|---|---|",
+    ]
+    for arm, rows in summary.results.items():
+        first, speed = rows[0], summary.means.get((arm, ALL, SPEED))
+        lines.append(
+            f"| {arm} | {', '.join(str(r.seed) for r in rows)} | {first.steps} x {first.batch_size} | "
+            f"{first.flops['step'] / 1e9:,.0f} | {first.flops['of_reference']:.2f} | "
+            f"{'-' if speed is None or speed.value is None else f'{speed.value:.1f}'} |"
+        )
+    return "\n".join(lines)
+
+
+def _means(summary: Summary, scope: str, keys: Sequence[str]) -> str:
+    """One row an arm, one column a figure."""
+    shown = [key for key in keys if any((arm, scope, key) in summary.means for arm in summary.results)]
+    if not shown:
+        return "(none)"
+    lines = [f"| arm | {' | '.join(label(key) for key in shown)} |", "|---" * (len(shown) + 1) + "|"]
+    for arm in summary.results:
+        cells = [mean_text(summary.means.get((arm, scope, key)), key) for key in shown]
+        lines.append(f"| {arm} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _against(summary: Summary, reference: str, scope: str, keys: Iterable[str]) -> str:
+    """One row an arm and figure: the difference, its interval and the verdict."""
+    where = "all images" if scope == ALL else f"images with {scope} objects"
+    lines = [
+        f"### Against {reference}, {where}",
+        "",
+        "| figure | arm | arm - reference | interval | verdict |",
+        "|---|---|---|---|---|",
+    ]
+    for key in keys:
+        for arm in summary.results:
+            found = summary.differences.get((reference, arm, scope, key))
+            if found is not None and found.difference is not None:
+                lines.append(f"| {label(key)} | {arm} | {' | '.join(difference_cells(found, key))} |")
+    return "\n".join(lines)
+
+
+def label(key: str) -> str:
+    """Short name of a figure."""
+    return study_figure(key).label.replace("|", "\\|")
+
+
+def mean_text(mean: Mean | None, key: str) -> str:
+    """`.312 [.301, .324]`."""
+    if mean is None or mean.value is None:
+        return "-"
+    value = number(mean.value, key)
+    return value if mean.lo is None or mean.hi is None else f"{value} [{number(mean.lo, key)}, {number(mean.hi, key)}]"
+
+
+def difference_cells(found: Difference, key: str) -> tuple[str, str, str]:
+    """Difference, interval and verdict; without an interval there is no verdict."""
+    assert found.difference is not None, "asked for where there is one"
+    value = number(found.difference, key, sign=True)
+    if found.lo is None or found.hi is None:
+        return value, "-", "no interval"
+    interval = f"[{number(found.lo, key, sign=True)}, {number(found.hi, key, sign=True)}]"
+    verdict = _WORDS.get(found.verdict, str(found.verdict))
+    return value, interval, f"**{verdict}**" if found.verdict in (Verdict.BETTER, Verdict.WORSE) else verdict
+
+
+def number(value: float, key: str, *, sign: bool = False) -> str:
+    """With the digits that its kind of figure deserves."""
+    form = "+" if sign else ""
+    if key.startswith("window_var/"):
+        return f"{value:{form}.2e}"
+    plain = key.removeprefix(TRUE)
+    if plain.startswith(_PERCENT) or "mass" in plain or "follow" in plain:
+        return f"{value:{form}.4f}" if abs(value) < 0.1 else f"{value:{form}.3f}"
+    return f"{value:{form}.2f}"
+
+
+def put_in(path: Path, name: str, text: str) -> str:
+    """A Markdown file with a ladder's tables in their place, from `<!-- ladder NAME -->` to `<!-- end NAME -->`.
+
+    Raises:
+        UserError: The file has no such place.
+    """
+    old = path.read_text(encoding="utf-8")
+    head, end = f"<!-- ladder {name} -->", f"<!-- end {name} -->"
+    found = re.search(f"{re.escape(head)}.*?{re.escape(end)}", old, flags=re.DOTALL)
+    if found is None:
+        raise UserError(
+            f"expected a place for the tables of {name}, found none",
+            where=path,
+            fix=f"write {head} and {end} on lines of their own where they belong, or name a new file",
+        )
+    return f"{old[: found.start()]}{head}\n{text}{end}{old[found.end() :]}"

@@ -1,0 +1,174 @@
+"""One job in this process: train or go on, evaluate, probe, and write its result file."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import torch
+
+from apiece.compare.dumps import probe_ratios
+from apiece.compare.evaluations import evaluation_source
+from apiece.compare.source import Source
+from apiece.config.schema import Config
+from apiece.evaluate.complete import load_complete
+from apiece.evaluate.detections import samples_to_ground_truth
+from apiece.evaluate.metrics import evaluate_detections
+from apiece.evaluate.predict import evaluate_checkpoint, load_predictor, read_split
+from apiece.experiment.jobs import Job
+from apiece.experiment.result import Result, write_result
+from apiece.experiment.split import TRUE, Split, judged_split
+from apiece.files import write_json
+from apiece.monitor.probing import Prober, ProbeSettings
+from apiece.train.checkpoint import complete_checkpoints
+from apiece.train.loop import train
+from apiece.types import Sample
+
+VARIANCES = "window_var/"
+SPEED = "speed/samples_per_s"
+_PROBED_AT_ONCE = 16
+
+
+def do_job(job: Job) -> bool:
+    """Do what is left of a job; false if it was interrupted, and goes on from there the next time."""
+    job.run.parent.mkdir(parents=True, exist_ok=True)
+    if not job.begun.is_file():
+        write_json(job.begun, {"made_from": job.made_from})
+    if not trained(job):
+        resumed = job.run if job.run.exists() else None
+        if not train(job.config, job.name, resume=resumed).finished:
+            return False
+    write_result(job.result, measure(job))
+    return True
+
+
+def trained(job: Job) -> bool:
+    """Whether the run has all its steps."""
+    found = complete_checkpoints(job.run)
+    return bool(found) and int(found[-1].name.removeprefix("step_")) == job.config.train.steps
+
+
+def measure(job: Job) -> Result:
+    """Evaluate and probe a finished run."""
+    started = time.perf_counter()
+    source = _evaluated(job)
+    test = judged_split(source.truth, source.detections, source.complete, dropped=source.dropped)
+    evaluated = time.perf_counter()
+    panel = _probed(job)
+    probed = time.perf_counter()
+    rows = [json.loads(line) for line in (job.run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return Result(
+        ladder=job.ladder,
+        arms=job.arms,
+        references=job.references,
+        arm=job.arm,
+        seed=job.seed,
+        made_from=job.made_from,
+        protocol={
+            **{key: value for key, value in source.protocol.items() if not isinstance(value, tuple)},
+            "probes": job.made_from["probes"],
+            "panel": job.made_from["data"]["panel"],
+        },
+        match=str(job.match),
+        steps=job.config.train.steps,
+        batch_size=job.config.train.batch_size,
+        flops={"step": job.cost.step, "run": job.cost.run, "of_reference": job.cost.of_reference},
+        telemetry=variances(rows, job.config),
+        telemetry_window=job.config.train.telemetry_window,
+        speed=_speed(rows),
+        metrics=_metrics(source),
+        seconds={"evaluate": evaluated - started, "probe": probed - evaluated},
+        machine=_machine(),
+        test=test,
+        panel=panel,
+    )
+
+
+def _evaluated(job: Job) -> Source:
+    """The test set, answered and read back as `apiece compare` reads it."""
+    out = job.run / "test"
+    evaluate_checkpoint(
+        str(job.run),
+        job.files.test,
+        out,
+        settings=job.config.generate,
+        device=job.config.train.device,
+        pictures=0,
+        complete=job.files.test_complete,
+    )
+    return evaluation_source(out)
+
+
+def _metrics(source: Source) -> dict[str, float]:
+    """Flat figures of `metrics.json`, and those of AP on complete truth under `true/`."""
+    stored = json.loads((source.path / "metrics.json").read_text(encoding="utf-8"))
+    figures = {key: value for key, value in stored.items() if isinstance(value, int | float)}
+    if source.complete is not None:
+        of_all = evaluate_detections(source.complete, source.detections, policy=stored["score_policy"])
+        figures |= {f"{TRUE}{key}": v for key, v in of_all.items() if isinstance(v, int | float)}
+    return figures
+
+
+def _probed(job: Job) -> Split:
+    """Beliefs at the labels of the panel, under the reference's settings: one ruler for all arms."""
+    settings = replace(ProbeSettings.of(job.reference), seed=0, batch_size=_PROBED_AT_ONCE)
+    predictor, _ = load_predictor(str(job.run), job.config.generate, device=job.config.train.device)
+    samples = read_split(job.files.panel)
+    prober = Prober(predictor.engine.model, predictor.encoder, settings)  # type: ignore[attr-defined]
+    records: list[Any] = [
+        (_objects(sample), None if found is None else found.record())
+        for sample, found in zip(samples, prober.iter_labels(samples), strict=True)
+    ]
+    truth = samples_to_ground_truth(samples)
+    if job.files.panel_complete is not None:
+        truth = load_complete(job.files.panel_complete, truth)[1]
+    return Split(truth.objects_per_image.astype(np.int64), probe_ratios(records))
+
+
+def _objects(sample: Sample) -> list[Any]:
+    """What the probes' figures need to know of a sample's labels."""
+    return [{"desc": o.desc, "iscrowd": o.iscrowd} for o in sample.objects]
+
+
+def variances(rows: Sequence[Mapping[str, Any]], config: Config) -> dict[str, dict[int, float]]:
+    """Variances of the geometry terms by step; those of the pass that carries the losses are named `last`.
+
+    With one pass that is A1 itself, which then stands there under both names.
+    """
+    last = f"a{config.stage2_ab.n_softctx_iter}"
+    found: dict[str, dict[int, float]] = defaultdict(dict)
+    for row in rows:
+        for key, value in row.items():
+            if not key.startswith(VARIANCES):
+                continue
+            which, _, name = key.removeprefix(VARIANCES).partition("/")
+            if not name.startswith("bbox_geo"):
+                continue
+            for shown in dict.fromkeys((which if which == "a1" else None, "last" if which == last else which)):
+                if shown is not None:
+                    found[f"{VARIANCES}{shown}/{name}"][int(row["step"])] = float(value)
+    return dict(found)
+
+
+def _speed(rows: Sequence[Mapping[str, Any]]) -> float:
+    """Samples a second in training, on average over the logged lines but the first, in which everything starts."""
+    seen = [float(row[SPEED]) for row in rows if SPEED in row]
+    return 1 / fmean(1 / speed for speed in seen[1:] or seen)
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "load": round(os.getloadavg()[0], 1),
+    }

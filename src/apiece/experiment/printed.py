@@ -1,0 +1,53 @@
+"""A summary on the terminal: one row an arm, its headline figures, and how it differs from the reference."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from apiece.compare.interval import Verdict
+from apiece.experiment.markdown import CROWDED, HEADLINE, SHAPES, label, number
+from apiece.experiment.split import TRUE
+from apiece.experiment.summary import ALL, Summary
+
+_MARKS = {
+    Verdict.BETTER: "[green]+[/]",
+    Verdict.WORSE: "[red]-[/]",
+    Verdict.HIGHER: "^",
+    Verdict.LOWER: "v",
+    Verdict.SAME: "=",
+    Verdict.CANNOT_TELL: "?",
+}
+_FOLLOW = "probes/follow/near_neighbour"
+
+
+def print_summary(summary: Summary, console: Console | None = None) -> None:
+    """Print a summary; it takes as many columns as it needs, wherever it goes."""
+    console = console or Console()
+    known = any(key.startswith(TRUE) for _, _, key in summary.means)
+    prefix = TRUE if known else ""
+    columns = [(ALL, key) for key in HEADLINE if known or not key.startswith(TRUE)]
+    columns += [(CROWDED, f"{prefix}{key}") for key in SHAPES[:2]] + [(ALL, _FOLLOW)]
+    columns = [(s, k) for s, k in columns if any((arm, s, k) in summary.means for arm in summary.results)]
+    for reference in summary.references:
+        table = Table(box=None, pad_edge=False, header_style="bold", title_justify="left")
+        table.add_column(f"against {reference}", no_wrap=True)
+        table.add_column("seeds", justify="right")
+        for scope, key in columns:
+            table.add_column(escape(label(key) + ("" if scope == ALL else f", {scope} objects")), justify="right")
+        for arm, rows in summary.results.items():
+            cells = []
+            for scope, key in columns:
+                mean = summary.means.get((arm, scope, key))
+                found = summary.differences.get((reference, arm, scope, key))
+                value = "-" if mean is None or mean.value is None else number(mean.value, key)
+                told = found is not None and found.lo is not None
+                cells.append(f"{value} {_MARKS[found.verdict] if found is not None and told else ' '}")
+            table.add_row(escape(arm), str(len(rows)), *cells)
+        console.print(table)
+    console.print(
+        "+ better, - worse, ^ higher, v lower than the reference; ? can't tell; intervals: --summary", style="dim"
+    )
+    for remark in summary.remarks:
+        console.print(f"- {escape(remark)}", highlight=False)
