@@ -14,13 +14,14 @@ from pathlib import Path
 
 import numpy as np
 
-from apiece.codec.bins import NUM_BINS
 from apiece.config.schema import Config, SoftContextGrad
 from apiece.data.jsonl import read_jsonl
 from apiece.model.encode import Augmentation, PromptTokens, SampleEncoder
-from apiece.model.flops import Counts, empty_model
+from apiece.model.find import resolve_checkpoint
 from apiece.model.load import load_text_side
 from apiece.model.prompts import prompt_text
+from apiece.planning.flops import ForwardFlops
+from apiece.planning.shapes import ModelShape
 from apiece.types import Role
 
 SAMPLES = 64
@@ -100,7 +101,7 @@ def training_lengths(config: Config, count: int = SAMPLES) -> list[Lengths]:
     return found
 
 
-def step_cost(config: Config, lengths: Sequence[Lengths], counts: Counts) -> StepCost:
+def step_cost(config: Config, lengths: Sequence[Lengths], counts: ForwardFlops) -> StepCost:
     """FLOPs of a sample in a step of each channel, on average over some samples."""
     share = config.stage2_ab.b_ratio
     a = float(np.mean([_channel_a(config, one, counts) for one in lengths])) if share < 1 else 0.0
@@ -108,34 +109,34 @@ def step_cost(config: Config, lengths: Sequence[Lengths], counts: Counts) -> Ste
     return StepCost(a, b)
 
 
-def counted(checkpoint: str) -> Counts:
+def counted(checkpoint: str) -> ForwardFlops:
     """What counts the parts of a checkpoint's model."""
-    return Counts(empty_model(checkpoint))
+    return ForwardFlops(ModelShape.read(resolve_checkpoint(checkpoint)))
 
 
-def _channel_a(config: Config, one: Lengths, counts: Counts) -> float:
+def _channel_a(config: Config, one: Lengths, counts: ForwardFlops) -> float:
     passes, trained = config.stage2_ab.n_softctx_iter, 1 + _backward(config)
     text = one.answer - one.slots
     gated = config.objective.coord_reg.config.coord_gate_weight > 0 and config.objective.coord_reg.weight > 0
-    slots = one.slots * (1.0 if gated else NUM_BINS / counts.vocabulary)
+    beliefs = counts.coordinates(one.slots)
+    slots = counts.head(one.slots) if gated else beliefs
     first = counts.language(one.prefix + one.answer - 1, 0)
     if passes == 1:
-        return _vision(config, one, counts) + trained * (first + counts.head(text + slots))
-    beliefs = counts.head(one.slots * NUM_BINS / counts.vocabulary)
+        return _vision(config, one, counts) + trained * (first + counts.head(text) + slots)
     later = counts.language(one.answer - 1 - one.first, one.prefix + one.first)
     # Passes between the first and the last have no gradient where the context is cut off from them.
     between = trained if config.stage2_ab.softctx_grad_mode is SoftContextGrad.UNROLL else 1
-    ends = first + counts.head(text) + beliefs + later + counts.head(text - one.names + slots)
+    ends = first + counts.head(text) + beliefs + later + counts.head(text - one.names) + slots
     return _vision(config, one, counts) + trained * ends + between * (passes - 2) * (later + beliefs)
 
 
-def _channel_b(config: Config, one: Lengths, counts: Counts) -> float:
+def _channel_b(config: Config, one: Lengths, counts: ForwardFlops) -> float:
     written = counts.vision([one.grid_thw]) + counts.language(one.prefix + one.answer - 1, 0) + counts.head(one.answer)
     taught = counts.language(one.prefix + one.answer - 1, 0) + counts.head(one.answer)
     return written + _vision(config, one, counts) + (1 + _backward(config)) * taught
 
 
-def _vision(config: Config, one: Lengths, counts: Counts) -> float:
+def _vision(config: Config, one: Lengths, counts: ForwardFlops) -> float:
     """The tower; without a backward pass where it is frozen."""
     return (1 if config.optim.lr_vision == 0 else 1 + BACKWARD) * counts.vision([one.grid_thw])
 
