@@ -9,15 +9,17 @@ import torch
 from helpers import small_config, small_scenes
 
 from apiece.channels.a_soft_context import SoftContext
+from apiece.config.lora import Part
 from apiece.data.collate import Batch
 from apiece.data.jsonl import read_jsonl
 from apiece.errors import UserError
 from apiece.losses.compose import Objective
 from apiece.model.encode import Augmentation, PromptTokens, SampleEncoder
 from apiece.model.load import load_model, load_text_side
+from apiece.model.parts import count_parameters, describe_parameters, part_of
 from apiece.train.batches import BatchPlan, micro_batches
 from apiece.train.distributed import World
-from apiece.train.optim import WholeMuon, build_optimizers, lr_scale, part_of
+from apiece.train.optim import WholeMuon, build_optimizers, freeze_parts, lr_scale
 from apiece.train.step import train_step
 
 CPU = World(0, 1, torch.device("cpu"))
@@ -115,12 +117,26 @@ def test_parameters_belong_to_their_part(name: str, part: str) -> None:
 
 def test_a_part_with_rate_zero_is_frozen(rig: Rig) -> None:
     config = rig.config.optim.model_copy(update={"lr_vision": 0.0})
+    freeze_parts(rig.model, config)
     optimizers = build_optimizers(rig.model, config)
     frozen = {n for n, p in rig.model.named_parameters() if not p.requires_grad}
     held = {p for o in optimizers for g in o.param_groups for p in g["params"]}
     assert frozen == {n for n, _ in rig.model.named_parameters() if part_of(n) == "vision"}
     assert not any(p in held for n, p in rig.model.named_parameters() if n in frozen)
-    build_optimizers(rig.model, rig.config.optim)
+    freeze_parts(rig.model, rig.config.optim)
+
+
+def test_parts_that_are_named_are_frozen(rig: Rig) -> None:
+    freeze_parts(rig.model, rig.config.optim, (Part.LANGUAGE, Part.COORD))
+    trained = {part_of(n) for n, p in rig.model.named_parameters() if p.requires_grad}
+    groups = {g["part"] for o in build_optimizers(rig.model, rig.config.optim) for g in o.param_groups}
+    assert trained == groups == {"vision", "merger"}
+    counts = count_parameters(rig.model)
+    assert sum(total for _, total in counts.values()) == sum(p.numel() for p in rig.model.parameters())
+    assert [trained > 0 for trained, _ in counts.values()] == [True, True, False, False]
+    line = describe_parameters(rig.model)
+    assert line.startswith("trained: vision ") and "language" not in line and line.endswith("%)")
+    freeze_parts(rig.model, rig.config.optim)
 
 
 def test_muon_that_gathers_takes_the_librarys_steps() -> None:

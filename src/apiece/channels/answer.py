@@ -15,6 +15,7 @@ from apiece.data.collate import Batch, BatchSlots
 from apiece.losses.compose import AnswerLogits, Objective, Weights
 from apiece.losses.coord import log_coord_mass
 from apiece.losses.precision import at_least_float32
+from apiece.model.coord_modules import coord_rows
 from apiece.types import LossTerm, Role
 
 
@@ -33,9 +34,7 @@ class CoordRows:
     @classmethod
     def of(cls, model: Any, first: int, bins: int) -> CoordRows:
         """Those of a model."""
-        head, table = model.lm_head.weight, model.get_input_embeddings().weight
-        head_KD = head[first : first + bins]
-        return cls(head_KD, head_KD if head is table else table[first : first + bins])
+        return cls(*coord_rows(model, first, bins))
 
 
 def slot_logits(hidden_BTD: Tensor, slots: BatchSlots, rows: CoordRows) -> Tensor:

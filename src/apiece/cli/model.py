@@ -70,3 +70,26 @@ def export(
 
     size = export_checkpoint(source, out, dtype)
     typer.echo(f"wrote {out}: {size / 1e6:.2f} MB, {dtype}")
+
+
+@model_app.command()
+def merge(
+    source: Annotated[
+        str, typer.Argument(metavar="RUN_OR_ADAPTER", help="Run that trained adapters, or a folder of them.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="New folder.")],
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    base: Annotated[
+        str | None, typer.Option(help="The adapter's base, where that was moved.", show_default=False)
+    ] = None,
+) -> None:
+    """Write adapters (LoRA, DoRA), merged into the model they were trained on, as an ordinary checkpoint.
+
+    Coordinate rows are the trained ones. Evaluation merges by itself, in memory; this is for training on, and to ship.
+
+    Example: `apiece model merge runs/stage1_lora --out models/stage1`
+    """
+    from apiece.model.export import merge_checkpoint
+
+    size = merge_checkpoint(source, out, dtype, base)
+    typer.echo(f"wrote {out}: {size / 1e6:.2f} MB, {dtype}")

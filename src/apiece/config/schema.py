@@ -11,6 +11,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from apiece.config.lora import LoraSection, Part
 from apiece.config.monitor import MonitorSection
 from apiece.config.pairs import check_rules
 from apiece.config.section import Count, NonNegative, Positive, PositiveCount, Section
@@ -87,6 +88,10 @@ class ModelSection(Section):
     """Recompute layers in the backward pass: less memory, about a third more time."""
     precision: Precision = Precision.AUTO
     """`auto` is bf16 autocast where the device computes bf16 natively, else fp32. Weights stay float32."""
+    freeze: tuple[Part, ...] = ()
+    """Parts that stay as they are: `vision`, `merger`, `language` (layers and norms), `coord` (embedding and head)."""
+    lora: LoraSection = LoraSection()
+    """Low-rank adapters instead of training all weights."""
 
 
 class DataSection(Section):

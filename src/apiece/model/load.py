@@ -23,6 +23,7 @@ from apiece.errors import UserError
 from apiece.files import write_json
 from apiece.model.find import resolve_checkpoint
 from apiece.model.image import ImageEncoder
+from apiece.model.lora import fingerprint, is_adapted, is_adapter, merged, read_adapter_config, save_adapter
 
 SUPPORTED = {"qwen3_vl": Qwen3VLForConditionalGeneration}
 CARD = "apiece.json"
@@ -91,16 +92,24 @@ def context_length(checkpoint: str) -> int:
 
 
 def load_model(
-    checkpoint: str, *, attention: str = "auto", dtype: torch.dtype | Literal["auto"] = torch.float32
+    checkpoint: str,
+    *,
+    attention: str = "auto",
+    dtype: torch.dtype | Literal["auto"] = torch.float32,
+    base: str | None = None,
 ) -> Any:
-    """The model of a checkpoint, in evaluation mode, on the CPU.
+    """The model of a checkpoint, in evaluation mode, on the CPU; an adapter is merged into its base.
 
     Args:
+        checkpoint: As `resolve_checkpoint` takes it.
         attention: `sdpa`, `eager`, `flash_attention_2`, or `auto` for FlashAttention where it can run, else SDPA.
         dtype: Of the weights; `auto` keeps the file's.
+        base: Of an adapter, where it is not where it was.
     """
     folder = resolve_checkpoint(checkpoint)
     config = _read_config(folder)
+    if is_adapter(folder):
+        return _load_adapted(folder, attention, dtype, base)
     if not list(folder.glob("*.safetensors")):
         raise UserError(
             "the checkpoint has no safetensors weights",
@@ -125,7 +134,7 @@ def save_pretrained(
     """Write a checkpoint folder that the ordinary loading code reads.
 
     Args:
-        model: The model.
+        model: The model; of one with adapters these alone are written.
         tokenizer: Its tokenizer.
         image_processor: Its image processor.
         out: Folder; made if missing.
@@ -133,10 +142,32 @@ def save_pretrained(
         weights: All weights by name, where the model holds only a part of them.
     """
     out.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(out, state_dict=weights)
+    about = {}
+    if is_adapted(model):
+        about = save_adapter(model, out, weights)
+    else:
+        model.save_pretrained(out, state_dict=weights)
     tokenizer.save_pretrained(out)
     image_processor.save_pretrained(out)
-    write_json(out / CARD, card or {})
+    write_json(out / CARD, (card or {}) | about)
+
+
+def _load_adapted(folder: Path, attention: str, dtype: torch.dtype | Literal["auto"], base: str | None) -> Any:
+    """The base of an adapter with the adapter merged into it, in float32, then in the dtype asked for."""
+    where = base or str(read_adapter_config(folder).get("base_model_name_or_path"))
+    fix = "move the base back, or merge with --base: apiece model merge"
+    if base is None and not Path(where).is_dir():
+        raise UserError(f"the adapter's base is not at {where} any more", where=folder, fix=fix)
+    known, found = _read_card(folder).get("base", {}).get("fingerprint"), fingerprint(resolve_checkpoint(where))
+    if known is not None and known != found:
+        raise UserError(f"the weights in {where} are not those that the adapter was trained on", where=folder, fix=fix)
+    _require_whole(folder)
+    model = merged(load_model(where, attention=attention), folder)
+    return (model if dtype == torch.float32 else model.to(_file_dtype(where) if dtype == "auto" else dtype)).eval()
+
+
+def _file_dtype(checkpoint: str) -> torch.dtype:
+    return _read_config(resolve_checkpoint(checkpoint)).dtype or torch.float32
 
 
 def _require_whole(folder: Path) -> None:

@@ -19,7 +19,8 @@ from apiece.errors import UserError
 from apiece.files import write_json
 from apiece.losses.compose import Objective
 from apiece.model.encode import Augmentation, PromptTokens, SampleEncoder
-from apiece.model.load import TextSide, load_model, load_text_side
+from apiece.model.load import TextSide, load_text_side
+from apiece.model.parts import describe_parameters
 from apiece.model.prompts import prompt_text
 from apiece.progress import progress_bar
 from apiece.train.batches import BatchPlan, micro_batches, sample_lengths
@@ -27,11 +28,12 @@ from apiece.train.channels import build_channels
 from apiece.train.checkpoint import complete_checkpoints, load_checkpoint, save_checkpoint
 from apiece.train.distributed import World, join_world, leave_world
 from apiece.train.meter import Meter, brief
-from apiece.train.optim import build_optimizers, freeze_parts, lr_scale, set_lr
+from apiece.train.optim import build_optimizers, lr_scale, set_lr
 from apiece.train.run import Metrics, create_run, log_to, make_manifest
 from apiece.train.sharding import parallelize
 from apiece.train.step import autocast_dtype, train_step
 from apiece.train.trackers import TRACKERS
+from apiece.train.trainable import seed_dropout, trainable_model
 from apiece.train.watch import Watched, read_manifest, watching, what_to_watch
 from apiece.types import Sample
 
@@ -68,13 +70,11 @@ def train(config: Config, name: str, *, resume: Path | None = None) -> Outcome:
     samples, dropped = training_samples(config, side)
     watched = what_to_watch(config, resume, world)
 
-    model = load_model(config.model.checkpoint, attention=config.model.attention)
-    model = prepare_model(model, config, world)
+    model = trainable_model(config, side, world)
     objective = Objective(
         config.objective, config.stage2_ab.coord_decode_mode, side.vocab.first_id, side.vocab.num_bins
     )
     dtype = autocast_dtype(config.model.precision, world.device)
-    freeze_parts(model, config.optim)
     encoder = SampleEncoder(side, prompt, model.config.text_config.max_position_embeddings)
     channels = build_channels(model, objective, encoder, config, world)
     channel = parallelize(channels, config.train.parallel, world, dtype)
@@ -94,12 +94,14 @@ def train(config: Config, name: str, *, resume: Path | None = None) -> Outcome:
         stop_signals() as stopped,
         watching(run, start, config, encoder, world, watched) as watch,
     ):
+        log.info(describe_parameters(model))
         watch.begin(start, model)
         task = bar.add_task("train", total=steps, completed=start, note="")
         meter = Meter(config, world)
         for step, batches in enumerate(stream, start + 1):
             rates = set_lr(optimizers, lr_scale(step - 1, steps, config.optim))
             prepared = channels.prepare(step - 1, batches)
+            seed_dropout(config, step, world)
             batches = [b.to(world.device) for b in prepared.batches]
             result = train_step(
                 channel, objective, optimizers, batches, world, clip_norm=config.optim.clip_norm, dtype=dtype
@@ -163,13 +165,6 @@ def training_samples(config: Config, side: TextSide) -> tuple[list[Sample], int]
             f"no image to train on: {len(samples)} read, {len(samples) - len(kept)} above data.max_objects", where=path
         )
     return kept, len(samples) - len(kept)
-
-
-def prepare_model(model: Any, config: Config, world: World) -> Any:
-    """Move to the device, set to training, recompute layers if asked."""
-    if config.model.gradient_checkpointing:
-        model.activation_checkpointing_enable({"use_reentrant": False})
-    return model.to(world.device).train()
 
 
 def open_run(

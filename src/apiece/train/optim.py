@@ -4,30 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from enum import StrEnum
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from apiece.config.lora import Part
 from apiece.config.schema import OptimSection
+from apiece.model.lora import is_adapted, of_adapter
+from apiece.model.parts import part_of
 from apiece.train.sharding import is_sharded, sharded_like, whole
-
-
-class Part(StrEnum):
-    """Parts of the model that have a learning rate of their own."""
-
-    VISION = "vision"
-    MERGER = "merger"
-    LANGUAGE = "language"
-    COORD = "coord"
-
-
-def part_of(name: str) -> Part:
-    """The part that a parameter of a Qwen3-VL belongs to, by its name."""
-    if "visual." in name:
-        return Part.MERGER if "merger" in name else Part.VISION
-    return Part.COORD if "embed_tokens" in name or "lm_head" in name else Part.LANGUAGE
 
 
 def _is_hidden_matrix(name: str, parameter: Tensor) -> bool:
@@ -44,23 +30,26 @@ def part_rates(config: OptimSection) -> dict[Part, float]:
     }
 
 
-def freeze_parts(model: nn.Module, config: OptimSection) -> None:
-    """Freeze the parameters of parts with rate 0 and train all others."""
-    rates = part_rates(config)
+def freeze_parts(model: nn.Module, config: OptimSection, frozen: Iterable[Part] = ()) -> None:
+    """Freeze the parameters of parts with rate 0 and of those named, and train all others.
+
+    Of a model with adapters only these and the coordinate rows are ever trained.
+    """
+    rates, frozen, adapted = part_rates(config), set(frozen), is_adapted(model)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(rates[part_of(name)] > 0)
+        part = part_of(name)
+        parameter.requires_grad_(rates[part] > 0 and part not in frozen and (not adapted or of_adapter(name)))
 
 
 def build_optimizers(model: nn.Module, config: OptimSection) -> list[torch.optim.Optimizer]:
-    """One or two optimizers over the trainable parameters.
+    """One or two optimizers over the trainable parameters, which `freeze_parts` has marked.
 
-    Parameters of a part with rate 0 are frozen. Each group carries `peak_lr` for the schedule and `part`.
+    Each group carries `peak_lr` for the schedule and `part`.
 
     Args:
         model: The bare model (not a distributed wrapper), sharded already if it is to be.
         config: The `optim` section.
     """
-    freeze_parts(model, config)
     rates = part_rates(config)
     adamw: dict[tuple[Part, bool], list[Tensor]] = {}
     muon: list[Tensor] = []

@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from apiece.config.schema import ModelSection, Parallel
 from apiece.model.load import load_model
+from apiece.model.lora import adapter_weights, add_adapters_like, from_peft_name, is_adapted
 from apiece.train.distributed import World
 
 
@@ -83,15 +84,26 @@ def whole_state(state: dict[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
 
 
 def weights_of(model: Any) -> dict[str, Tensor]:
-    """All weights by name; a head that is tied to the embedding is in it once, as the embedding."""
+    """All weights by name; a head that is tied to the embedding is in it once, as the embedding.
+
+    Of a model with adapters these alone: its base never changes.
+    """
+    if is_adapted(model):
+        return adapter_weights(model)
     return {name: tensor for name, tensor in model.state_dict().items() if name not in _tied(model)}
 
 
 def put_weights(model: Any, weights: Mapping[str, Tensor]) -> set[str]:
-    """Put whole weights into a model, sharded or not; gives the names that were missing."""
+    """Put whole weights into a model, sharded or not; gives the names that were missing.
+
+    Args:
+        model: With or without adapters.
+        weights: Under the names of `weights_of`, or those of an adapter's file.
+    """
     own = weights_of(model)
-    missing = model.load_state_dict({n: sharded_like(weights[n], own[n]) for n in own if n in weights}, strict=False)
-    return set(missing.missing_keys) - _tied(model)
+    given = {from_peft_name(name): tensor for name, tensor in weights.items()}
+    model.load_state_dict({n: sharded_like(given[n], own[n]) for n in own if n in given}, strict=False)
+    return own.keys() - given.keys()
 
 
 def _tied(model: Any) -> set[str]:
@@ -118,6 +130,8 @@ def whole_model(model: Any, config: ModelSection, world: World, *, everywhere: b
         state, entire = whole_state(weights_of(model), keep=keep), None
         if keep:
             entire = load_model(config.checkpoint, attention=config.attention)
+            if is_adapted(model):
+                add_adapters_like(entire, model)
             put_weights(entire, state)
             entire = entire.to(world.device)
         del state
