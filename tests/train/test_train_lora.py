@@ -30,7 +30,7 @@ from apiece.train.loop import train
 
 LORA: dict[str, Any] = {"model__lora__rank": 4, "model__gradient_checkpointing": True, "train__steps": 4}
 SELF_CONTEXT = LORA | {"stage2_ab__n_softctx_iter": 2}
-BOTH = SELF_CONTEXT | {"stage2_ab__b_ratio": 0.5, "generate__max_objects": 6}
+BOTH = SELF_CONTEXT | {"stage2_ab__b_ratio": 0.5, "generate__max_objects": 4, "generate__max_new_tokens": 60}
 
 
 @pytest.fixture(scope="module")
