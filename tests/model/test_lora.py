@@ -52,8 +52,9 @@ def logits(model: Any, side: Any) -> torch.Tensor:
 
 
 def answers(model: Any, side: Any) -> list[Any]:
-    settings = GenerateSection(max_objects=4, max_new_tokens=60)
-    return LocalEngine(model, side, settings).generate([encoder(side).question(s) for s in ALL])
+    settings = GenerateSection(max_objects=3, max_new_tokens=40, temperature=1.0)  # what is drawn is seeded
+    questions = [encoder(side).question(s) for s in ALL]
+    return [one for drawn in LocalEngine(model, side, settings).generate_several(questions, 3) for one in drawn]
 
 
 @pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
@@ -115,7 +116,7 @@ def test_merged_and_plain_peft_say_what_the_adapters_say(tmp_path: Path, checkpo
     for other in (plain, merged):
         torch.testing.assert_close(logits(other, side), ours, rtol=1e-4, atol=1e-4)
     said = answers(model, side)
-    assert any(len(a.ids) > 20 for a in said)
+    assert any(side.vocab.first_id <= token < side.vocab.end_id for a in said for token in a.ids.tolist())
     for other in (plain, merged, load_model(str(tmp_path / "adapter"))):
         for mine, theirs in zip(said, answers(other, side), strict=True):
             assert mine.ids.tolist() == theirs.ids.tolist()
