@@ -14,7 +14,7 @@ import numpy as np
 from apiece.codec.bins import NUM_BINS, Bins
 from apiece.codec.vocab import CoordVocab, Tokenizer, coord_token, decode_exact, encode_plain
 from apiece.errors import UserError
-from apiece.types import BinsXYXY, Encoded, Role, Slots
+from apiece.types import BinsXYXY, Encoded, IntArray, Role, Slots
 
 # The text around names and coordinates. `parse.py` reads the same pieces.
 OPEN = '{"objects": ['
@@ -134,13 +134,21 @@ class Renderer:
 
     def num_tokens(self, descs: Sequence[str]) -> int:
         """Tokens of an answer with these names, the end token included."""
-        if not descs:
-            return len(self.piece(OPEN + CLOSE)) + 1
         names = sum(len(self.piece(desc)) for desc in descs)
+        return int(self.lengths(np.array([len(descs)]), np.array([names]))[0])
+
+    def lengths(self, num_objects: IntArray, name_tokens: IntArray) -> IntArray:
+        """Tokens of many answers, the end token included.
+
+        Args:
+            num_objects: `[N]` objects of each answer.
+            name_tokens: `[N]` tokens of all its names together.
+        """
         box = len(self.piece(BOX_OPEN)) + 4 + 3 * len(self.piece(COORD_SEPARATOR))
         between = len(self.piece(RECORD_CLOSE + RECORD_SEPARATOR + RECORD_OPEN))
         ends = len(self.piece(OPEN + RECORD_OPEN)) + len(self.piece(RECORD_CLOSE + CLOSE)) + 1
-        return names + len(descs) * box + (len(descs) - 1) * between + ends
+        some = name_tokens + num_objects * box + (num_objects - 1) * between + ends
+        return np.where(num_objects > 0, some, len(self.piece(OPEN + CLOSE)) + 1)
 
     def render(self, objects: Sequence[DescBins], *, after_record: bool = False) -> Encoded:
         """The canonical answer as tokens, the end token included.

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from fractions import Fraction
 
 from apiece.config.pairs import no_effect, rule, value_at
-from apiece.config.schema import Config, ContextEmbedMode, SoftContextGrad, SoftContextReplace
+from apiece.config.schema import Config, ContextEmbedMode, Shuffle, SoftContextGrad, SoftContextReplace
 
 
 @rule("prompt.text", "prompt.name")
@@ -53,6 +53,26 @@ def _warmup_ends(config: Config) -> str | None:
     return None if warmup < steps else f"optim.warmup_steps ({warmup}) must be below train.steps ({steps})"
 
 
+@rule("data.buffer_size", "data.shuffle", "train.batch_size")
+def _a_buffer_of_batches(config: Config) -> str | None:
+    size, batch = config.data.buffer_size, config.train.batch_size
+    if config.data.shuffle is not Shuffle.BUFFER or size >= batch:
+        return None
+    return f"data.buffer_size ({size}) must be at least train.batch_size ({batch}): raise it"
+
+
+no_effect(
+    "data.buffer_size",
+    reads="data.shuffle",
+    unless=lambda config: config.data.shuffle is Shuffle.BUFFER,
+    why="unless `data.shuffle: buffer`: set that",
+)
+no_effect(
+    "train.length_window",
+    reads="data.shuffle",
+    unless=lambda config: config.data.shuffle is not Shuffle.NONE,
+    why="with `data.shuffle: none`, which keeps the order of the file: set that to `full` or `buffer`",
+)
 no_effect(
     "optim.lr_muon",
     reads="optim.name",

@@ -62,6 +62,14 @@ class ObjectOrder(StrEnum):
     RANDOM = "random"
 
 
+class Shuffle(StrEnum):
+    """How far a training sample may move from its place in the file."""
+
+    FULL = "full"
+    BUFFER = "buffer"
+    NONE = "none"
+
+
 class Precision(StrEnum):
     """Arithmetic of the forward pass; losses are always float32."""
 
@@ -114,6 +122,12 @@ class DataSection(Section):
     """Mirror half of the training images left to right (seeded by sample and epoch)."""
     scale_jitter: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Crop a random window that keeps at least 1 - this share of each side (seeded by sample and epoch)."""
+    shuffle: Shuffle = Shuffle.FULL
+    """`full`: each epoch a new order of the whole file; `buffer`: within blocks of `buffer_size` records that follow
+    each other, so that a slow disk or tar shards are read front to back; `none`: the order of the file. Any run resumes
+    with the sample at which it stopped."""
+    buffer_size: PositiveCount = 10_000
+    """Records in a block of `shuffle: buffer`."""
     workers: Count = 1
     """Processes that load and encode images; 0 does it in the main process."""
 

@@ -32,17 +32,32 @@ def read_jsonl(path: Path) -> list[Sample]:
     Raises:
         UserError: The file is missing or empty, or some lines are wrong: the first ones are told with `file:line`.
     """
+    with without_cycle_search():
+        return [line.sample for line in valid_lines(path) if line.sample is not None]
+
+
+def valid_lines(path: Path) -> Iterator[Line]:
+    """The lines of a data file, each with its sample; a file with any error is refused once the first errors are known.
+
+    Args:
+        path: The JSONL file.
+
+    Yields:
+        Lines in file order.
+
+    Raises:
+        UserError: As `read_jsonl`.
+    """
     path = Path(path)
-    samples: list[Sample] = []
+    found = 0
     errors: list[Problem] = []
-    with _without_cycle_search():
-        for line in iter_records(path):
-            if line.problems:
-                errors += line.errors
-                if len(errors) >= MAX_LISTED:
-                    break
-            if line.sample is not None:
-                samples.append(line.sample)
+    for line in iter_records(path):
+        errors += line.errors
+        if len(errors) >= MAX_LISTED:
+            break
+        if line.sample is not None:
+            found += 1
+            yield line
     if errors:
         count = "at least " if len(errors) >= MAX_LISTED else ""
         listed = "".join(f"\n  {error}" for error in errors[:MAX_LISTED])
@@ -51,13 +66,12 @@ def read_jsonl(path: Path) -> list[Sample]:
         )
         noun = "error" if len(errors) == 1 else "errors"
         raise UserError(f"{count}{len(errors[:MAX_LISTED])} {noun}:{listed}", where=path, fix=fix)
-    if not samples:
+    if not found:
         raise UserError("expected one image a line, found an empty file", where=path)
-    return samples
 
 
 @contextmanager
-def _without_cycle_search() -> Iterator[None]:
+def without_cycle_search() -> Iterator[None]:
     """Pause the cyclic garbage collector: a million live objects without a cycle are searched over and over.
 
     Half of the time of reading 100,000 lines went there.
@@ -98,16 +112,12 @@ def iter_records(path: Path) -> Iterator[Line]:
                     message = "expected UTF-8 text, found a binary file (or UTF-16: save it as UTF-8)"
                     yield Line(1, problems=[Problem(ProblemKind.NOT_UTF8, where, message, 1)])
                     return
-                value, problem = _decode(raw, number, where)
-                if problem is not None:
-                    yield Line(number, problems=[problem])
-                    if IMPORT_COCO in problem.message:
-                        return  # thousands of lines that are no records either would say nothing more
-                    continue
-                line = parse_record(value, folder=folder, number=number, where=where)
+                line = parse_line(raw, folder=folder, number=number, where=where)
                 if line.sample is not None:
                     seen.check(line, line.sample, where)
                 yield line
+                if line.problems and _is_spread(line.problems[0]):
+                    return  # thousands of lines that are no records either would say nothing more
     except PermissionError as error:
         raise UserError("cannot be read: permission denied", where=path) from error
 
@@ -214,6 +224,26 @@ class _Seen:
             line.sample = Sample(
                 sample.id, sample.image, sample.size_wh, tuple(sample.objects[place] for place in kept)
             )
+
+
+def parse_line(raw: bytes, *, folder: Path, number: int, where: str) -> Line:
+    """One line of a file: its sample and its problems, but for ids that other lines have as well.
+
+    Args:
+        raw: The line.
+        folder: Of the file, which image paths are relative to.
+        number: Of the line, from 1.
+        where: `file:line`, for the problems.
+    """
+    value, problem = _decode(raw, number, where)
+    if problem is not None:
+        return Line(number, problems=[problem])
+    return parse_record(value, folder=folder, number=number, where=where)
+
+
+def _is_spread(problem: Problem) -> bool:
+    """Whether this is a file of one JSON value over many lines."""
+    return problem.kind is ProblemKind.BROKEN_JSON and IMPORT_COCO in problem.message
 
 
 def _decode(raw: bytes, number: int, where: str) -> tuple[Any, Problem | None]:

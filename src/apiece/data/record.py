@@ -13,6 +13,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from apiece.data.problems import IMPORT_COCO, Level, Problem, ProblemKind
 from apiece.errors import nearest
 from apiece.types import BoxXYXY, Instance, Sample
@@ -25,6 +27,8 @@ MAX_SIDE = 1_000_000
 """Pixels of an image side; more is a typing error, not a photo."""
 ROUNDING_PX = 1.0
 """How far a box may stick out of its image: what rounding does."""
+MAX_AREA = 1e15
+"""Square pixels of an annotation, which must be below."""
 
 _HUGE = 1e12  # beyond it, a whole number may not even fit a float
 
@@ -185,11 +189,24 @@ def box_faults(box_xyxy: BoxXYXY, size_wh: tuple[int, int]) -> Fault | None:
     return None
 
 
+def boxes_with_errors(boxes_xyxy: np.ndarray, size_wh: np.ndarray) -> np.ndarray:
+    """`[N]` which finite boxes have a fault that is an error: `box_faults` for many at once.
+
+    Args:
+        boxes_xyxy: `[N, 4]` pixels.
+        size_wh: `[N, 2]` the image of each.
+    """
+    low, high = boxes_xyxy[:, :2], boxes_xyxy[:, 2:]
+    far = np.maximum(-boxes_xyxy.min(1, initial=np.inf), (high - size_wh).max(1, initial=-np.inf))
+    beyond = (low >= size_wh).any(1) | (high <= 0).any(1)
+    return (high <= low).any(1) | (far > ROUNDING_PX) | beyond
+
+
 def area_faults(area: Any) -> Fault | None:
     """The fault of an annotation area in square pixels, or `None`."""
     if type(area) not in (int, float):
         return ProblemKind.BAD_AREA, f"'area': expected a number, found {_kind(area)}"
-    if not 0 <= area < 1e15:
+    if not 0 <= area < MAX_AREA:
         return ProblemKind.BAD_AREA, "'area': expected a finite number from 0, found " + (
             "NaN" if isinstance(area, float) and math.isnan(area) else "a negative one" if area < 0 else "a huge one"
         )
@@ -250,6 +267,16 @@ def _text_faults(key: str, value: Any) -> list[Fault]:
     if has_control(value):
         return [(ProblemKind.WRONG_TYPE, f"'{key}': holds a line break or control character: {value!r}")]
     return []
+
+
+def text_is_plain(image: str, identity: str | None) -> bool:
+    """Whether a record's image and id have no fault, quickly; what is unusual is not plain."""
+    return (
+        image.isprintable()
+        and image[:1] not in ("", " ", "/", "\\")
+        and image[1:2] != ":"
+        and (identity is None or (identity.isprintable() and not identity.isspace() and identity != ""))
+    )
 
 
 def _path_faults(image: str) -> list[Fault]:

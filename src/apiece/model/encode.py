@@ -15,6 +15,7 @@ from apiece.config.schema import ObjectOrder
 from apiece.data.augment import mirror, random_crop
 from apiece.data.collate import EncodedSample
 from apiece.data.images import open_image
+from apiece.data.records import Records
 from apiece.errors import UserError
 from apiece.model.load import TextSide
 from apiece.model.prompts import chat_prompt, prompt_hash
@@ -134,6 +135,16 @@ class SampleEncoder:
         """
         tokens = self.side.images.num_tokens(sample.size_wh)
         return tokens + self.side.renderer.num_tokens([o.desc for o in sample.objects if not o.iscrowd])
+
+    def lengths(self, records: Records) -> IntArray:
+        """`[N]` the same for every record of a data file, from its index: nothing is read."""
+        # Sizes as one number each: a file of a million images has few different ones.
+        wide = records.size_wh.astype(np.int64) @ [1 << 32, 1]
+        sizes, which = np.unique(wide, return_inverse=True)
+        image_tokens = np.array([self.side.images.num_tokens((int(s >> 32), int(s & 0xFFFFFFFF))) for s in sizes])
+        name_tokens = np.array([len(self.side.renderer.piece(name)) for name in records.table.names], dtype=np.int64)
+        answers = self.side.renderer.lengths(records.num_objects, records.sums_over_names(name_tokens))
+        return image_tokens[which] + answers
 
     def _prefix(self, sample: Sample, image: Image.Image) -> EncodedSample:
         pixels, grid = self.side.images.encode(image)

@@ -13,79 +13,109 @@ from typing import Any
 import numpy as np
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from apiece.config.schema import Shuffle
 from apiece.data.collate import Batch, collate
+from apiece.data.records import Records
 from apiece.errors import UserError
 from apiece.model.encode import Augmentation, SampleEncoder
-from apiece.types import Sample
+from apiece.types import IntArray, Sample
 
 Draw = tuple[int, int]
 """Index of a sample and the epoch it is drawn in."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class BatchPlan:
     """Cuts every epoch into batches of samples of like length.
 
-    An epoch is a seeded permutation, cut into windows of `window` batches; each window is sorted by length and cut, and
-    the batches of an epoch are then shuffled. Batches may straddle two epochs only in so far as the last, short batch
-    of an epoch is filled up from the front of the same permutation.
+    An epoch is cut into blocks: one of all samples with `full`, of `buffer_size` samples that follow each other in the
+    file with `buffer`, of one batch with `none`. A block is a seeded permutation, cut into windows of `window` batches;
+    each window is sorted by length and cut, and the batches of a block are then shuffled (with `none` nothing of that
+    is done). With `buffer` each epoch begins at a place of its own in the file, so that blocks hold other samples every
+    time. The last, short batch of an epoch is filled up from its front.
 
     Attributes:
         lengths: About how many tokens each sample has.
         batch_size: Samples in one optimizer step.
         window: Batches that are sorted together.
         seed: Of the permutations.
+        shuffle: How far a sample may move from its place in the file.
+        buffer_size: Samples of a block with `buffer`.
     """
 
-    lengths: Sequence[int]
+    lengths: Sequence[int] | IntArray
     batch_size: int
     window: int
     seed: int
+    shuffle: Shuffle = Shuffle.FULL
+    buffer_size: int = 1
 
     @property
     def batches_per_epoch(self) -> int:
         """Batches in one pass over the data."""
         return -(-len(self.lengths) // self.batch_size)
 
-    def epoch(self, epoch: int) -> list[list[int]]:
-        """The batches of one epoch, as indices."""
+    @property
+    def batches_per_block(self) -> int:
+        """Batches of a block; the last one of an epoch may be shorter."""
+        if self.shuffle is Shuffle.FULL:
+            return self.batches_per_epoch
+        return max(1, self.buffer_size // self.batch_size) if self.shuffle is Shuffle.BUFFER else 1
+
+    def block(self, epoch: int, number: int) -> IntArray:
+        """`[batches, batch_size]` the batches of one block of an epoch, as indices."""
+        first = number * self.batches_per_block
+        count = min(self.batches_per_block, self.batches_per_epoch - first)
         rng = np.random.default_rng([self.seed, epoch])
-        order = rng.permutation(len(self.lengths))
-        order = np.resize(order, self.batches_per_epoch * self.batch_size)  # fill the last batch from the front
+        if self.shuffle is Shuffle.FULL:
+            # Fill the last batch from the front.
+            order = np.resize(rng.permutation(len(self.lengths)), count * self.batch_size)
+        else:
+            order = first * self.batch_size + np.arange(count * self.batch_size)
+            if self.shuffle is Shuffle.NONE:
+                return (order % len(self.lengths)).reshape(count, self.batch_size)
+            order = (order + rng.integers(len(self.lengths))) % len(self.lengths)
+            rng = np.random.default_rng([self.seed, epoch, number])
+            order = rng.permutation(order)
         lengths = np.asarray(self.lengths)
         size = self.window * self.batch_size
         windows = [order[i : i + size] for i in range(0, len(order), size)]
-        windows = [w[np.argsort(lengths[w], kind="stable")] for w in windows]
-        batches = [w[i : i + self.batch_size] for w in windows for i in range(0, len(w), self.batch_size)]
-        return [batches[i].tolist() for i in rng.permutation(len(batches))]
+        order = np.concatenate([w[np.argsort(lengths[w], kind="stable")] for w in windows])
+        return order.reshape(count, self.batch_size)[rng.permutation(count)]
+
+    def epoch(self, epoch: int) -> Iterator[list[int]]:
+        """The batches of one epoch, as indices."""
+        for number in range(-(-self.batches_per_epoch // self.batches_per_block)):
+            yield from (batch.tolist() for batch in self.block(epoch, number))
 
     def steps(self, start: int, stop: int) -> Iterator[list[Draw]]:
         """The batches of steps `start` to `stop - 1`, counted over epochs."""
-        epoch, skip = divmod(start, self.batches_per_epoch)
+        epoch, batch = divmod(start, self.batches_per_epoch)
+        number, skip = divmod(batch, self.batches_per_block)
         step = start
         while step < stop:
-            for batch in self.epoch(epoch)[skip:]:
-                yield [(index, epoch) for index in batch]
+            for row in self.block(epoch, number)[skip : skip + stop - step]:
+                yield [(index, epoch) for index in row.tolist()]
                 step += 1
-                if step == stop:
-                    return
-            epoch, skip = epoch + 1, 0
+            number, skip = number + 1, 0
+            if number * self.batches_per_block >= self.batches_per_epoch:
+                epoch, number = epoch + 1, 0
 
 
-def sample_lengths(samples: Sequence[Sample], encoder: SampleEncoder) -> list[int]:
-    """About how many tokens each sample has beside the prompt.
+def sample_lengths(records: Records, encoder: SampleEncoder) -> IntArray:
+    """`[N]` about how many tokens each sample has beside the prompt.
 
     Raises:
         UserError: One does not fit the model: better told now than in the middle of a run.
     """
-    lengths = [encoder.estimate_length(s) for s in samples]
+    lengths = encoder.lengths(records)
     prompt = len(encoder.prompt.before) + len(encoder.prompt.after)
-    over = [(s, n + prompt) for s, n in zip(samples, lengths, strict=True) if n + prompt > encoder.max_length]
-    if over:
-        sample, length = over[0]
+    over = np.flatnonzero(lengths + prompt > encoder.max_length)
+    if len(over):
+        sample = records[int(over[0])]
         more = f" ({len(over) - 1} more samples are too long)" if len(over) > 1 else ""
         raise UserError(
-            f"sample {sample.id} needs {length} tokens, the model takes {encoder.max_length}{more}",
+            f"sample {sample.id} needs {lengths[over[0]] + prompt} tokens, the model takes {encoder.max_length}{more}",
             where=sample.image,
             fix="lower data.max_objects or data.max_pixels",
         )

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from apiece.config.schema import Config
-from apiece.data.jsonl import read_jsonl
+from apiece.data.records import open_records
 from apiece.evaluate.answers import Answer
 from apiece.evaluate.forms import GroundTruth
 from apiece.evaluate.metrics import write_metrics
@@ -35,9 +35,9 @@ def eval_subset(config: Config) -> list[Sample]:
     """A fixed choice of `eval.samples` samples of `data.eval`, in the order of the file; none without the file."""
     if config.data.eval is None:
         return []
-    samples, size = read_jsonl(Path(config.data.eval)), config.eval.samples
+    samples, size = open_records(Path(config.data.eval)), config.eval.samples
     if len(samples) <= size:
-        return samples
+        return list(samples)
     chosen = np.random.default_rng([config.seed, 0xE7A1]).choice(len(samples), size, replace=False)
     return [samples[i] for i in sorted(chosen)]
 

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from apiece.config.dump import dump_config
 from apiece.config.schema import Config
-from apiece.data.jsonl import read_jsonl
+from apiece.data.records import Records, open_records
 from apiece.errors import UserError
-from apiece.files import write_json
+from apiece.files import file_hash, write_json
 from apiece.losses.compose import Objective
 from apiece.model.encode import Augmentation, PromptTokens, SampleEncoder
 from apiece.model.load import TextSide, load_text_side
@@ -35,7 +36,6 @@ from apiece.train.step import autocast_dtype, train_step
 from apiece.train.trackers import TRACKERS
 from apiece.train.trainable import seed_dropout, trainable_model
 from apiece.train.watch import Watched, read_manifest, watching, what_to_watch
-from apiece.types import Sample
 
 log = logging.getLogger("apiece")
 
@@ -81,9 +81,17 @@ def train(config: Config, name: str, *, resume: Path | None = None) -> Outcome:
     optimizers = build_optimizers(model, config.optim)
     card = checkpoint_card(config, prompt)
     lengths = sample_lengths(samples, encoder)
-    plan = BatchPlan(lengths, config.train.batch_size, config.train.length_window, config.seed)
+    plan = BatchPlan(
+        lengths,
+        config.train.batch_size,
+        config.train.length_window,
+        config.seed,
+        config.data.shuffle,
+        config.data.buffer_size,
+    )
 
-    run, start = open_run(config, name, resume, world, model, optimizers, manifest_extra(dropped, watched))
+    extra = manifest_extra(samples, dropped, watched)
+    run, start = open_run(config, name, resume, world, model, optimizers, extra)
     stream = training_stream(config, samples, encoder, plan, start, world)
     step, steps = start, config.train.steps
     with (
@@ -148,7 +156,7 @@ def checkpoint_card(config: Config, prompt: PromptTokens) -> dict[str, Any]:
     }
 
 
-def training_samples(config: Config, side: TextSide) -> tuple[list[Sample], int]:
+def training_samples(config: Config, side: TextSide) -> tuple[Records, int]:
     """The samples that are trained on, and how many were left out for having too many objects.
 
     Every name is checked against the tokenizer before anything is trained.
@@ -156,15 +164,14 @@ def training_samples(config: Config, side: TextSide) -> tuple[list[Sample], int]
     if config.data.train is None:
         raise UserError("data.train is not set", where="config", fix="name the training JSONL: data.train=X.jsonl")
     path = Path(config.data.train)
-    samples = read_jsonl(path)
-    for desc in sorted({o.desc for s in samples for o in s.objects}):
+    records = open_records(path)
+    for desc in sorted(records.table.names):
         side.renderer.check_desc(desc)
-    kept = [s for s in samples if sum(not o.iscrowd for o in s.objects) <= config.data.max_objects]
-    if not kept:
-        raise UserError(
-            f"no image to train on: {len(samples)} read, {len(samples) - len(kept)} above data.max_objects", where=path
-        )
-    return kept, len(samples) - len(kept)
+    kept = np.flatnonzero(records.num_objects <= config.data.max_objects)
+    dropped = len(records) - len(kept)
+    if not len(kept):
+        raise UserError(f"no image to train on: {len(records)} read, {dropped} above data.max_objects", where=path)
+    return records.select(kept), dropped
 
 
 def open_run(
@@ -184,22 +191,26 @@ def open_run(
         found = complete_checkpoints(resume)
         start = load_checkpoint(found[-1], model, optimizers) if found else 0
         log.info("resuming %s from step %d", resume, start)
-        if world.is_main and "panel" in extra and "panel" not in (manifest := read_manifest(resume)):
+        manifest = read_manifest(resume)
+        for path, sha256 in extra["data"].items():
+            if manifest.get("data", {}).get(path, sha256) != sha256:
+                log.warning("%s has changed since the run began: its batches from here on are others", path)
+        if world.is_main and "panel" in extra and "panel" not in manifest:
             write_json(resume / "manifest.json", manifest | {"panel": extra["panel"]})
         return resume, start
     parent = Path(config.run.dir)
     if world.is_main:
-        paths = [Path(p) for p in (config.data.train, config.data.eval, config.data.complete) if p]
-        extra = extra | {"world_size": world.size, "device": str(world.device)}
-        create_run(parent, name, dump_config(config), make_manifest(config.seed, paths, extra))
+        others = {str(Path(path)): file_hash(Path(path)) for path in (config.data.eval, config.data.complete) if path}
+        extra = extra | {"data": others | extra["data"], "world_size": world.size, "device": str(world.device)}
+        create_run(parent, name, dump_config(config), make_manifest(config.seed, extra))
     world.barrier()
     return parent / name, 0
 
 
-def manifest_extra(dropped: int, watched: Watched) -> dict[str, Any]:
+def manifest_extra(records: Records, dropped: int, watched: Watched) -> dict[str, Any]:
     """What only this run's data decides."""
     panel = {} if watched.panel is None else {"panel": watched.panel.entry}
-    return {"samples_over_max_objects": dropped, **panel}
+    return {"data": {str(records.path): records.table.sha256}, "samples_over_max_objects": dropped, **panel}
 
 
 def open_metrics(run: Path, start: int, config: Config, world: World) -> Metrics:
@@ -212,7 +223,7 @@ def open_metrics(run: Path, start: int, config: Config, world: World) -> Metrics
 
 
 def training_stream(
-    config: Config, samples: list[Sample], encoder: SampleEncoder, plan: BatchPlan, start: int, world: World
+    config: Config, samples: Records, encoder: SampleEncoder, plan: BatchPlan, start: int, world: World
 ) -> Generator[Any]:
     """This rank's micro-batches of every step from `start` on."""
     micro = config.train.micro_batch_size or config.train.batch_size // world.size

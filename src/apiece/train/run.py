@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 from apiece.errors import UserError
-from apiece.files import file_hash, write_json, write_text
+from apiece.files import write_json, write_text
 from apiece.train.trackers import Tracker
 
 PACKAGES = ("apiece", "torch", "transformers", "tokenizers", "hotcoco", "numpy", "scipy", "pillow", "pydantic")
@@ -40,12 +40,11 @@ def create_run(parent: Path, name: str, config_yaml: str, manifest: dict[str, An
     return run
 
 
-def make_manifest(seed: int, data: list[Path], extra: dict[str, Any]) -> dict[str, Any]:
-    """Versions, git state, data hashes, seed and command of a run."""
+def make_manifest(seed: int, extra: dict[str, Any]) -> dict[str, Any]:
+    """Versions, git state, seed and command of a run, and what is handed in: the hashes of its data first of all."""
     return {
         "command": sys.argv,
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "data": {str(p): file_hash(p) for p in data},
         "git": git_state(),
         "platform": platform.platform(),
         "python": platform.python_version(),
