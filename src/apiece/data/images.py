@@ -1,4 +1,4 @@
-"""Opening image files: always RGB, upright, within a size limit, or an error that names the file.
+"""Opening image files and members of tar shards: always upright RGB within a size limit, or an error that names them.
 
 Sizes are `(width, height)` in pixels after EXIF rotation, as a viewer shows the photo: the frame that boxes are in.
 """
@@ -11,18 +11,19 @@ import struct
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 from PIL.Image import Transpose
 from PIL.ImageFile import ImageFile
 
+from apiece.data.problems import ImageError as ImageError  # also for those who call this module
 from apiece.data.problems import ProblemKind
-from apiece.errors import UserError
+from apiece.data.shards import open_member
 
 MAX_PIXELS = 100_000_000
 """Default limit: 300 MB once decoded, and well under Pillow's own (179 million)."""
@@ -56,18 +57,6 @@ _SIXTEEN_BIT = frozenset({"I;16", "I;16L", "I;16B", "I;16N", "I"})
 
 # Pillow logs what it then raises; without a handler Python would print that to stderr as well.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
-
-
-class ImageError(UserError):
-    """An image file that cannot be used; `kind` says why, for `data check`."""
-
-    def __init__(self, kind: ProblemKind, message: str, path: str | Path, fix: str) -> None:
-        self.kind = kind
-        super().__init__(message, where=path, fix=fix)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Exceptions are rebuilt from one text; worker processes must be able to hand this one back.
-        return ImageError, (self.kind, self.message, self.where, self.fix)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,9 +169,9 @@ def inspect_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> ImageFacts:
 
 @contextmanager
 def _opened(path: Path, max_pixels: int) -> Iterator[ImageFile]:
-    """Open the header of a file; every way that can fail becomes an `ImageError`."""
-    with _quiet:
-        image = _open_header(path)
+    """Open the header of a file or of a member of a shard; every way that can fail becomes an `ImageError`."""
+    with _quiet, open_member(path) or nullcontext() as member:
+        image = _open_header(path, member)
         with image:
             width, height = image.size
             if width * height > max_pixels:
@@ -190,11 +179,11 @@ def _opened(path: Path, max_pixels: int) -> Iterator[ImageFile]:
             yield image
 
 
-def _open_header(path: Path) -> ImageFile:
+def _open_header(path: Path, member: BinaryIO | None) -> ImageFile:
     try:
-        return Image.open(path, formats=_FORMATS)
+        return Image.open(path if member is None else member, formats=_FORMATS)
     except UnidentifiedImageError as error:
-        if path.stat().st_size == 0:
+        if (path.stat().st_size if member is None else member.seek(0, os.SEEK_END)) == 0:
             raise ImageError(ProblemKind.TRUNCATED_IMAGE, "image file is empty (0 bytes)", path, _COPY_AGAIN) from error
         message = f"not an image that can be read; expected one of {', '.join(_FORMATS)}"
         fix = "convert it (a .heic photo, say, to JPEG), or leave it out"

@@ -8,6 +8,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from apiece.errors import UserError
+
 
 class Level(StrEnum):
     """How bad a problem is: an error stops training and `data check` (exit 1); a warning and a note do not."""
@@ -47,6 +49,7 @@ class ProblemKind(StrEnum):
     NOT_AN_IMAGE = "not_an_image"
     TRUNCATED_IMAGE = "truncated_image"
     IMAGE_TOO_LARGE = "image_too_large"
+    BROKEN_SHARD = "broken_shard"
     SIZE_DIFFERS = "size_differs"
     SIZE_UNROTATED = "size_unrotated"
     # Only on import.
@@ -73,6 +76,18 @@ class ProblemKind(StrEnum):
         if self in _WARNINGS:
             return Level.WARNING
         return Level.NOTE if self is ProblemKind.CONVERTED_TO_RGB else Level.ERROR
+
+
+class ImageError(UserError):
+    """An image file, or a shard of them, that cannot be used; `kind` says why, for `data check`."""
+
+    def __init__(self, kind: ProblemKind, message: str, path: str | Path, fix: str) -> None:
+        self.kind = kind
+        super().__init__(message, where=path, fix=fix)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exceptions are rebuilt from one text; worker processes must be able to hand this one back.
+        return ImageError, (self.kind, self.message, self.where, self.fix)
 
 
 IMPORT_COCO = "apiece data import coco"

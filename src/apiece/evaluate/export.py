@@ -5,13 +5,13 @@ Boxes whose score is not known get 0, as both formats rank by it; they are count
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from apiece.boxes import xyxy_to_xywh
+from apiece.data.shards import read_image_file
 from apiece.errors import UserError
 from apiece.evaluate.detections import (
     predictions_to_detections,
@@ -95,7 +95,7 @@ def export_fiftyone(dump: Dump, run: Path, out: Path) -> Exported:
         (out / "data").mkdir(parents=True, exist_ok=True)
         for number, record, image in kept:
             name = Path(picture_name(number, record["id"])).stem
-            shutil.copyfile(image, out / "data" / f"{name}{image.suffix}")
+            (out / "data" / f"{name}{image.suffix}").write_bytes(read_image_file(image))
             labels[name] = [_fiftyone_label(row, record) for row in record["objects"]]
             predictions[name] = [_fiftyone_prediction(row, record) for row in record["predictions"]]
     except OSError as error:

@@ -14,6 +14,7 @@ from typing import Any, TypedDict, cast
 
 import yaml
 
+from apiece.data.shards import is_image_file
 from apiece.errors import UserError
 from apiece.records.record import BrokenLineError, Protocol, Record, parse_protocol, parse_record
 
@@ -196,7 +197,7 @@ def picture_name(number: int, sample_id: str) -> str:
 def find_image(record: Record, run: Path) -> Path | None:
     """The image file of a record: as it was written down, else relative to the run's folder; `None` if it is gone."""
     given = Path(record["image"])
-    return next((path for path in (given, run / given) if path.is_file()), None)
+    return next((path for path in (given, run / given) if is_image_file(path)), None)
 
 
 def _safe(sample_id: str) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from apiece.data.images import ImageError, inspect_image, open_image
 from apiece.data.problems import ProblemKind
+from apiece.data.shards import read_image_file
 
 MAX_SIDE = 1280
 """Longer photos are scaled down: boxes are drawn over them as data, so nothing is lost but pixels."""
@@ -53,7 +54,7 @@ class Photos:
             found, expected = (f"{w} x {h}" for w, h in (facts.size_wh, size_wh))
             message = f"the photo is {found} now, but its boxes are for {expected}"
             raise ImageError(ProblemKind.SIZE_DIFFERS, message, path, "")
-        data = path.read_bytes() if path.stat().st_size <= _AS_IT_IS else b""
+        data = read_image_file(path, at_most=_AS_IT_IS)
         suffix = ".jpg"
         if not _plain_jpeg(data) or max(size_wh) > MAX_SIDE:
             image = open_image(path)
