@@ -128,7 +128,7 @@ def main() -> None:
         rows = []
         for part in options.parts:
             command = [sys.executable, __file__, "--measure", part, str(path)]
-            done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=os.environ)
             rows.append(json.loads(done.stdout))
         size = path.stat().st_size
     columns = ("seconds", "of the processor", "records/s of it", "MB before", "MB after", "MB at most, maps included")

@@ -269,8 +269,9 @@ def test_the_guide_lists_every_kind_under_its_level() -> None:
 @pytest.mark.real_data
 @pytest.mark.parametrize(("split", "images", "line"), [("train", 205, 171), ("val", 87, 69)])
 def test_each_bccd_split_has_one_box_without_size(
-    tmp_path: Path, shared_data: Path, split: str, images: int, line: int
+    tmp_path: Path, shared_data: Path, monkeypatch: pytest.MonkeyPatch, split: str, images: int, line: int
 ) -> None:
+    monkeypatch.setenv("APIECE_DATA_ROOT", str(shared_data))
     imported = import_coco(shared_data / "bccd" / f"{split}.json", shared_data / "bccd" / "images")
     assert imported.problems == []
     write_jsonl(tmp_path / "x.jsonl", imported.samples)
@@ -279,7 +280,8 @@ def test_each_bccd_split_has_one_box_without_size(
 
 
 @pytest.mark.real_data
-def test_coco128_is_clean(tmp_path: Path, shared_data: Path) -> None:
+def test_coco128_is_clean(tmp_path: Path, shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("APIECE_DATA_ROOT", str(shared_data))
     imported = import_coco(shared_data / "coco128" / "instances.json", shared_data / "coco128" / "images")
     write_jsonl(tmp_path / "x.jsonl", imported.samples)
     report = check_jsonl(tmp_path / "x.jsonl")

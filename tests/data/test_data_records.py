@@ -195,6 +195,17 @@ def test_an_index_is_made_once(kept: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert [p.name for p in kept.parent.iterdir() if p != kept] == [".x.jsonl.records.safetensors"]
 
 
+def test_a_kept_index_does_not_open_what_is_not_allowed_any_more(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_lines(kept, record("../x.jpg"))
+    monkeypatch.setenv("APIECE_DATA_ROOT", str(kept.parent.parent))
+    assert builds(monkeypatch, kept) == 1
+    records = open_records(kept)
+    monkeypatch.delenv("APIECE_DATA_ROOT")
+    with pytest.raises(UserError, match="leads out of this file's folder"):
+        records[0]
+    assert told(open_records, kept) == told(read_jsonl, kept) is not None
+
+
 def test_a_short_file_leaves_nothing_behind(tmp_path: Path) -> None:
     open_records(write_lines(tmp_path / "x.jsonl", record()))
     assert [p.name for p in tmp_path.iterdir()] == ["x.jsonl"]

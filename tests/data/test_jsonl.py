@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import string
 from pathlib import Path
 
@@ -56,6 +57,14 @@ BAD_LINES = [
     ("a NUL in a path", record(image="a\0.jpg"), "wrong_type", "'image': holds a line break or control character"),
     ("an absolute path", record(image="/data/a.jpg"), "bad_path", "found the absolute '/data/a.jpg'"),
     ("a Windows path", record(image="C:\\a.jpg"), "bad_path", "expected a path relative to this file's folder"),
+    (
+        "a path that leads out",
+        record(image="../a.jpg"),
+        "bad_path",
+        "'image': leads out of this file's folder: '../a.jpg'",
+    ),
+    ("out behind a folder", record(image="b/../../../a.jpg"), "bad_path", "APIECE_DATA_ROOT=FOLDER in the environment"),
+    ("out, as Windows writes it", record(image="b\\..\\..\\a.jpg"), "bad_path", "leads out of this file's folder"),
     (
         "a width of zero",
         record(width=0),
@@ -196,7 +205,7 @@ def test_a_warning_does_not_refuse(tmp_path: Path, line: object, kind: str, mess
         with_box(1, 2, 3, 4, iscrowd=True, area=0, id=0),
         with_desc("d" * 100),
         with_desc("it's a {dog}, [wet]: 3"),
-        record(name="../other folder/a.jpg"),
+        record(name="a folder/../other folder/a.jpg"),
     ],
 )
 def test_a_good_line_has_no_problems(tmp_path: Path, line: object) -> None:
@@ -283,6 +292,7 @@ def test_paths_lead_to_the_image_from_wherever_the_file_lies(tmp_path: Path, mon
     (tmp_path / "deep" / "er").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "deep" / "er", target_is_directory=True)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("APIECE_DATA_ROOT", str(tmp_path))
     for out in (
         tmp_path / "x.jsonl",
         tmp_path / "photos" / "x.jsonl",
@@ -293,6 +303,38 @@ def test_paths_lead_to_the_image_from_wherever_the_file_lies(tmp_path: Path, mon
             write_jsonl(out, [Sample("9", source, (64, 48))])
             (read,) = read_jsonl(out)
             assert read.image.read_text() == "here", (out, source)
+
+
+def test_where_images_may_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in ("data/labels", "data/images", "elsewhere", "data/images/deep"):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+    labels = tmp_path / "data" / "labels"
+    (labels / "link").symlink_to(tmp_path / "data" / "images" / "deep", target_is_directory=True)
+
+    def refused(image: str) -> bool:
+        (line,) = iter_records(write_lines(labels / "x.jsonl", record(image)))
+        assert kinds(line.errors) in ([], ["bad_path"])
+        return bool(line.errors)
+
+    inside = ["a.jpg", "b/../a.jpg", "..a/b..jpg", "link/a.jpg", "...", "../labels/a.jpg"]
+    beside = ["../images/a.jpg", "link/../a.jpg", "b/../../images/a.jpg"]  # `..` behind a link leads where it points
+    far = [
+        "../../elsewhere/a.jpg",
+        "../images/../../elsewhere/a.jpg",
+        "../../../../../../../../../etc/a.jpg",
+        "/etc/a.jpg",
+    ]
+    assert [refused(image) for image in inside] == [False] * len(inside)
+    assert [refused(image) for image in beside + far] == [True] * len(beside + far)
+    monkeypatch.setenv("APIECE_DATA_ROOT", str(tmp_path / "data"))
+    assert [refused(image) for image in inside + beside] == [False] * len(inside + beside)
+    assert [refused(image) for image in far] == [True] * len(far)
+    monkeypatch.setenv("APIECE_DATA_ROOT", os.pathsep.join([str(tmp_path / "no"), "", str(tmp_path / "elsewhere")]))
+    assert [refused(image) for image in inside] == [False] * len(inside)
+    assert refused("../images/a.jpg") and not refused("../../elsewhere/a.jpg")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("APIECE_DATA_ROOT", "data")
+    assert not refused("../images/a.jpg") and refused("../../elsewhere/a.jpg")
 
 
 def test_reading_leaves_the_garbage_collector_as_it_was(tmp_path: Path) -> None:

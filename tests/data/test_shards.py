@@ -204,7 +204,10 @@ def test_where_members_lie_is_kept_and_made_anew_when_the_shard_changes(
     assert image_size(shard / "a.png") == (5, 6)
 
 
-def test_records_name_members_and_their_paths_survive_writing(shard: Path, tmp_path: Path) -> None:
+def test_records_name_members_and_their_paths_survive_writing(
+    shard: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("APIECE_DATA_ROOT", str(tmp_path))
     path = write_lines(
         tmp_path / "x.jsonl",
         record("s.tar/a.png"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -178,6 +179,7 @@ def _finish(imported: Imported, out: Path, skip_bad: bool) -> None:
     from apiece.data.check_report import kinds, print_problems, printable
     from apiece.data.jsonl import write_jsonl
     from apiece.data.problems import Level, counted
+    from apiece.data.record import ROOT_VARIABLE
     from apiece.errors import UserError
 
     errors = imported.errors
@@ -207,4 +209,14 @@ def _finish(imported: Imported, out: Path, skip_bad: bool) -> None:
         print(f"{counted(imported.clipped, 'box')} stuck out of the image by at most one pixel and were cut to it")
     for note in imported.notes:
         print(note)
+    if root := _common_root(imported, out):
+        print(f"some images lie outside {out.parent}: to read this file, export {ROOT_VARIABLE}={root}")
     print(f"next: apiece data check {out}")
+
+
+def _common_root(imported: Imported, out: Path) -> str | None:
+    """The folder that holds both the data file and its images, where that is not the file's own."""
+    own = os.path.realpath(out.parent)
+    folders = {os.path.realpath(folder) for folder in {sample.image.parent for sample in imported.samples}}
+    root = os.path.commonpath([own, *folders])
+    return None if root == own else root

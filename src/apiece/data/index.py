@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -21,7 +22,7 @@ import numpy as np
 from apiece.data.derived import Arrays, kept_arrays
 from apiece.data.jsonl import valid_lines, without_cycle_search
 from apiece.data.problems import Level
-from apiece.data.record import MAX_AREA, MAX_SIDE, boxes_with_errors, desc_faults, text_is_plain
+from apiece.data.record import MAX_AREA, MAX_SIDE, ROOT_VARIABLE, boxes_with_errors, desc_faults, text_is_plain
 from apiece.errors import UserError, require_file
 from apiece.types import IntArray
 
@@ -98,8 +99,9 @@ def index_of(path: Path) -> RecordIndex:
     path = require_file(Path(path), "a JSONL data file")
     try:
         status = path.stat()
+        settings = os.environ.get(ROOT_VARIABLE, "")  # it decides which paths are errors
         arrays = kept_arrays(
-            path, "records", "", lambda: _build(path), lambda found: _fits(found, status.st_size), KEEP_FROM_BYTES
+            path, "records", settings, lambda: _build(path), lambda found: _fits(found, status.st_size), KEEP_FROM_BYTES
         )
     except PermissionError as error:
         raise UserError("cannot be read: permission denied", where=path) from error
@@ -186,7 +188,7 @@ def _quick(path: Path) -> Arrays:
     offset = 0
     for block in _blocks(path):
         digest.update(block)
-        for key, values in _quick_block(block, offset, names).items():
+        for key, values in _quick_block(block, offset, names, path.parent).items():
             parts[key].append(values)
         offset += len(block)
     joined = {key: np.concatenate(values) if values else np.zeros(0, np.int64) for key, values in parts.items()}
@@ -197,7 +199,7 @@ def _quick(path: Path) -> Arrays:
     return _arrays(joined, names, digest.digest())
 
 
-def _quick_block(block: bytes, offset: int, names: _Names) -> Arrays:
+def _quick_block(block: bytes, offset: int, names: _Names, folder: Path) -> Arrays:
     lines = block.removesuffix(b"\n").split(b"\n")
     sizes = np.fromiter(map(len, lines), np.int64, len(lines))
     starts = offset + np.cumsum(sizes + 1) - sizes - 1
@@ -205,7 +207,7 @@ def _quick_block(block: bytes, offset: int, names: _Names) -> Arrays:
         written = np.fromiter((bool(line.strip()) for line in lines), bool, len(lines))
         lines, sizes, starts = [line for line in lines if line.strip()], sizes[written], starts[written]
     records = [_decode(line) for line in lines]
-    if not all(text_is_plain(r.image, r.id) for r in records):
+    if not all(text_is_plain(r.image, r.id, folder) for r in records):
         raise _OddError
     objects = [o for r in records for o in r.objects]
     count = np.fromiter([len(r.objects) for r in records], np.int64, len(records))

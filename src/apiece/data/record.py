@@ -7,6 +7,7 @@ left out of the sample and named.
 from __future__ import annotations
 
 import math
+import os
 import unicodedata
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -29,6 +30,9 @@ ROUNDING_PX = 1.0
 """How far a box may stick out of its image: what rounding does."""
 MAX_AREA = 1e15
 """Square pixels of an annotation, which must be below."""
+
+ROOT_VARIABLE = "APIECE_DATA_ROOT"
+"""Environment variable: folders (parted as in PATH) that images may lie in, beside the folder of their data file."""
 
 _HUGE = 1e12  # beyond it, a whole number may not even fit a float
 
@@ -72,7 +76,7 @@ def parse_record(value: Any, *, folder: Path, number: int, where: str) -> Line:
         The line with its sample and problems.
     """
     line = Line(number)
-    faults = _record_faults(value)
+    faults = _record_faults(value, folder)
     if faults:
         line.problems += [Problem(kind, where, message, number) for kind, message in faults]
         return line
@@ -97,7 +101,7 @@ def _has_text_desc(raw: Any) -> bool:
     return isinstance(raw, dict) and isinstance(raw.get("desc"), str) and len(raw["desc"]) <= MAX_DESC
 
 
-def _record_faults(value: Any) -> list[Fault]:
+def _record_faults(value: Any, folder: Path) -> list[Fault]:
     """Faults of a record outside its objects; none means that every key has its right type and range."""
     if not isinstance(value, dict):
         return [(ProblemKind.WRONG_TYPE, f"expected a JSON object, found {_kind(value)}")]
@@ -108,7 +112,7 @@ def _record_faults(value: Any) -> list[Fault]:
     if "id" in value:
         faults += _text_faults("id", value["id"])
     if "image" in value:
-        faults += _text_faults("image", value["image"]) or _path_faults(value["image"])
+        faults += _text_faults("image", value["image"]) or _path_faults(value["image"], folder)
     for key in ("width", "height"):
         if key in value and (type(value[key]) is not int or not 1 <= value[key] <= MAX_SIDE):
             found = value[key] if type(value[key]) is int and abs(value[key]) < 10**9 else _kind(value[key])
@@ -269,22 +273,43 @@ def _text_faults(key: str, value: Any) -> list[Fault]:
     return []
 
 
-def text_is_plain(image: str, identity: str | None) -> bool:
+def text_is_plain(image: str, identity: str | None, folder: Path) -> bool:
     """Whether a record's image and id have no fault, quickly; what is unusual is not plain."""
     return (
         image.isprintable()
+        and not (".." in image and leads_out(image, folder))
         and image[:1] not in ("", " ", "/", "\\")
         and image[1:2] != ":"
         and (identity is None or (identity.isprintable() and not identity.isspace() and identity != ""))
     )
 
 
-def _path_faults(image: str) -> list[Fault]:
+def _path_faults(image: str, folder: Path) -> list[Fault]:
     # Checked for both systems: a data set travels, and C:\ would be a relative path on Linux.
     if image[0] in "/\\" or image[1:3] in (":\\", ":/"):
         message = f"'image': expected a path relative to this file's folder, found the absolute {image!r}"
         return [(ProblemKind.BAD_PATH, message)]
+    if leads_out(image, folder):
+        remedy = f"allow it by {ROOT_VARIABLE}=FOLDER in the environment, a folder that holds them both"
+        return [(ProblemKind.BAD_PATH, f"'image': leads out of this file's folder: {image!r}; {remedy}")]
     return []
+
+
+def leads_out(image: str, folder: Path) -> bool:
+    """Whether a relative path leads out of its data file's folder, and out of what `APIECE_DATA_ROOT` names as well.
+
+    A data file comes from anybody; links inside the folder were made by whoever set it up, and are followed.
+    """
+    parts = image.replace("\\", "/").split("/")
+    return ".." in parts and _is_outside("/".join(parts[:-1]), str(folder), os.environ.get(ROOT_VARIABLE, ""))
+
+
+@lru_cache(maxsize=65536)
+def _is_outside(parent: str, folder: str, allowed: str) -> bool:
+    # Behind a link `..` leads to where the link's target lies: only the file system knows.
+    place = Path(os.path.realpath(Path(folder, parent)))
+    roots = [folder, *(root for root in allowed.split(os.pathsep) if root)]
+    return not any(place.is_relative_to(os.path.realpath(root)) for root in roots)
 
 
 def _kind(value: Any) -> str:
