@@ -90,7 +90,7 @@ def test_resuming_on_other_data_is_said(
 ) -> None:
     data = scenes.with_name("other.jsonl")
     data.write_text(scenes.read_text())
-    config = small_config(tmp_path, tiny_checkpoint, data, train__steps=2)
+    config = small_config(tmp_path, tiny_checkpoint, data, train__steps=2, optim__warmup_steps=1)
     with monkeypatch.context() as patch:
         interrupt_at(patch, 1)
         first = train(config, "x")
