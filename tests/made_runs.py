@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from apiece.codec.bins import Bins
 from apiece.data.scenes.generate import Scene, generate_scene
@@ -27,6 +28,9 @@ HOSTILE = (
     "<b>bold</b> &amp; ${7*7} {{7*7}}",
     "x" * 10_000,
 )
+
+
+HOSTILE_NAME = "<img src=x onerror=\"document.title='owned'\">"
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,23 @@ def make_run(parent: Path, made: Made | None = None) -> Path:
         write_dump(run, step, made.name, records)
     write_run_files(run, made)
     return run
+
+
+def hostile_run(parent: Path) -> Path:
+    """A run whose folder, config, samples and image files have names that would be markup in a page."""
+    run = make_run(parent, Made("plain", samples=2, steps=(100, 200), hostile=True))
+    (run / "config.yaml").write_text(
+        yaml.safe_dump({"run": {"name": HOSTILE_NAME}, "objective": {HOSTILE_NAME: HOSTILE_NAME}}), encoding="utf-8"
+    )
+    (parent / "images" / "000000.png").rename(parent / "images" / f"{HOSTILE_NAME}.png")
+    quoted = json.dumps(HOSTILE_NAME)[1:-1]
+    for step in (100, 200):
+        file = run / "dumps" / f"step_{step:06d}" / "records.jsonl"
+        text = file.read_text(encoding="utf-8")
+        text = text.replace("000000.png", f"{quoted}.png").replace('"id":"000000"', f'"id":"{quoted}"')
+        assert text.count(quoted) >= 2
+        file.write_text(text, encoding="utf-8")
+    return run.rename(parent / HOSTILE_NAME.replace("/", ""))
 
 
 def write_run_files(run: Path, made: Made) -> None:

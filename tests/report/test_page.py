@@ -302,6 +302,12 @@ def port(report: Path) -> Iterator[int]:
         ("/data/../../secret.txt", {}, 404),
         ("/link.txt", {}, 403),
         ("/", {"Host": "evil.example"}, 403),
+        ("/", {"Host": "127.0.0.1.evil.example:80"}, 403),
+        ("/", {"Host": "localhost.evil.example"}, 403),
+        ("/", {"Host": ""}, 403),
+        ("//evil.example/../secret.txt", {}, 404),
+        ("/data/..%2f..%2fsecret.txt", {}, 404),
+        ("/..%5csecret.txt", {}, 404),
     ],
 )
 def test_the_server_gives_the_report_and_nothing_else(
@@ -319,6 +325,11 @@ def test_the_server_gives_the_report_and_nothing_else(
     assert answer.status == status
     assert b"secret" not in answer.read()
     connection.close()
+
+
+def test_the_server_listens_on_loopback_alone(report: Path) -> None:
+    with make_server(report) as server:
+        assert server.server_address[0] == "127.0.0.1"
 
 
 def test_what_cannot_be_served_is_refused(report: Path, port: int, tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def extend_checkpoint(source: str, out: Path) -> Extended:
         raise UserError("the output exists already and is not overwritten", where=out, fix="choose a new folder")
     folder = resolve_checkpoint(source)
     model = load_model(source, attention="sdpa", dtype="auto")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if coord_token(0) in tokenizer.get_vocab():
         raise UserError("the checkpoint has coordinate tokens already", where=source, fix="use it as it is")
     rows_before = model.get_input_embeddings().weight.shape[0]
@@ -68,7 +68,7 @@ def extend_checkpoint(source: str, out: Path) -> Extended:
     _write_rows(model.get_input_embeddings().weight, vocab, used)
     if not tied:
         _write_rows(model.get_output_embeddings().weight, vocab, used)
-    save_pretrained(model, tokenizer, Qwen2VLImageProcessorPil.from_pretrained(folder), out)
+    save_pretrained(model, tokenizer, Qwen2VLImageProcessorPil.from_pretrained(folder, trust_remote_code=False), out)
     _verify(model, out, vocab)
     return Extended(out, vocab.first_id, rows_before, model.get_input_embeddings().weight.shape[0], tied)
 

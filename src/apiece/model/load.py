@@ -71,9 +71,9 @@ def load_text_side(checkpoint: str, max_pixels: int | None = None) -> TextSide:
             raise UserError(
                 f"{file} is missing from the checkpoint", where=folder, fix="copy it from the original model"
             )
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     vocab = CoordVocab.of(tokenizer, where=str(checkpoint))
-    images = ImageEncoder(Qwen2VLImageProcessorPil.from_pretrained(folder))
+    images = ImageEncoder(Qwen2VLImageProcessorPil.from_pretrained(folder, trust_remote_code=False))
     side = TextSide(
         tokenizer=tokenizer,
         images=images,
@@ -186,7 +186,7 @@ def _require_whole(folder: Path) -> None:
 
 def _read_config(folder: Path) -> Any:
     try:
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         said = str(error).strip().partition("\n")[0]
         fix = "copy config.json from the original model again"
