@@ -165,10 +165,11 @@ def test_seeds_of_an_arm_that_differ_in_more_are_refused(results: list[Result]) 
 def test_no_verdict_without_an_interval(two_arms: dict[str, dict[int, list[Picture]]]) -> None:
     single = [result_of(seeds[0][:1], name, 0) for name, seeds in two_arms.items()]
     text = to_markdown(summarise(single, ["a"], draws=100))
-    rows = [line for line in text.splitlines() if line.startswith("| F1 ")]
-    assert rows
-    assert all("no interval" in line or "same" in line for line in rows), rows
-    assert "better" not in text and "worse" not in text
+    rows = [line for line in text.split("### Against a")[1].splitlines() if line.startswith("| b ")]
+    assert len(rows) == 4  # F1 and AP, shapes, probes, variances
+    cells = [cell.strip() for row in rows[:2] for cell in row.strip("|").split("|")[1:]]
+    assert all(cell.endswith(("(no interval)", "same", "-")) for cell in cells), cells
+    assert any(cell.endswith("(no interval)") for cell in cells)
 
 
 def test_the_tables_name_every_arm_and_their_difference(results: list[Result]) -> None:
@@ -178,7 +179,7 @@ def test_the_tables_name_every_arm_and_their_difference(results: list[Result]) -
     found = summary.differences["a", "b", "all", "true/f1/f1"]
     assert found.difference is not None and found.lo is not None and found.hi is not None
     cells = [number(value, "true/f1/f1", sign=True) for value in (found.difference, found.lo, found.hi)]
-    assert f"{cells[0]} | [{cells[1]}, {cells[2]}]" in text
+    assert f"{cells[0]} [{cells[1]}, {cells[2]}] " in text
 
 
 def test_telemetry_is_compared_step_by_step(results: list[Result]) -> None:
@@ -216,6 +217,19 @@ def test_the_summary_command(results: list[Result], tmp_path: Path) -> None:
     stored = json.loads((tmp_path / "s.json").read_text())
     assert stored["differences"]["a"]["b"]["all"]["f1/f1"]["verdict"] in ("better", "can't tell")
     assert len(stored["arms"]["a"]["figures"]["all"]["f1/f1"]["by_seed"]) == 3
+
+
+def test_ladders_side_by_side(results: list[Result], tmp_path: Path) -> None:
+    for ladder in ("few", "many"):
+        for result in results:
+            write_result(tmp_path / ladder / f"{result.name}.json", replace(result, ladder=ladder))
+    folders = [argument for name in ("few", "many") for argument in ("--summary", str(tmp_path / name))]
+    outcome = CliRunner().invoke(app, ["ladder", *folders, "--out", str(tmp_path / "both.md")])
+    assert outcome.exit_code == 0, outcome.output
+    rows = [line.split("|")[1:3] for line in (tmp_path / "both.md").read_text().splitlines() if line.startswith("| ")]
+    assert [[cell.strip() for cell in row] for row in rows[1:7]] == [
+        ["few", "a"], ["few", "b"], ["", "b - a"], ["many", "a"], ["many", "b"], ["", "b - a"],
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("text", ["{", "{}", '{"schema": 1}', "[]"])

@@ -13,6 +13,7 @@ from apiece.errors import UserError
 if TYPE_CHECKING:
     from apiece.config.ladder import LadderFile
     from apiece.experiment.jobs import Job
+    from apiece.experiment.summary import Summary
 
 _FORMS = "apiece ladder LADDER.yaml  or  apiece ladder --summary RESULTS --out FILE.md"
 
@@ -21,7 +22,9 @@ Only = typer.Option(metavar="NAME", help="Only this arm; may be repeated.", show
 OnlySeed = typer.Option(metavar="S", help="Only this seed; may be repeated.", show_default=False)
 Budget = typer.Option(min=0, help="Begin no run that would not be done by then.", show_default=False)
 Redo = typer.Option("--redo", help="Put aside what was made from other settings, data or start; do it again.")
-Results = typer.Option(help="Folder of results: make their tables, instead of running.", show_default=False)
+Results = typer.Option(
+    help="Folder of results: make their tables, instead of running. Given again: side by side.", show_default=False
+)
 Against = typer.Option(
     metavar="ARM", help="With `--summary`: hold the others against this one instead.", show_default=False
 )
@@ -39,7 +42,7 @@ def ladder(
     prepare: Annotated[bool, typer.Option("--prepare", help="Draw scenes that are not there; run nothing.")] = False,
     redo: Annotated[bool, Redo] = False,
     budget_minutes: Annotated[float | None, Budget] = None,
-    summary: Annotated[Path | None, Results] = None,
+    summary: Annotated[list[Path] | None, Results] = None,
     against: Annotated[list[str] | None, Against] = None,
     out: Annotated[Path | None, Tables] = None,
     json: Annotated[Path | None, typer.Option("--json", help="With `--summary`: all figures as JSON.")] = None,
@@ -60,9 +63,9 @@ def ladder(
 
     `apiece ladder --summary docs/study/seed_section_5 --out docs/study/seed_section_5.md`
     """
-    if (file is None) == (summary is None):
+    if (file is None) == (not summary):
         raise UserError("name a LADDER, or results to make a --summary of", fix=_FORMS, exit_code=2)
-    if summary is not None:
+    if summary:
         idle = {"--arm": arm, "--seed": seed, "--list": list_, "--prepare": prepare, "--redo": redo}
         if given := [name for name, value in idle.items() if value]:
             raise UserError(f"these do not go together: --summary, {', '.join(given)}", fix=_FORMS, exit_code=2)
@@ -145,12 +148,28 @@ def _finish(asked: LadderFile, jobs: list[Job]) -> None:
     typer.echo(f"tables: apiece ladder --summary {done[0].results} --out {done[0].results}.md")
 
 
-def _summarise(folder: Path, against: list[str], out: Path | None, json: Path | None) -> None:
+def _summarise(folders: list[Path], against: list[str], out: Path | None, json: Path | None) -> None:
     """Tables of results that are there."""
-    from apiece.experiment.markdown import put_in, to_markdown
+    from apiece.experiment.markdown import across, put_in, to_markdown
     from apiece.experiment.printed import print_summary
-    from apiece.experiment.summary import read_results, summarise
     from apiece.files import write_json, write_text
+
+    found = [_summary_of(folder, against) for folder in folders]
+    if out is None:
+        for one in found:
+            print_summary(one)
+    else:
+        name = found[0].ladder if len(found) == 1 else out.stem
+        text = to_markdown(found[0]) if len(found) == 1 else across(found)
+        write_text(out, put_in(out, name, text) if _has_places(out) else text)
+        typer.echo(f"wrote {out}")
+    if json is not None:
+        write_json(json, found[0].as_json() if len(found) == 1 else [one.as_json() for one in found])
+        typer.echo(f"wrote {json}")
+
+
+def _summary_of(folder: Path, against: list[str]) -> Summary:
+    from apiece.experiment.summary import read_results, summarise
 
     results = read_results(folder)
     latest = max(results, key=lambda result: len(result.arms))
@@ -162,16 +181,7 @@ def _summarise(folder: Path, against: list[str], out: Path | None, json: Path | 
             where=folder,
             fix=f"run it, or name another one: --against ARM, of {', '.join(sorted(there))}",
         )
-    found = summarise(results, references, arms=latest.arms)
-    text = to_markdown(found)
-    if out is None:
-        print_summary(found)
-    else:
-        write_text(out, put_in(out, found.ladder, text) if _has_places(out) else text)
-        typer.echo(f"wrote {out}")
-    if json is not None:
-        write_json(json, found.as_json())
-        typer.echo(f"wrote {json}")
+    return summarise(results, references, arms=latest.arms)
 
 
 def _has_places(path: Path) -> bool:

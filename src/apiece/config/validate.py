@@ -33,6 +33,7 @@ def validate(tree: Node, problems: list[Problem], model: type[M]) -> M | None:
     """
     data = tree.plain()
     bad = {problem.path for problem in problems}
+    whole = True
     while True:
         try:
             # From JSON, because strictness there lets an integer be a float, text an enum and a list a tuple.
@@ -48,9 +49,12 @@ def validate(tree: Node, problems: list[Problem], model: type[M]) -> M | None:
                 problems.append(Problem(node_at(path, tree)[0].source, path, _message(item, path, tree, model)))
                 bad |= {path, _meant(path, item["type"], model)}
             broken_part = path[:-1] if item["type"] == "missing" and path == item["loc"] else path
-            if not broken_part:
-                return None
-            _prune(data, broken_part)
+            if broken_part:
+                _prune(data, broken_part)
+            else:  # nothing can stand in its place
+                whole = False
+        if not whole:
+            return None
 
 
 def node_at(path: KeyPath, tree: Node) -> tuple[Node, int]:

@@ -24,7 +24,14 @@ PROBES = (
 )
 CROWDED = CROWDING[-1]
 _PERCENT = ("rates/", "miss_rate/", "shape/", "probes/chimera", "probes/flip", "f1/", "coco/")
-_WORDS = {Verdict.CANNOT_TELL: "can't tell"}
+MARKS = {
+    Verdict.BETTER: "**better**",
+    Verdict.WORSE: "**worse**",
+    Verdict.HIGHER: "higher",
+    Verdict.LOWER: "lower",
+    Verdict.SAME: "same",
+    Verdict.CANNOT_TELL: "?",
+}
 
 
 def to_markdown(summary: Summary, title: str = "") -> str:
@@ -36,8 +43,7 @@ def to_markdown(summary: Summary, title: str = "") -> str:
     blocks.append(f"### F1 and AP\n\n{_means(summary, ALL, headline)}")
     for scope in (ALL, *(CROWDING[1:])):
         if summary.images.get(scope):
-            where = "all images" if scope == ALL else f"images with {scope} objects"
-            blocks.append(f"### What the predictions are, {where}\n\n{_means(summary, scope, shapes)}")
+            blocks.append(f"### What the predictions are, {where(scope)}\n\n{_means(summary, scope, shapes)}")
     blocks.append(f"### Beliefs at the labels of the panel\n\n{_means(summary, ALL, PROBES)}")
     steady = sorted({key for _, _, key in summary.means if key.startswith("window_var/")})
     if steady:
@@ -45,12 +51,43 @@ def to_markdown(summary: Summary, title: str = "") -> str:
             f"### Variance of the geometry terms from step to step, later half\n\n{_means(summary, ALL, steady)}"
         )
     for reference in summary.references:
-        blocks.append(_against(summary, reference, ALL, (*headline, *shapes, *PROBES, *steady)))
-        if summary.images.get(CROWDED):
-            blocks.append(_against(summary, reference, CROWDED, (*headline, *shapes)))
+        blocks.append(_against(summary, reference, ALL, (headline, shapes, PROBES, steady)))
+        for scope in CROWDING[:0:-1]:
+            if summary.images.get(scope):
+                blocks.append(_against(summary, reference, scope, (headline, shapes)))
     if summary.remarks:
         blocks.append("### Remarks\n\n" + "\n".join(f"- {remark}" for remark in summary.remarks))
     return "\n\n".join(block.rstrip() for block in blocks) + "\n"
+
+
+def across(summaries: Sequence[Summary]) -> str:
+    """The same figures of several ladders side by side: those of each arm, and its difference to its own reference."""
+    known = any(key.startswith(TRUE) for summary in summaries for _, _, key in summary.means)
+    keys = [key for key in HEADLINE if known or not key.startswith(TRUE)]
+    shapes = [f"{TRUE}{key}" if known else key for key in SHAPES]
+    blocks = [f"## {', '.join(summary.ladder for summary in summaries)}"]
+    for scope in (ALL, CROWDED):
+        shown = [s for s in summaries if s.images.get(scope)]
+        if not shown:
+            continue
+        for of_part in (keys, shapes):
+            lines = [
+                f"| ladder | arm | {' | '.join(label(key) for key in of_part)} |",
+                "|---" * (len(of_part) + 2) + "|",
+            ]
+            for summary in shown:
+                for arm in summary.results:
+                    cells = [mean_text(summary.means.get((arm, scope, key)), key) for key in of_part]
+                    lines.append(f"| {summary.ladder} | {arm} | {' | '.join(cells)} |")
+                    reference = summary.references[0]
+                    if arm != reference:
+                        cells = [
+                            difference_text(summary.differences.get((reference, arm, scope, key)), key)
+                            for key in of_part
+                        ]
+                        lines.append(f"| | {arm} - {reference} | {' | '.join(cells)} |")
+            blocks.append(f"### {where(scope).capitalize()}\n\n" + "\n".join(lines))
+    return "\n\n".join(blocks) + "\n"
 
 
 def _about(summary: Summary) -> str:
@@ -66,7 +103,8 @@ def _about(summary: Summary) -> str:
         f"Data (SHA-256): {data}.\n\n"
         f"Intervals are {LEVEL:.0%}, over images and seeds ({summary.draws} draws; docs/comparing.md). A figure is "
         "a mean over the seeds of its arm, `value [low, high]`. Rates are per prediction, `merged` per object; where "
-        "complete truth is known, all are judged on it."
+        "complete truth is known, all are judged on it. A difference is `arm - reference [low, high] verdict`; `?` is "
+        "can't tell."
     )
 
 
@@ -97,21 +135,25 @@ def _means(summary: Summary, scope: str, keys: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def _against(summary: Summary, reference: str, scope: str, keys: Iterable[str]) -> str:
-    """One row an arm and figure: the difference, its interval and the verdict."""
-    where = "all images" if scope == ALL else f"images with {scope} objects"
-    lines = [
-        f"### Against {reference}, {where}",
-        "",
-        "| figure | arm | arm - reference | interval | verdict |",
-        "|---|---|---|---|---|",
-    ]
-    for key in keys:
-        for arm in summary.results:
-            found = summary.differences.get((reference, arm, scope, key))
-            if found is not None and found.difference is not None:
-                lines.append(f"| {label(key)} | {arm} | {' | '.join(difference_cells(found, key))} |")
-    return "\n".join(lines)
+def _against(summary: Summary, reference: str, scope: str, parts: Iterable[Sequence[str]]) -> str:
+    """One row an arm, one column a figure: the difference, its interval and the verdict; a table for each part."""
+    blocks = [f"### Against {reference}, {where(scope)}"]
+    arms = [arm for arm in summary.results if arm != reference]
+    for keys in parts:
+        shown = [key for key in keys if any((reference, arm, scope, key) in summary.differences for arm in arms)]
+        if not shown:
+            continue
+        lines = [f"| arm | {' | '.join(label(key) for key in shown)} |", "|---" * (len(shown) + 1) + "|"]
+        for arm in arms:
+            cells = [difference_text(summary.differences.get((reference, arm, scope, key)), key) for key in shown]
+            lines.append(f"| {arm} | {' | '.join(cells)} |")
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks)
+
+
+def where(scope: str) -> str:
+    """A scope in words."""
+    return "all images" if scope == ALL else f"images with {scope} objects"
 
 
 def label(key: str) -> str:
@@ -127,15 +169,15 @@ def mean_text(mean: Mean | None, key: str) -> str:
     return value if mean.lo is None or mean.hi is None else f"{value} [{number(mean.lo, key)}, {number(mean.hi, key)}]"
 
 
-def difference_cells(found: Difference, key: str) -> tuple[str, str, str]:
-    """Difference, interval and verdict; without an interval there is no verdict."""
-    assert found.difference is not None, "asked for where there is one"
+def difference_text(found: Difference | None, key: str) -> str:
+    """`-0.011 [-0.038, +0.004] ?`; without an interval there is no verdict."""
+    if found is None or found.difference is None:
+        return "-"
     value = number(found.difference, key, sign=True)
     if found.lo is None or found.hi is None:
-        return value, "-", "no interval"
+        return f"{value} (no interval)"
     interval = f"[{number(found.lo, key, sign=True)}, {number(found.hi, key, sign=True)}]"
-    verdict = _WORDS.get(found.verdict, str(found.verdict))
-    return value, interval, f"**{verdict}**" if found.verdict in (Verdict.BETTER, Verdict.WORSE) else verdict
+    return f"{value} {interval} {MARKS[found.verdict]}"
 
 
 def number(value: float, key: str, *, sign: bool = False) -> str:

@@ -19,12 +19,15 @@ _MARKS = {
     Verdict.SAME: "=",
     Verdict.CANNOT_TELL: "?",
 }
+_WIDTH = 160
 _FOLLOW = "probes/follow/near_neighbour"
 
 
 def print_summary(summary: Summary, console: Console | None = None) -> None:
-    """Print a summary; it takes as many columns as it needs, wherever it goes."""
+    """Print a summary: coloured on a terminal, plain text elsewhere; it takes 160 columns."""
     console = console or Console()
+    if console.width < _WIDTH:
+        console = Console(width=_WIDTH)
     known = any(key.startswith(TRUE) for _, _, key in summary.means)
     prefix = TRUE if known else ""
     columns = [(ALL, key) for key in HEADLINE if known or not key.startswith(TRUE)]
@@ -35,7 +38,8 @@ def print_summary(summary: Summary, console: Console | None = None) -> None:
         table.add_column(f"against {reference}", no_wrap=True)
         table.add_column("seeds", justify="right")
         for scope, key in columns:
-            table.add_column(escape(label(key) + ("" if scope == ALL else f", {scope} objects")), justify="right")
+            head = label(key).replace(", complete truth", ", true").replace("the neighbour's box", "neighbour")
+            table.add_column(escape(head + ("" if scope == ALL else f", {scope}")), justify="right", no_wrap=True)
         for arm, rows in summary.results.items():
             cells = []
             for scope, key in columns:
@@ -47,7 +51,8 @@ def print_summary(summary: Summary, console: Console | None = None) -> None:
             table.add_row(escape(arm), str(len(rows)), *cells)
         console.print(table)
     console.print(
-        "+ better, - worse, ^ higher, v lower than the reference; ? can't tell; intervals: --summary", style="dim"
+        "+ better, - worse, ^ higher, v lower than the reference; ? can't tell; `true` is judged on complete truth",
+        style="dim",
     )
     for remark in summary.remarks:
         console.print(f"- {escape(remark)}", highlight=False)
