@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -18,17 +19,37 @@ from apiece.data.collate import EncodedSample, collate_prefix
 from apiece.model.image import ImageEncoder
 from apiece.model.load import TextSide
 from apiece.model.tiny import CHAT_TEMPLATE, tiny_config, tiny_image_processor
-from apiece.rollout.choose import Chooser
+from apiece.rollout.choose import Ask, Chooser
 from apiece.rollout.generate import LocalEngine
+from apiece.rollout.grammar import Grammar
+from apiece.rollout.head import Head, Ledger
 from apiece.rollout.rows import Row
 
 RAISE = 60.0
 """Above all other logits, and not so far that their exponentials vanish: the processor is ten times slower then."""
 
 
+class ScriptedChooser(Chooser):
+    """Decides as it always does, once the logit of a dictated token is raised.
+
+    Attributes:
+        targets: By row of what the head reads.
+    """
+
+    targets: Mapping[int, int] = MappingProxyType({})
+
+    def _pick(self, scores_NK: Tensor, asks: Sequence[Ask], ids_K: Tensor | None, first: int) -> Tensor:
+        wanted = torch.tensor([self.targets[ask.row] for ask in asks], device=scores_NK.device)
+        columns = wanted - first if ids_K is None else (ids_K == wanted[:, None]).int().argmax(1)
+        # Behind a wrong guess nothing that is dictated can be chosen, and nothing that is chosen counts.
+        columns = columns.masked_fill((columns < 0) | (columns >= scores_NK.shape[1]), 0)
+        scores_NK[torch.arange(len(columns), device=scores_NK.device), columns] += RAISE
+        return super()._pick(scores_NK, asks, ids_K, first)
+
+
 @dataclass(frozen=True)
 class ScriptedEngine(LocalEngine):
-    """Writes given answers, by raising one logit of each row.
+    """Writes given answers, by raising one logit of each decision.
 
     Attributes:
         answers: One for each question.
@@ -36,15 +57,23 @@ class ScriptedEngine(LocalEngine):
 
     answers: Sequence[Sequence[int]] = ()
 
-    def decide(self, chooser: Chooser, rows: Sequence[Row], logits_NV: Tensor) -> None:
-        """As always, once the logits are raised."""
-        targets = []
-        for row in rows:
+    def chooser(self, grammar: Grammar | None, head: Head) -> ScriptedChooser:
+        """One that is dictated to."""
+        device = next(self.model.parameters()).device
+        return ScriptedChooser(grammar, self.side.vocab, self.settings.temperature, head, device)
+
+    def decide(
+        self, chooser: Chooser, ledger: Ledger, rows: Sequence[Row], starts: Sequence[int], hidden_ND: Tensor
+    ) -> None:
+        """As always, once it is said what comes next."""
+        assert isinstance(chooser, ScriptedChooser), "made by this engine"
+        targets = {}
+        for row, start in zip(rows, starts, strict=True):
             answer, done = self.answers[row.index], len(row.ids)
-            fed = range(row.num_fed) if self.wants_all else [ask.row for ask in row.asks(0)]
-            targets += [answer[min(done + i, len(answer) - 1)] for i in fed]
-        logits_NV[torch.arange(len(targets), device=logits_NV.device), targets] += RAISE
-        super().decide(chooser, rows, logits_NV)
+            for i in range(row.num_fed):
+                targets[start + i] = answer[min(done + i, len(answer) - 1)]
+        chooser.targets = targets
+        super().decide(chooser, ledger, rows, starts, hidden_ND)
 
 
 def hugging_face(model: Any, side: TextSide, questions: Sequence[EncodedSample], longest: int) -> list[list[int]]:

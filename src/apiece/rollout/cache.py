@@ -4,7 +4,7 @@ Every row has its own length: new tokens go behind it, whatever the other rows d
 copied as rows grow; a row that is done gives its place to another. What was written of tokens that were taken back is
 overwritten by the next ones.
 
-Shapes: R rows, H key-value heads, C columns, W new tokens of the widest row, d head width.
+Shapes: R rows, H key-value heads, C columns, W new tokens of the widest row, N = R * W, d head width.
 """
 
 from __future__ import annotations
@@ -41,26 +41,26 @@ class RowCache:
         self._group = config.num_attention_heads // config.num_key_value_heads
         self._keys: list[Tensor] = []
         self._values: list[Tensor] = []
-        self._rows = self._columns = 0
+        self._rows = self._columns = self._heads = 0
         self._places = torch.zeros(0, dtype=torch.int64)
 
     def put(self, row: int, keys: Sequence[Tensor], values: Sequence[Tensor], length: int) -> None:
         """Start a row with the first `length` keys and values of each layer, `[H, C, d]`."""
         if not self._keys:
-            heads, _, width = keys[0].shape
-            shape = (len(self.lengths), heads, 0, width)
+            self._heads, _, width = keys[0].shape
+            shape = (len(self.lengths), 0, self._heads * width)
             self._keys = [k.new_zeros(shape) for k in keys]
             self._values = [v.new_zeros(shape) for v in values]
         self._reserve(length)
         for kept, new in zip([*self._keys, *self._values], [*keys, *values], strict=True):
-            kept[row, :, :length] = new[:, :length]
+            kept[row, :length].view(length, self._heads, -1).copy_(new[:, :length].transpose(0, 1))
         self.lengths[row] = length
 
     def move(self, source: int, target: int) -> None:
         """Put a row in the place of another."""
         length = int(self.lengths[source])
         for kept in (*self._keys, *self._values):
-            kept[target, :, :length] = kept[source, :, :length]
+            kept[target, :length] = kept[source, :length]
         self.lengths[target] = length
 
     @property
@@ -77,28 +77,35 @@ class RowCache:
         lengths = self.lengths[:rows]
         self._rows, self._columns = rows, int(lengths.max()) + width
         self._reserve(self._columns)
-        device, (_, heads, capacity, _) = self._keys[0].device, self._keys[0].shape
+        device, capacity = self._keys[0].device, self._keys[0].shape[1]
         columns = lengths[:, None] + np.arange(width)
-        places = (np.arange(rows)[:, None] * heads + np.arange(heads))[:, :, None] * capacity + columns[:, None, :]
+        places = np.arange(rows)[:, None] * capacity + columns
         self._places = torch.from_numpy(places.reshape(-1)).to(device)
-        seen = torch.arange(self._columns, device=device) <= torch.from_numpy(columns).to(device)[:, :, None]
-        mask = torch.zeros(seen.shape, dtype=self._keys[0].dtype, device=device).masked_fill_(~seen, -torch.inf)
+        hidden = np.arange(self._columns) > columns[:, :, None]
+        mask = torch.zeros(hidden.shape, dtype=self._keys[0].dtype, device=device)
+        mask.masked_fill_(torch.from_numpy(hidden).to(device), -torch.inf)
         return mask.repeat(1, self._group, 1)[:, None]
 
-    def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Called by the attention of `layer` with `[R, H, W, d]`; returns what to attend to."""
+    def write(self, keys_NK: Tensor, values_NK: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        """Keep what is new in `layer`, `[N, H * d]`; returns what to attend to, `[R, H, C, d]`."""
         out = []
-        for kept, new in ((self._keys[layer], keys), (self._values[layer], values)):
-            kept.view(-1, kept.shape[3]).index_copy_(0, self._places, new.reshape(-1, new.shape[3]))
-            out.append(kept[: self._rows, :, : self._columns])
+        for kept, new in ((self._keys[layer], keys_NK), (self._values[layer], values_NK)):
+            kept.view(-1, kept.shape[2]).index_copy_(0, self._places, new)
+            seen = kept[: self._rows, : self._columns]
+            out.append(seen.view(self._rows, self._columns, self._heads, -1).transpose(1, 2))
         return out[0], out[1]
+
+    def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Called by the library's attention of `layer` with `[R, H, W, d]`; returns what to attend to."""
+        keys_NK, values_NK = (new.transpose(1, 2).flatten(2).flatten(0, 1) for new in (keys, values))
+        return self.write(keys_NK, values_NK, layer)
 
     def get_seq_length(self, layer: int = 0) -> int:
         """Columns in use, as the library asks for them."""
         return self._columns
 
     def _reserve(self, columns: int) -> None:
-        have = self._keys[0].shape[2]
+        have = self._keys[0].shape[1]
         if columns > have:
             wanted = max(columns, have + have // 2)
             more = (0, 0, 0, -(-wanted // _GROW) * _GROW - have)

@@ -1,33 +1,28 @@
 """Decisions: which token comes next, with its log-probability under the model and under the model held to the format.
 
-Shapes: N rows of logits, V vocabulary, K tokens to choose from.
+Shapes: N tokens, D width, V vocabulary, K tokens to choose from.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import pad
 
 from apiece.codec.vocab import CoordVocab
 from apiece.rollout.grammar import Grammar, Kind
+from apiece.rollout.head import Head, norm
 from apiece.types import NEAR_BINS
-
-AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 24}
-"""Logits that are normalised together: on a CPU as many as stay in its cache, elsewhere a bound on memory."""
-
 
 @dataclass(frozen=True, slots=True)
 class Ask:
     """One decision.
 
     Attributes:
-        row: Of the logits.
+        row: Of what the head reads.
         state: Of the grammar; `None` where every token may come.
         draw: Uniform in [0, 1): which token, in sampling.
         low, high: The bins that a coordinate may have.
@@ -42,144 +37,142 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """Tokens with what is known of them.
+    """Decisions, with what is known of them so far.
 
     Attributes:
-        ids: `[N]`.
-        logprobs: `[N]` under the model's full softmax at temperature 1.
-        masked: `[N]` the same among the tokens that the format allowed; 0 for forced ones.
-        near_mass: `[N]` as in `Rollout`.
+        ids: The tokens.
+        logprobs: Under the model's full softmax at temperature 1; NaN where that is still to be worked out.
+        masked: The same among the tokens that the format allowed.
+        near: As `near_mass` in `Rollout`; where the log-probability is still open, the logarithm of the sum of the
+            exponentials of those logits.
     """
 
-    ids: NDArray[np.int64]
-    logprobs: NDArray[np.float64]
-    masked: NDArray[np.float64]
-    near_mass: NDArray[np.float64]
+    ids: list[int]
+    logprobs: list[float]
+    masked: list[float]
+    near: list[float]
 
-    @classmethod
-    def unknown(cls, forced: Sequence[int]) -> Chosen:
-        """Forced ids that the model was not asked about."""
-        nan = np.full(len(forced), np.nan)
-        return cls(np.array(forced, dtype=np.int64), nan, np.zeros(len(forced)), nan)
 
-    def put(self, at: Sequence[int], others: Chosen) -> Chosen:
-        """The same with others in some places."""
-        columns = []
-        for mine, theirs in zip(self._columns(), others._columns(), strict=True):
-            column = mine.copy()
-            column[list(at)] = theirs
-            columns.append(column)
-        return Chosen(*columns)
-
-    def _columns(self) -> tuple[NDArray[Any], ...]:
-        return self.ids, self.logprobs, self.masked, self.near_mass
+_COORDS = -1
 
 
 class Chooser:
-    """Makes the decisions of a batch: one tensor operation for all decisions of a kind."""
+    """Makes the decisions of a pass: a few tensor operations for all decisions of a kind."""
 
-    def __init__(self, grammar: Grammar | None, vocab: CoordVocab, temperature: float, device: torch.device) -> None:
-        self._grammar, self._vocab, self._temperature, self._device = grammar, vocab, temperature, device
+    def __init__(
+        self, grammar: Grammar | None, vocab: CoordVocab, temperature: float, head: Head, device: torch.device
+    ) -> None:
+        self._grammar, self._vocab, self._temperature = grammar, vocab, temperature
+        self._head, self._device = head, device
         self._allowed: dict[int, Tensor] = {}
+        self._refused: dict[int, Tensor] = {}
         self._bins = torch.arange(vocab.num_bins, device=device)
+        self._window = torch.arange(2 * NEAR_BINS + 1, device=device)
 
-    def choose(self, logits_NV: Tensor, forced: Sequence[int], asked: Sequence[Ask]) -> Chosen:
+    def choose(self, hidden_ND: Tensor, asked: Sequence[Ask]) -> Chosen:
         """Decide.
 
         Args:
-            logits_NV: Of the model, in any precision.
-            forced: The id that comes after each row; anything where one is asked for.
-            asked: The rows where one is to be chosen.
+            hidden_ND: What the head reads.
+            asked: What is to be chosen from which of its rows.
         """
-        logits_NV = logits_NV.float()
-        norm_N = _norm(logits_NV)
-        ids_N = torch.tensor(forced, device=self._device)
-        masked_N = torch.zeros(len(ids_N), device=self._device)
-        near_N = torch.full((len(ids_N),), torch.nan, device=self._device)
-        kinds: dict[Kind | None, list[Ask]] = {}
-        for ask in asked:
-            kinds.setdefault(self._kind(ask.state), []).append(ask)
-        for kind, asks in kinds.items():
+        groups: dict[int | None, list[int]] = {}
+        for number, ask in enumerate(asked):
+            groups.setdefault(self._group(ask.state), []).append(number)
+        tables, order = [], []
+        for group, numbers in groups.items():
+            asks = [asked[n] for n in numbers]
             rows = torch.tensor([ask.row for ask in asks], device=self._device)
-            draws = torch.tensor([ask.draw for ask in asks], dtype=torch.float64)
-            if kind is None:
-                ids = self._pick(logits_NV if len(rows) == len(logits_NV) else logits_NV[rows], draws)
-                masked = logits_NV[rows, ids] - norm_N[rows]
-                coords = logits_NV[rows, self._vocab.first_id : self._vocab.end_id]
-                near_N[rows] = self._near(coords, norm_N[rows], ids - self._vocab.first_id)
-            elif kind is Kind.COORD:
-                ids, masked, near_N[rows] = self._coordinates(logits_NV, norm_N, rows, asks, draws)
-            elif kind is Kind.CHOICE:
-                ids, masked = self._few(logits_NV, rows, asks, draws)
+            some_ND = hidden_ND.index_select(0, rows)
+            if group == _COORDS:
+                columns = self._coordinates(some_ND, asks)
+            elif group is not None and self._kind(group) is Kind.CHOICE:
+                columns = self._few(some_ND, group, asks)
             else:
-                ids, masked = self._names(logits_NV, rows, asks, draws)
-            ids_N[rows], masked_N[rows] = ids, masked
-        logprob_N = logits_NV.gather(1, ids_N[:, None])[:, 0] - norm_N
+                columns = self._any(some_ND, group, asks)
+            tables.append(torch.stack([c.double() for c in columns]))
+            order += numbers
+        if not tables:
+            return Chosen([], [], [], [])
         # One transfer for all.
-        table = torch.stack([ids_N.double(), logprob_N.double(), masked_N.double(), near_N.double()]).cpu().numpy()
-        return Chosen(table[0].astype(np.int64), *table[1:])
+        table = torch.cat(tables, 1) if len(tables) > 1 else tables[0]
+        if len(tables) > 1:
+            back = sorted(range(len(order)), key=order.__getitem__)
+            table = table[:, torch.tensor(back, device=self._device)]
+        ids, *known = table.tolist()
+        return Chosen([int(token) for token in ids], *known)
 
-    def _kind(self, state: int | None) -> Kind | None:
-        return None if state is None or self._grammar is None else self._grammar.states[state].kind
+    def _kind(self, state: int) -> Kind:
+        assert self._grammar is not None, "asked only where the format limits what may come"
+        return self._grammar.states[state].kind
 
-    def _coordinates(
-        self, logits_NV: Tensor, norm_N: Tensor, rows: Tensor, asks: Sequence[Ask], draws: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        coords = logits_NV[rows, self._vocab.first_id : self._vocab.end_id]
+    def _group(self, state: int | None) -> int | None:
+        """What is decided together: all coordinates, else what is in the same state, as nearly all rows are in a few."""
+        if state is None or self._grammar is None:
+            return None
+        return _COORDS if self._kind(state) is Kind.COORD else state
+
+    def _coordinates(self, hidden_ND: Tensor, asks: Sequence[Ask]) -> tuple[Tensor, ...]:
+        coords = self._head.between(hidden_ND, self._vocab.first_id, self._vocab.end_id)
         scores = coords
         if any(ask.low > 0 or ask.high < self._vocab.num_bins - 1 for ask in asks):
             low_N1, high_N1 = torch.tensor([(ask.low, ask.high) for ask in asks], device=self._device).T[..., None]
             scores = coords.masked_fill((self._bins < low_N1) | (self._bins > high_N1), -torch.inf)
-        bins = self._pick(scores, draws)
-        return bins + self._vocab.first_id, _logprob(scores, bins), self._near(coords, norm_N[rows], bins)
+        bins = self._pick(scores, asks, None, self._vocab.first_id)
+        around = pad(coords, (NEAR_BINS, NEAR_BINS), value=-torch.inf).gather(1, bins[:, None] + self._window)
+        return bins + self._vocab.first_id, self._open(bins), _logprob(scores, bins), around.logsumexp(-1)
 
-    def _few(self, logits_NV: Tensor, rows: Tensor, asks: Sequence[Ask], draws: Tensor) -> tuple[Tensor, Tensor]:
-        choices = [self._ids(ask.state) for ask in asks]
-        ids = torch.nn.utils.rnn.pad_sequence(choices, batch_first=True, padding_value=-1)
-        scores = logits_NV[rows[:, None], ids.clamp_min(0)].masked_fill(ids < 0, -torch.inf)
-        at = self._pick(scores, draws)
-        return ids.gather(1, at[:, None])[:, 0], _logprob(scores, at)
+    def _few(self, hidden_ND: Tensor, state: int, asks: Sequence[Ask]) -> tuple[Tensor, ...]:
+        ids = self._ids(state)
+        scores = self._head.some(hidden_ND, ids)
+        at = self._pick(scores, asks, ids, 0)
+        nothing = self._open(at)
+        return ids[at], nothing, _logprob(scores, at), nothing
 
-    def _names(self, logits_NV: Tensor, rows: Tensor, asks: Sequence[Ask], draws: Tensor) -> tuple[Tensor, Tensor]:
-        """A state at a time, as nearly all rows are in the same few."""
-        ids, masked = torch.empty_like(rows), torch.empty(len(rows), device=self._device)
-        states = [ask.state for ask in asks]
-        for state in set(states):
-            same = [i for i, other in enumerate(states) if other == state]
-            allowed = self._ids(state)
-            scores = logits_NV[rows[same]].index_select(1, allowed)
-            at = self._pick(scores, draws[same])
-            ids[same], masked[same] = allowed[at], _logprob(scores, at)
-        return ids, masked
+    def _any(self, hidden_ND: Tensor, state: int | None, asks: Sequence[Ask]) -> tuple[Tensor, ...]:
+        """From the whole vocabulary, or nearly all of it."""
+        logits_NV = scores = self._head.full(hidden_ND)
+        if state is not None:
+            scores = logits_NV.masked_fill(self._refuse(state, logits_NV.shape[1]), -torch.inf)
+        ids = self._pick(scores, asks, None, 0)
+        norm_N = norm(logits_NV)
+        logprob_N = logits_NV.gather(1, ids[:, None])[:, 0] - norm_N
+        if state is None:
+            near_N = near_mass(ids, logits_NV - norm_N[:, None], self._vocab)
+            return ids, logprob_N, logprob_N, near_N
+        return ids, logprob_N, _logprob(scores, ids), self._open(ids)
 
-    def _ids(self, state: int | None) -> Tensor:
+    def _open(self, ids_N: Tensor) -> Tensor:
+        return torch.full(ids_N.shape, torch.nan, device=self._device)
+
+    def _ids(self, state: int) -> Tensor:
         """What may be written in a state, ascending."""
-        assert state is not None and self._grammar is not None, "asked only where the format limits what may come"
         if state not in self._allowed:
+            assert self._grammar is not None, "asked only where the format limits what may come"
             self._allowed[state] = torch.from_numpy(self._grammar.allowed(state)).to(self._device)
         return self._allowed[state]
 
-    def _pick(self, scores_NK: Tensor, draws_N: Tensor) -> Tensor:
-        """The most likely column of each row, or the seeded draw."""
+    def _refuse(self, state: int, size: int) -> Tensor:
+        """Which of the whole vocabulary may not be written in a state."""
+        if state not in self._refused:
+            refused = torch.ones(size, dtype=torch.bool, device=self._device)
+            refused[self._ids(state)] = False
+            self._refused[state] = refused
+        return self._refused[state]
+
+    def _pick(self, scores_NK: Tensor, asks: Sequence[Ask], ids_K: Tensor | None, first: int) -> Tensor:
+        """The most likely column of each row, or the seeded draw; column k stands for `ids_K[k]`, or for `first + k`."""
         if self._temperature == 0:
             return scores_NK.argmax(-1)
         # Drawn by inverting the running sum on the CPU in float64, so that a draw is the same on every device.
+        draws_N = torch.tensor([ask.draw for ask in asks], dtype=torch.float64)
         cdf_NK = (scores_NK.double() / self._temperature).softmax(-1).cumsum(-1).cpu()
         found = torch.searchsorted(cdf_NK, draws_N[:, None] * cdf_NK[:, -1:], right=True)[:, 0]
         return found.clamp_max(cdf_NK.shape[1] - 1).to(self._device)
 
-    def _near(self, coords_NK: Tensor, norm_N: Tensor, bins_N: Tensor) -> Tensor:
-        return near_mass(bins_N, coords_NK - norm_N[:, None], CoordVocab(0, self._vocab.num_bins))
-
-
-def _norm(scores_NK: Tensor) -> Tensor:
-    """Log of the sum of exponentials of each row, a few rows at a time: three times as fast as all at once."""
-    rows = max(1, AT_ONCE.get(scores_NK.device.type, AT_ONCE["cuda"]) // scores_NK.shape[1])
-    return torch.cat([part.logsumexp(-1) for part in scores_NK.split(rows)])
-
 
 def _logprob(scores_NK: Tensor, at_N: Tensor) -> Tensor:
-    return scores_NK.gather(1, at_N[:, None])[:, 0] - _norm(scores_NK)
+    return scores_NK.gather(1, at_N[:, None])[:, 0] - norm(scores_NK)
 
 
 def near_mass(ids_B: Tensor, logprob_BV: Tensor, vocab: CoordVocab) -> Tensor:

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import zlib
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Generator, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -26,9 +25,11 @@ from apiece.data.collate import EncodedSample, collate_prefix
 from apiece.errors import UserError
 from apiece.model.forward import rope_positions
 from apiece.model.load import TextSide
-from apiece.rollout.cache import RowCache, row_attention
-from apiece.rollout.choose import Chooser, Chosen
+from apiece.rollout.cache import RowCache
+from apiece.rollout.choose import Ask, Chooser
 from apiece.rollout.grammar import Grammar, grammar_of
+from apiece.rollout.head import Head, Ledger, Place
+from apiece.rollout.layers import Layers, before_head, layers_of
 from apiece.rollout.rows import Row, Rules
 from apiece.types import Rollout
 
@@ -85,41 +86,58 @@ class LocalEngine:
         """
         grammar = self._grammar()
         rules = Rules(grammar, self.side, self.settings, self.skip, self.guess and self.skip)
-        chooser = Chooser(grammar, self.side.vocab, self.settings.temperature, next(self.model.parameters()).device)
         order = sorted(range(len(questions)), key=lambda i: len(questions[i].prefix_ids))
-        run = _Run(self, rules, chooser, questions, answers, deque(order))
+        head = self.head()
+        run = _Run(self, rules, self.layers(), self.chooser(grammar, head), Ledger(head), questions, answers, deque(order))
         while run.waiting or run.ready or run.rows:
             if self.refill or not run.rows:
                 run.fill()
-            with row_attention(self.model):
-                while run.rows and not (self.refill and run.can_fill):
-                    run.step()
-        return [[run.done[i * answers + k] for k in range(answers)] for i in range(len(questions))]
+            while run.rows and not (self.refill and run.can_fill):
+                run.step()
+        run.ledger.settle()
+        return [[run.done[i * answers + k].rollout() for k in range(answers)] for i in range(len(questions))]
 
-    def decide(self, chooser: Chooser, rows: Sequence[Row], logits_NV: Tensor) -> None:
+    def decide(
+        self, chooser: Chooser, ledger: Ledger, rows: Sequence[Row], starts: Sequence[int], hidden_ND: Tensor
+    ) -> None:
         """Let every row take its next tokens.
 
         Args:
             chooser: Makes the decisions.
+            ledger: Gets what is still to be worked out.
             rows: With a plan of what was fed.
-            logits_NV: Of all tokens fed, row after row, or where `wants_all` is false of those that a decision follows.
+            starts: Where each row's tokens begin in `hidden_ND`.
+            hidden_ND: What the head reads.
         """
-        starts = np.cumsum([0, *(row.num_fed for row in rows)]).tolist()
-        asked = [ask for row, start in zip(rows, starts, strict=False) for ask in row.asks(start)]
-        forced = [token for row in rows for token in row.forced_ids()]
-        if self.wants_all:
-            chosen = chooser.choose(logits_NV, forced, asked)
-        else:
-            at = [ask.row for ask in asked]
-            some = chooser.choose(logits_NV, [0] * len(at), [replace(ask, row=i) for i, ask in enumerate(asked)])
-            chosen = Chosen.unknown(forced).put(at, some)
-        for row, start in zip(rows, starts, strict=False):
-            row.take(chosen, start)
+        asked: list[Ask] = []
+        firsts = []
+        for row, start in zip(rows, starts, strict=True):
+            firsts.append(len(asked))
+            asked += row.asks(start)
+        chosen = chooser.choose(hidden_ND, asked)
+        at: list[int] = []
+        tokens: list[int] = []
+        places: list[Place] = []
+        for row, start, first in zip(rows, starts, firsts, strict=True):
+            before = len(row.ids)
+            for position in row.take(chosen, first):
+                at.append(start + position)
+                tokens.append(row.ids[before + position])
+                places.append((row.logprobs, row.near_mass, before + position))
+        ledger.add(hidden_ND, at, tokens, places)
 
-    @property
-    def wants_all(self) -> bool:
-        """Whether the log-probabilities of all tokens are asked for, those that the format forces as well."""
-        return self.settings.forced_logprobs or not self.settings.grammar
+    def layers(self) -> Layers:
+        """The language model behind the prefix."""
+        return layers_of(self.model)
+
+    def chooser(self, grammar: Grammar | None, head: Head) -> Chooser:
+        """What makes the decisions."""
+        device = next(self.model.parameters()).device
+        return Chooser(grammar, self.side.vocab, self.settings.temperature, head, device)
+
+    def head(self) -> Head:
+        """The model's head."""
+        return Head(self.model.lm_head)
 
     def _grammar(self) -> Grammar | None:
         """The format; where it only helps to guess, its absence is no error."""
@@ -147,13 +165,15 @@ class _Run:
 
     engine: LocalEngine
     rules: Rules
+    layers: Layers
     chooser: Chooser
+    ledger: Ledger
     questions: Sequence[EncodedSample]
     answers: int
     waiting: deque[int]
     ready: deque[_Ready] = field(default_factory=deque)
     rows: list[Row] = field(default_factory=list)
-    done: dict[int, Rollout] = field(default_factory=dict)
+    done: dict[int, Row] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.most = self.engine.settings.batch_size
@@ -187,22 +207,12 @@ class _Run:
         for i, row in enumerate(rows):
             row.cut(width)
             ids[i, : row.num_fed] = row.line[: row.num_fed]
-        mask = self.cache.begin(len(rows), width)
         starts = self.cache.lengths[: len(rows)] + np.array([row.offset for row in rows])
-        positions = torch.from_numpy(starts[:, None] + np.arange(width)).to(mask.device)
-        picked = [i * width + p for i, row in enumerate(rows) for p in self._positions(row)]
-        with self._head_on(picked, ids.size):
-            out = self.engine.model(
-                input_ids=torch.from_numpy(ids).to(mask.device),
-                attention_mask=mask,
-                position_ids=positions.expand(3, -1, -1),
-                past_key_values=self.cache,
-                use_cache=True,
-            )
-        self.engine.decide(self.chooser, rows, out.logits.flatten(0, -2))
+        hidden = self.layers(ids, starts[:, None] + np.arange(width), self.cache)
+        self.engine.decide(self.chooser, self.ledger, rows, range(0, ids.size, width), hidden)
         self.cache.lengths[: len(rows)] += [row.accepted for row in rows]
         for place in reversed([i for i, row in enumerate(rows) if row.finish is not None]):
-            self.done[rows[place].index] = rows[place].rollout()
+            self.done[rows[place].index] = rows[place]
             last = rows.pop()
             if place < len(rows):
                 rows[place] = last
@@ -223,9 +233,8 @@ class _Run:
         mask = pad(prefix.mask, (0, more), value=True)
         cache = DynamicCache(config=model.config.text_config)
         positions = rope_positions(model, prefix, more)
-        picked = [(r // self.answers) * (1 + more) + p for r, row in enumerate(rows) for p in self._positions(row)]
-        with self._head_on(picked, len(group) * (1 + more)):
-            out = model(
+        with before_head(model) as hidden:
+            model(
                 input_ids=torch.cat([prefix.ids, start], dim=1),
                 attention_mask=None if bool(mask.all()) else mask,
                 position_ids=positions,
@@ -236,7 +245,8 @@ class _Run:
                 use_cache=True,
                 logits_to_keep=1 + more,
             )
-        self.engine.decide(self.chooser, rows, out.logits.flatten(0, -2))
+        places = [r // self.answers * (1 + more) for r in range(len(rows))]
+        self.engine.decide(self.chooser, self.ledger, rows, places, hidden[0].flatten(0, 1))
         offsets = (positions[0, :, prefix.ids.shape[1] - 1 :].amax(1) - more).tolist()
         for r, row in enumerate(rows):
             image = r // self.answers
@@ -244,7 +254,7 @@ class _Run:
             left = prefix.ids.shape[1] - length
             row.offset = int(offsets[image]) + 1 - length
             if row.finish is not None:
-                self.done[row.index] = row.rollout()
+                self.done[row.index] = row
                 continue
             keys, values = zip(
                 *((x.keys[image, :, left:], x.values[image, :, left:]) for x in cache.layers), strict=True
@@ -267,23 +277,3 @@ class _Run:
         cost = STEP_COST["cuda" if self.cache.is_cuda else "cpu"]
         gain = {w: np.minimum(lengths, w).sum() / (cost + len(lengths) * w) for w in sorted(set(lengths.tolist()))}
         return max(gain, key=lambda w: (gain[w], w))
-
-    def _positions(self, row: Row) -> Sequence[int]:
-        """Which of the tokens fed to a row logits are wanted of."""
-        return range(row.num_fed) if self.engine.wants_all else [ask.row for ask in row.asks(0)]
-
-    @contextmanager
-    def _head_on(self, picked: Sequence[int], count: int) -> Iterator[None]:
-        """The head works on some of the hidden states alone, so that padding costs it nothing."""
-        if list(picked) == list(range(count)):
-            yield
-            return
-
-        def pick(_: object, args: tuple[Tensor]) -> Tensor:
-            return args[0].flatten(0, 1)[torch.tensor(picked, dtype=torch.int64, device=args[0].device)]
-
-        handle = self.engine.model.lm_head.register_forward_pre_hook(pick)
-        try:
-            yield
-        finally:
-            handle.remove()

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from math import isnan, nan
 
 import numpy as np
 
@@ -21,10 +22,6 @@ from apiece.model.load import TextSide
 from apiece.rollout.choose import Ask, Chosen
 from apiece.rollout.grammar import END, Grammar, Kind
 from apiece.types import FinishReason, Rollout
-
-NO_ID = 0
-"""Stands where a token is to be decided."""
-
 
 @dataclass(frozen=True)
 class Rules:
@@ -120,32 +117,46 @@ class Row:
         count = 0
         for position, state in self._asked.items():
             if position >= self.num_fed:
-                continue
+                break
             low, high = self._bounds(state)
             yield Ask(start + position, state, self._draw(self._num_asked + count), low, high)
             count += 1
 
-    def forced_ids(self) -> list[int]:
-        """The id that follows each token fed; anything where one is asked for."""
-        return [*self.line[1 : self.num_fed + 1], NO_ID][: self.num_fed]
+    def take(self, chosen: Chosen, first: int) -> list[int]:
+        """Write what was decided, as far as the guesses were right.
 
-    def take(self, chosen: Chosen, start: int) -> None:
-        """Write what was decided, as far as the guesses were right."""
+        Args:
+            chosen: Decisions.
+            first: Number of this row's first one among them.
+
+        Returns:
+            Which of the tokens fed were followed by one whose log-probability is to be worked out.
+        """
+        open_positions = []
+        everything, at = self.rules.settings.forced_logprobs, first
         for position in range(self.num_fed):
-            at = start + position
-            token = int(chosen.ids[at])
-            self._num_asked += position in self._asked
-            self._write(token, chosen.logprobs[at], chosen.masked[at], chosen.near_mass[at])
+            if position in self._asked:
+                token, logprob = chosen.ids[at], chosen.logprobs[at]
+                self._write(token, logprob, chosen.masked[at], chosen.near[at])
+                at += 1
+                wanted = isnan(logprob)
+            else:
+                token, wanted = self.line[position + 1], everything
+                self._write(token, nan, 0.0, nan)
+            if wanted:
+                open_positions.append(position)
             self.accepted = position + 1
             if self.finish or position + 1 == self.num_fed or self.line[position + 1] != token:
                 break
-        if self.finish is None and self._state == END and not self.rules.settings.forced_logprobs:
+        self._num_asked += at - first
+        if self.finish is None and self._state == END and not everything:
             self._write_rest()
+        return open_positions
 
     def replay(self, ids: Sequence[int], logprobs: Sequence[float]) -> None:
         """Write an answer that was generated elsewhere, as far as the caps allow."""
         for token, logprob in zip(ids, logprobs, strict=True):
-            self._write(token, logprob, np.nan, np.nan)
+            self._write(token, logprob, nan, nan)
             if self.finish is not None:
                 return
 
@@ -221,7 +232,7 @@ class Row:
     def _write_rest(self) -> None:
         """The end of the answer, all of it forced, without asking the model."""
         while self.finish is None:
-            self._write(self._forced[0], np.nan, 0.0, np.nan)
+            self._write(self._forced[0], nan, 0.0, nan)
 
     def _follow(self, token: int) -> None:
         """Keep account of where in the format the answer is; nowhere, once it has left it."""
