@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from tokenizers import AddedToken
 from torch import Tensor, nn
 from transformers import AutoTokenizer, Qwen3VLConfig, Qwen3VLForConditionalGeneration
@@ -19,12 +21,15 @@ from apiece.data.collate import EncodedSample, collate_prefix
 from apiece.model.image import ImageEncoder
 from apiece.model.load import TextSide
 from apiece.model.tiny import CHAT_TEMPLATE, tiny_config, tiny_image_processor
+from apiece.rollout.cache import RowCache
 from apiece.rollout.choose import Ask, Chooser
 from apiece.rollout.generate import LocalEngine
 from apiece.rollout.grammar import Grammar
-from apiece.rollout.head import Head, Ledger
+from apiece.rollout.head import Head, Ledger, norm
+from apiece.rollout.layers import Layers
 from apiece.rollout.rows import Row
 
+T = TypeVar("T")
 RAISE = 60.0
 """Above all other logits, and not so far that their exponentials vanish: the processor is ten times slower then."""
 
@@ -53,9 +58,19 @@ class ScriptedEngine(LocalEngine):
 
     Attributes:
         answers: One for each question.
+        timed: The language model and the head to take, where their time is measured.
     """
 
     answers: Sequence[Sequence[int]] = ()
+    timed: tuple[Layers, Head] | None = None
+
+    def layers(self) -> Layers:
+        """The language model behind the prefix."""
+        return super().layers() if self.timed is None else self.timed[0]
+
+    def head(self) -> Head:
+        """The model's head."""
+        return super().head() if self.timed is None else self.timed[1]
 
     def chooser(self, grammar: Grammar | None, head: Head) -> ScriptedChooser:
         """One that is dictated to."""
@@ -96,28 +111,81 @@ def hugging_face(model: Any, side: TextSide, questions: Sequence[EncodedSample],
     return [ids[: ids.index(end) + 1] if end in ids else ids for ids in answers]
 
 
+@dataclass(frozen=True)
+class TimedLayers:
+    """What runs tokens through the language model, between two laps."""
+
+    layers: Layers
+    lap: Callable[[str], None]
+
+    def __call__(self, ids_RW: NDArray[np.int64], positions_RW: NDArray[np.int64], cache: RowCache) -> Tensor:
+        """As the one inside."""
+        self.lap("other")
+        hidden_ND = self.layers(ids_RW, positions_RW, cache)
+        self.lap("answer")
+        return hidden_ND
+
+
+class TimedHead(Head):
+    """A head between two laps."""
+
+    def __init__(self, module: Any, lap: Callable[[str], None]) -> None:
+        super().__init__(module)
+        self._lap = lap
+
+    def full(self, hidden_ND: Tensor) -> Tensor:
+        """All logits."""
+        return self._timed(super().full, hidden_ND)
+
+    def between(self, hidden_ND: Tensor, first: int, end: int) -> Tensor:
+        """Logits of the ids from `first` to before `end`."""
+        return self._timed(super().between, hidden_ND, first, end)
+
+    def some(self, hidden_ND: Tensor, ids_K: Tensor) -> Tensor:
+        """Logits of some ids."""
+        return self._timed(super().some, hidden_ND, ids_K)
+
+    def norm_and_own(self, hidden_ND: Tensor, ids_N: Tensor) -> tuple[Tensor, Tensor]:
+        """What log-probabilities are made of."""
+        return self._timed(super().norm_and_own, hidden_ND, ids_N)
+
+    def _timed(self, work: Callable[..., T], *args: Any) -> T:
+        self._lap("other")
+        out = work(*args)
+        self._lap("head")
+        return out
+
+
 @dataclass
 class Script:
     """Makes Hugging Face's `generate` write given answers, by raising one logit of each row.
 
     Rows stay in the batch when their answer has ended.
+
+    Attributes:
+        answers: One a row.
+        norms: Where the logarithms of the sums over the vocabulary are to be kept: what `generate` would have to work
+            out to give log-probabilities. `None` where it need not.
     """
 
     answers: Sequence[Sequence[int]]
+    norms: list[Tensor] | None = None
     step: int = 0
 
     def write(self, _: nn.Module, __: object, logits: Tensor) -> None:
         """Forward hook of the head."""
         last_BV = logits[:, -1]
         tokens = [ids[min(self.step, len(ids) - 1)] for ids in self.answers]
+        if self.norms is not None:
+            self.norms.append(norm(last_BV))
         last_BV[torch.arange(len(last_BV), device=logits.device), tokens] += RAISE
         self.step += 1
 
 
 @contextmanager
-def scripted(model: Any, answers: Sequence[Sequence[int]]) -> Iterator[None]:
+def scripted(model: Any, answers: Sequence[Sequence[int]], *, logprobs: bool = False) -> Iterator[None]:
     """The model writes `answers`, one row each, while the block runs."""
-    handle = model.lm_head.register_forward_hook(Script(answers).write)
+    handle = model.lm_head.register_forward_hook(Script(answers, [] if logprobs else None).write)
     try:
         yield
     finally:

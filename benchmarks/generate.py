@@ -8,11 +8,14 @@ answers of generated scenes, of 0 to 60 objects. The real head computes its logi
 the given answer is raised above all others. Everything else runs as it always does, and every arm must return exactly
 the given ids, which is checked. Arms take turns on the same images; medians over the repeats.
 
-Arms: `hf` is `model.generate` of Hugging Face (greedy, cached). The others are `apiece.rollout.generate.LocalEngine`,
-held to the answer format: `token` feeds one token at a time, `forced` feeds what the format forces, and guesses at what
-comes next, with the decision before them, `forced_refill` also gives the place of an answer that has ended to the next
-image: what `apiece` does. `forced_only` is `forced` without guesses, `no_forced_logprobs` is `forced_refill` without
-the log-probabilities of forced tokens. Only ours give log-probabilities.
+Arms: `hf` is `model.generate` of Hugging Face (greedy, cached), which gives ids alone; `hf_logprobs` also adds up the
+vocabulary at each step, the least that log-probabilities of its tokens would take. The others are
+`apiece.rollout.generate.LocalEngine`, held to the answer format: `token` feeds one token at a time, `forced` feeds what
+the format forces, and guesses at what comes next, with the decision before them, `forced_refill` also gives the place
+of an answer that has ended to the next image: what `apiece` does. `forced_only` is `forced` without guesses,
+`no_forced_logprobs` is `forced_refill` without the log-probabilities of forced tokens (those of what was decided stay).
+All of ours give log-probabilities with and without what the format forbids, and the mass near coordinates. So
+`forced_refill` is to be held against `hf_logprobs`; `hf` gives less than any of ours.
 
 Cases: `batch-1`, `batch-8`, `batch-32` run the checkpoint; `qwen-8`, `qwen-32` a narrow random model with the real
 tokenizer of Qwen3, where an object costs 25 tokens and the head is 152,669 rows, on images of at most 12 objects
@@ -26,8 +29,9 @@ tokenizer of Qwen3, where an object costs 25 tokens and the head is 152,669 rows
   the only choices, the rest is forced by the format: an engine that skips what is forced could do with
   `choices/object`, and one whose guesses are right with fewer.
 - padding share: positions computed by the language model for padding, for answers that had ended, or for wrong guesses.
-- Parts, in further runs with hooks (`common.forward_laps`): `vision`, `prefix`, `answer` (language model behind the
-  prefix), `head`, `other` (choosing, bookkeeping, caches). `data` is loading and encoding the images in one process.
+- Parts, in further runs with laps (`common.forward_laps`, `dictated.TimedLayers`): `vision`, `prefix`, `answer`
+  (language model behind the prefix), `head`, `other` (choosing, bookkeeping, caches). `data` is loading and encoding
+  the images in one process.
 - Floor: FLOPs at the speed of a matrix product. For `answer` the larger of that and of reading, at the speed of a copy,
   the layers' weights once a step and each row's keys and values; for `head` likewise. `steps` in the title is how often
   the language model ran behind the prefix.
@@ -52,6 +56,8 @@ from apiece.model.encode import Augmentation, PromptTokens, SampleEncoder
 from apiece.model.load import TextSide, load_model, load_text_side
 from apiece.model.prompts import PROMPTS
 from apiece.planning.shapes import ModelPart
+from apiece.rollout.head import Head
+from apiece.rollout.layers import Layers, layers_of
 from apiece.types import Role, Sample
 from common import (
     Floor,
@@ -73,7 +79,7 @@ from common import (
     scene_samples,
     write_report,
 )
-from dictated import ScriptedEngine, hugging_face, narrow_qwen, scripted
+from dictated import ScriptedEngine, TimedHead, TimedLayers, hugging_face, narrow_qwen, scripted
 
 CASES = {"batch-1": 1, "batch-8": 8, "batch-32": 32}
 """Name to images answered at once."""
@@ -88,10 +94,14 @@ ENGINES: dict[str, dict[str, bool]] = {
     "forced_refill": {},
     "no_forced_logprobs": {},
 }
-ARMS = ("hf", *ENGINES)
+LIBRARY = ("hf", "hf_logprobs")
+ARMS = (*LIBRARY, *ENGINES)
 
 
-def ours(arm: str, model: Any, side: TextSide, work: Work) -> list[list[int]]:
+Timed = tuple[Layers, Head]
+
+
+def ours(arm: str, model: Any, side: TextSide, work: Work, timed: Timed | None) -> list[list[int]]:
     """Our engine on all images."""
     longest = max(map(len, work.answers))
     settings = GenerateSection(
@@ -101,7 +111,7 @@ def ours(arm: str, model: Any, side: TextSide, work: Work) -> list[list[int]]:
         forced_logprobs=arm != "no_forced_logprobs",
         ordered_boxes=False,
     )
-    engine = ScriptedEngine(model, side, settings, **ENGINES[arm], answers=work.answers)
+    engine = ScriptedEngine(model, side, settings, **ENGINES[arm], answers=work.answers, timed=timed)
     return [rollout.ids.tolist() for rollout in engine.generate(work.questions)]
 
 
@@ -178,26 +188,28 @@ def loaded(checkpoint: str) -> tuple[TextSide, Any]:
     return load_text_side(checkpoint), load_model(checkpoint)
 
 
-def run_arm(arm: str, model: Any, side: TextSide, work: Work) -> None:
+def run_arm(arm: str, model: Any, side: TextSide, work: Work, timed: Timed | None = None) -> None:
     """Answer all images; the answers must come out as they were given."""
-    if arm == "hf":
+    if arm in LIBRARY:
         written, longest = [], max(map(len, work.answers))
         for questions, answers in work.batches():
-            with scripted(model, answers):
+            with scripted(model, answers, logprobs=arm == "hf_logprobs"):
                 written += hugging_face(model, side, questions, longest)
     else:
-        written = ours(arm, model, side, work)
+        written = ours(arm, model, side, work, timed)
     assert written == work.answers, f"{arm} did not return the ids it was made to write"
 
 
 def parts_of(arm: str, model: Any, side: TextSide, work: Work, device: torch.device) -> dict[str, float]:
     """Seconds of one run by part."""
     timer = PartTimer(device)
+    # Taken before there are hooks, which would have the engine go through `model(...)`.
+    timed = TimedLayers(layers_of(model), timer.lap), TimedHead(model.lm_head, timer.lap)
     # The timer's hook on the head comes first, so raising a logit counts as `other`.
     behind = min(len(q.prefix_ids) for q in work.questions)
     with torch.no_grad(), forward_laps(timer, model, lambda length: "prefix" if length >= behind else "answer"):
         timer.start()
-        run_arm(arm, model, side, work)
+        run_arm(arm, model, side, work, timed)
         timer.lap("other")
     return dict(timer.seconds)
 
@@ -218,7 +230,7 @@ def passes_of(arm: str, model: Any, side: TextSide, work: Work) -> Passes:
     return passes
 
 
-def floors(model: Any, work: Work, passes: Passes, speed: Speed) -> dict[str, Floor]:
+def floors(arm: str, model: Any, work: Work, passes: Passes, speed: Speed) -> dict[str, Floor]:
     """The least time that each part can take, with as many steps as the arm made."""
     counts = counts_of(model)
     config = model.config.text_config
@@ -228,7 +240,8 @@ def floors(model: Any, work: Work, passes: Passes, speed: Speed) -> dict[str, Fl
     kept = 4 * 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
     matrices = counts.shape.matrices()
     weights, head = 4 * matrices[ModelPart.LANGUAGE], 4 * matrices[ModelPart.TABLE]
-    calls = passes.steps + -(-len(work.questions) // work.batch_size)  # the head runs after each prefix, too
+    # The library reads the head at each step and after each prefix, we for many tokens at once.
+    calls = passes.steps + -(-len(work.questions) // work.batch_size) if arm in LIBRARY else 1
     moved = {"answer": weights * passes.steps + kept * passes.keys_read, "head": head * calls}
     flops = {
         "vision": counts.vision([q.grid_thw for q in work.questions]),
@@ -281,7 +294,7 @@ def measure(work: Work, arms: Sequence[str], model: Any, side: TextSide, how: Me
                 "choices_per_object": work.choices / work.objects,
                 "padding_share": 1 - useful / passes[arm].positions,
                 "steps": passes[arm].steps,
-                "parts": part_rows(shares, floors(model, work, passes[arm], how.speed)),
+                "parts": part_rows(shares, floors(arm, model, work, passes[arm], how.speed)),
             }
         )
     return rows

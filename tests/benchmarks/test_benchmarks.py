@@ -60,7 +60,10 @@ def test_generate(
     tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = {row["arm"]: row for row in run("generate.py", tiny_checkpoint, tmp_path / "out.json", monkeypatch)}
-    assert list(rows) == ["hf", "token", "forced_only", "forced", "forced_refill", "no_forced_logprobs"]
+    assert list(rows) == [
+        *("hf", "hf_logprobs"),
+        *("token", "forced_only", "forced", "forced_refill", "no_forced_logprobs"),
+    ]
     hf, token = rows["hf"], rows["token"]
     # Every token but the last of an answer is fed, by us once; Hugging Face goes on with rows that have ended.
     assert token["forwards_per_object"] < token["tokens_per_object"] == hf["tokens_per_object"]

@@ -17,6 +17,7 @@ from apiece.rollout.grammar import Grammar, Kind
 from apiece.rollout.head import Head, norm
 from apiece.types import NEAR_BINS
 
+
 @dataclass(frozen=True, slots=True)
 class Ask:
     """One decision.
@@ -107,7 +108,7 @@ class Chooser:
         return self._grammar.states[state].kind
 
     def _group(self, state: int | None) -> int | None:
-        """What is decided together: all coordinates, else what is in the same state, as nearly all rows are in a few."""
+        """What is decided together: all coordinates; else the same state, as nearly all rows are in a few."""
         if state is None or self._grammar is None:
             return None
         return _COORDS if self._kind(state) is Kind.COORD else state
@@ -161,7 +162,7 @@ class Chooser:
         return self._refused[state]
 
     def _pick(self, scores_NK: Tensor, asks: Sequence[Ask], ids_K: Tensor | None, first: int) -> Tensor:
-        """The most likely column of each row, or the seeded draw; column k stands for `ids_K[k]`, or for `first + k`."""
+        """The most likely column of each row, or the seeded draw; column k stands for `ids_K[k]` or `first + k`."""
         if self._temperature == 0:
             return scores_NK.argmax(-1)
         # Drawn by inverting the running sum on the CPU in float64, so that a draw is the same on every device.

@@ -88,7 +88,9 @@ class LocalEngine:
         rules = Rules(grammar, self.side, self.settings, self.skip, self.guess and self.skip)
         order = sorted(range(len(questions)), key=lambda i: len(questions[i].prefix_ids))
         head = self.head()
-        run = _Run(self, rules, self.layers(), self.chooser(grammar, head), Ledger(head), questions, answers, deque(order))
+        run = _Run(
+            self, rules, self.layers(), self.chooser(grammar, head), Ledger(head), questions, answers, deque(order)
+        )
         while run.waiting or run.ready or run.rows:
             if self.refill or not run.rows:
                 run.fill()

@@ -1,5 +1,7 @@
-"""The head, where only some of its answers are wanted: a decision reads the logits that the format leaves open, now; what
-a log-probability needs beside them, the sum over the whole vocabulary, is worked out for many tokens at once, later.
+"""The head, where only some of its answers are wanted.
+
+A decision reads the logits that the format leaves open, now; what a log-probability needs beside them, the sum over the
+whole vocabulary, is worked out for many tokens at once, later.
 
 Shapes: N tokens, D width, V vocabulary, K some ids of it.
 """
@@ -67,7 +69,7 @@ class Head:
 
 
 def norm(logits_NV: Tensor) -> Tensor:
-    """Log of the sum of exponentials of each row in float64, a few rows at a time: three times as fast as all at once."""
+    """Log of the sum of exponentials of each row, a few rows at a time: three times as fast as all at once."""
     rows = max(1, AT_ONCE.get(logits_NV.device.type, AT_ONCE["cuda"]) // logits_NV.shape[1])
     if rows >= len(logits_NV):
         return logits_NV.logsumexp(-1).double()

@@ -1,8 +1,8 @@
 """The language model behind the prefix: a few tokens of each row through all layers, in one of two ways.
 
 `LibraryLayers` calls `model(...)` and works for whatever answers to that. `LeanLayers` does the same sums as
-`Qwen3VLForConditionalGeneration` does for text, with nothing around them: at a few tokens a pass the library spends most of
-its time between the operations. It is taken where the modules are the library's own and nobody listens to them.
+`Qwen3VLForConditionalGeneration` does for text, with nothing around them: at a few tokens a pass the library spends
+most of its time between the operations. It is taken where the modules are the library's own and nobody listens to them.
 
 Shapes: R rows, W tokens of the widest row, N = R * W, D width, H heads, K key-value heads, d head width, C columns.
 """
@@ -68,7 +68,7 @@ def layers_of(model: Any) -> Layers:
 
 
 def is_plain(model: Any) -> bool:
-    """Whether the language model is the library's, unchanged: no adapters, no shards, no hooks that expect to be called."""
+    """Whether the language model is the library's: no adapters, no shards, no hooks that expect to be called."""
     if type(model) is not Qwen3VLForConditionalGeneration:
         return False
     language = model.model.language_model
@@ -160,13 +160,17 @@ class LeanLayers:
             a, mlp = layer.self_attn, layer.mlp
             layers.append(
                 _Layer(
-                    _norm(layer.input_layernorm),
-                    *(_product(m) for m in (a.q_proj, a.k_proj, a.v_proj)),
-                    _head_norm(a, language.config.num_attention_heads, language.config.num_key_value_heads),
-                    _product(a.o_proj),
-                    _norm(layer.post_attention_layernorm),
-                    *(_product(m) for m in (mlp.gate_proj, mlp.up_proj, mlp.down_proj)),
-                    F.silu if language.config.hidden_act == "silu" else mlp.act_fn,
+                    before_attention=_norm(layer.input_layernorm),
+                    query=_product(a.q_proj),
+                    key=_product(a.k_proj),
+                    value=_product(a.v_proj),
+                    head_norm=_head_norm(a, language.config),
+                    out=_product(a.o_proj),
+                    before_mlp=_norm(layer.post_attention_layernorm),
+                    gate=_product(mlp.gate_proj),
+                    up=_product(mlp.up_proj),
+                    down=_product(mlp.down_proj),
+                    act=F.silu if language.config.hidden_act == "silu" else mlp.act_fn,
                 )
             )
         return cls(language, layers)
@@ -218,11 +222,13 @@ def _norm(module: Any) -> Product:
     return partial(_normed, weight=module.weight, eps=module.variance_epsilon)
 
 
-def _head_norm(attention: Any, heads: int, shared: int) -> Product:
+def _head_norm(attention: Any, config: Any) -> Product:
     """Of queries and keys laid behind each other."""
     query, key = attention.q_norm, attention.k_norm
     assert query.variance_epsilon == key.variance_epsilon, "both are the model's"
-    weight = torch.cat([query.weight.expand(heads, -1), key.weight.expand(shared, -1)])
+    weight = torch.cat(
+        [query.weight.expand(config.num_attention_heads, -1), key.weight.expand(config.num_key_value_heads, -1)]
+    )
     return partial(_normed, weight=weight, eps=query.variance_epsilon)
 
 

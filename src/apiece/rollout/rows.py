@@ -23,6 +23,7 @@ from apiece.rollout.choose import Ask, Chosen
 from apiece.rollout.grammar import END, Grammar, Kind
 from apiece.types import FinishReason, Rollout
 
+
 @dataclass(frozen=True)
 class Rules:
     """What all rows of a call share.
@@ -114,13 +115,11 @@ class Row:
 
     def asks(self, start: int) -> Iterator[Ask]:
         """The decisions that follow tokens fed, in order; the first token fed is number `start` of the batch."""
-        count = 0
-        for position, state in self._asked.items():
+        for count, (position, state) in enumerate(self._asked.items()):
             if position >= self.num_fed:
                 break
             low, high = self._bounds(state)
             yield Ask(start + position, state, self._draw(self._num_asked + count), low, high)
-            count += 1
 
     def take(self, chosen: Chosen, first: int) -> list[int]:
         """Write what was decided, as far as the guesses were right.
