@@ -1,9 +1,9 @@
 """Generation in this process: batched, prefix computed once, forced tokens skipped, log-probabilities kept.
 
 A forward pass feeds every row its last token, what the format forces behind it, and a guess (`rows.py`); a row that has
-ended gives its place to a waiting image. All of it goes through `model(...)`.
+ended gives its place to a waiting image. Images and prompts go through `model(...)`, what follows through `layers.py`.
 
-Shapes: R rows being written, W tokens fed to the widest one, P prefix tokens, V vocabulary, N rows of logits.
+Shapes: R rows being written, W tokens fed to the widest one, P prefix tokens, N tokens fed, D width of what the head reads.
 """
 
 from __future__ import annotations
