@@ -3,7 +3,7 @@
 A forward pass feeds every row its last token, what the format forces behind it, and a guess (`rows.py`); a row that has
 ended gives its place to a waiting image. Images and prompts go through `model(...)`, what follows through `layers.py`.
 
-Shapes: R rows being written, W tokens fed to the widest one, P prefix tokens, N tokens fed, D width of what the head reads.
+Shapes: R rows being written, W tokens fed to the widest one, P prefix tokens, N tokens fed, D width.
 """
 
 from __future__ import annotations
