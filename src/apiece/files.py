@@ -67,6 +67,53 @@ def write_json(path: Path, value: Any, *, indent: int | None = 1) -> None:
     write_text(path, json.dumps(value, indent=indent, allow_nan=False, ensure_ascii=False) + "\n")
 
 
+def read_json(path: Path, *, fix: str | None = None) -> Any:
+    """A JSON file's value; NaN and infinity are read as Python reads them.
+
+    Args:
+        path: The file.
+        fix: How to mend one that cannot be read, for the message.
+
+    Raises:
+        UserError: It is missing, may not be read, or holds no JSON; the message names the place in it.
+    """
+    try:
+        return json.loads(path.read_bytes().decode("utf-8-sig"))
+    except json.JSONDecodeError as error:
+        message = f"broken JSON: {error.msg.removesuffix(' at')} in line {error.lineno}, column {error.colno}"
+    except UnicodeDecodeError as error:
+        message = f"broken JSON: not UTF-8 text (byte {error.start})"
+    except (ValueError, RecursionError):
+        message = "broken JSON: nested too deep, or a number of thousands of digits"
+    except OSError as error:
+        message = f"cannot be read: {error.strerror}"
+    raise UserError(message, where=path, fix=fix)
+
+
+def read_json_object(path: Path, what: str, *, fix: str | None = None) -> dict[str, Any]:
+    """`read_json` of a file that must hold an object; `what` says in words what that is."""
+    value = read_json(path, fix=fix)
+    if not isinstance(value, dict):
+        found = "a list" if isinstance(value, list) else "null" if value is None else f"{json.dumps(value):.40}"
+        raise UserError(f"expected {what} (a JSON object), found {found}", where=path, fix=fix)
+    return value
+
+
+def require_new(out: Path) -> Path:
+    """Refuse a name that is taken, or that nothing can be written under; the folder above it is made.
+
+    Raises:
+        UserError: It exists, or its folder cannot be made.
+    """
+    if os.path.lexists(out):
+        raise UserError(
+            "the output exists already and is not overwritten", where=out, fix="choose a new folder", exit_code=2
+        )
+    with _told(out, during_block=False):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    return out
+
+
 def file_hash(path: Path) -> str:
     """SHA-256 of a file, in hex."""
     with path.open("rb") as file:

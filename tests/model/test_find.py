@@ -34,8 +34,8 @@ def test_a_name_that_means_nothing(tmp_path, monkeypatch, name: str, said: str) 
     ("text", "said"),
     [
         ('{"model_type": ', "broken JSON: Expecting value in line 1, column 16\n  fix: copy config.json"),
-        ("[]", "expected a model's settings .*found list"),
-        ('{"a": 1}', "does not describe a model: "),
+        ("[]", "expected a model's settings .*found a list"),
+        ('{"a": 1}', "expected a model of type qwen3_vl, found none"),
     ],
 )
 def test_a_broken_config_is_told_in_one_sentence(tmp_path, text: str, said: str) -> None:

@@ -111,7 +111,7 @@ def test_weights_must_be_safetensors(tiny_checkpoint, tmp_path) -> None:
         load_model(broken)
 
 
-@pytest.mark.parametrize(("card", "message"), [("{", "broken JSON"), ("[]", "expected a JSON object, found list")])
+@pytest.mark.parametrize(("card", "message"), [("{", "broken JSON"), ("[]", "expected .*a JSON object.*found a list")])
 def test_a_broken_card_is_told(tiny_checkpoint, tmp_path, card, message) -> None:
     broken = copy_without(tiny_checkpoint, tmp_path / "broken", "apiece.json")
     (tmp_path / "broken" / "apiece.json").write_text(card)

@@ -121,7 +121,11 @@ def root(
 
 
 def main() -> None:
-    """Entry point: run the command; a `UserError` becomes one message and an exit code."""
+    """Entry point: run the command; a `UserError` becomes one message and an exit code.
+
+    So does an error of the file system that names its file, wherever it is met: permissions, a name too long, a disk
+    that fails. All other exceptions are mistakes of ours and keep their traceback.
+    """
     try:
         from apiece.cli import commands  # noqa: F401  registers every command
 
@@ -131,5 +135,10 @@ def main() -> None:
             raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if os.environ.get("APIECE_DEBUG") or error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from apiece.cli import app
-from apiece.errors import UserError
 
 model_app = typer.Typer(
     no_args_is_help=True,
@@ -27,12 +26,10 @@ def tiny(
 
     Example: `apiece model tiny --out models/tiny0`
     """
+    from apiece.files import require_new
     from apiece.model.tiny import build_tiny
 
-    if out.exists():
-        raise UserError(
-            "the output exists already and is not overwritten", where=out, fix="choose a new folder", exit_code=2
-        )
+    require_new(out)
     count = build_tiny(out, seed)
     typer.echo(f"wrote {out}: {count / 1e6:.2f} M parameters, untrained")
 

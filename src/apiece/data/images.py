@@ -24,6 +24,8 @@ from PIL.ImageFile import ImageFile
 from apiece.data.problems import ImageError as ImageError  # also for those who call this module
 from apiece.data.problems import ProblemKind
 from apiece.data.shards import open_member
+from apiece.errors import UserError
+from apiece.types import Sample
 
 MAX_PIXELS = 100_000_000
 """Default limit: 300 MB once decoded, and well under Pillow's own (179 million)."""
@@ -165,6 +167,23 @@ def inspect_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> ImageFacts:
         image.draft(None, (1, 1))
         image.load()
         return ImageFacts(_upright_size(stored_wh, orientation), stored_wh, mode)
+
+
+def require_size(sample: Sample, found_wh: tuple[int, int], data: str | Path = "DATA.jsonl") -> None:
+    """Refuse an image of another size than its sample says: its boxes lie in another frame.
+
+    Args:
+        sample: As its data file has it.
+        found_wh: Of the image, after EXIF rotation.
+        data: The file, if it is known.
+    """
+    if found_wh != sample.size_wh:
+        raise UserError(
+            f"sample {sample.id}: expected an image of {sample.size_wh[0]} x {sample.size_wh[1]} pixels, "
+            f"found {found_wh[0]} x {found_wh[1]}",
+            where=sample.image,
+            fix=f"see all problems with `apiece data check {data}`",
+        )
 
 
 @contextmanager

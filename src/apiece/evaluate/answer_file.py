@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from apiece.errors import UserError
 from apiece.evaluate.answers import Answer
-from apiece.files import write_json
+from apiece.files import read_json_object, write_json
 
 PREDICTIONS_FILE = "predictions.jsonl"
 PART_FILE = "predictions.jsonl.part"
@@ -71,11 +71,18 @@ class AnswerFile:
         self._count(record)
 
     def read_back(self) -> None:
-        """Take up the lines of an earlier run; a last line that was cut off is dropped and done again."""
+        """Take up the lines of an earlier run; a last line that was cut off is dropped and done again.
+
+        Raises:
+            UserError: Another line is broken: to go on from there would lose what follows.
+        """
         end = 0
-        for raw in self._file:
+        for number, raw in enumerate(self._file, 1):
             record = _record(raw)
             if record is None:
+                if self._file.read(1):
+                    where, fix = f"{self._file.name}:{number}", "delete this line; its photo is then done again"
+                    raise UserError("expected an answer, found something else", where=where, fix=fix)
                 break
             self._count(record)
             end += len(raw)
@@ -129,21 +136,21 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _record(raw: bytes) -> dict[str, Any] | None:
-    """A complete line as a record, `None` for one that was cut off."""
+    """A complete line as a record, `None` for one that was cut off or is none."""
     if not raw.endswith(b"\n"):
         return None
     try:
         value = json.loads(raw)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    return value if isinstance(value, dict) else None
+    match value:
+        case {"id": str(), "width": int(), "height": int(), "objects": list(), "dropped": dict()}:
+            return dict(value)
+    return None
 
 
 def _require_same(path: Path, protocol: Mapping[str, Any]) -> None:
-    try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"broken JSON: {error}", where=path, fix="choose a new folder") from error
+    before = read_json_object(path, "the settings of a run", fix="choose a new folder")
     old, new = _settings(before), _settings(protocol)
     changed = [
         f"{key} was {old.get(key)!r}, is {new.get(key)!r}" for key in sorted(old | new) if old.get(key) != new.get(key)

@@ -16,7 +16,7 @@ import torch
 
 from apiece.config.schema import GenerateSection, PromptSection
 from apiece.data.collate import EncodedSample
-from apiece.data.images import image_size
+from apiece.data.images import image_size, require_size
 from apiece.data.jsonl import read_jsonl
 from apiece.errors import UserError
 from apiece.evaluate.answer_file import PREDICTIONS_FILE
@@ -333,12 +333,5 @@ def read_split(data: Path) -> list[Sample]:
     if not samples:
         raise UserError("expected at least one image, found none", where=data)
     for sample in samples:
-        size = image_size(sample.image)
-        if size != sample.size_wh:
-            raise UserError(
-                f"sample {sample.id}: expected an image of {sample.size_wh[0]} x {sample.size_wh[1]} pixels, "
-                f"found {size[0]} x {size[1]}",
-                where=sample.image,
-                fix=f"see all problems with `apiece data check {data}`",
-            )
+        require_size(sample, image_size(sample.image), data)
     return samples

@@ -14,9 +14,10 @@ from apiece.codec.vocab import encode_plain
 from apiece.config.schema import ObjectOrder
 from apiece.data.augment import mirror, random_crop
 from apiece.data.collate import EncodedSample
-from apiece.data.images import open_image
+from apiece.data.images import open_image, require_size
 from apiece.data.records import Records
 from apiece.errors import UserError
+from apiece.model.checked import told_of
 from apiece.model.load import TextSide
 from apiece.model.prompts import chat_prompt, prompt_hash
 from apiece.types import Instance, IntArray, Sample
@@ -39,7 +40,9 @@ class PromptTokens:
     @classmethod
     def of(cls, side: TextSide, instruction: str) -> PromptTokens:
         """Apply the chat template to an instruction and cut at the one image placeholder."""
-        text = chat_prompt(side.tokenizer, instruction)
+        fix = "copy chat_template.jinja from the original model again"
+        with told_of(side.path, "the chat template cannot be applied", fix):
+            text = chat_prompt(side.tokenizer, instruction)
         ids = encode_plain(side.tokenizer, text)
         if ids.count(side.image_token_id) != 1:
             raise UserError(
@@ -97,8 +100,10 @@ class SampleEncoder:
 
         Raises:
             TooLongError: The answer does not fit the model's context.
+            UserError: The image cannot be read, or has another size than its boxes are for.
         """
         image = self.load(sample.image)
+        require_size(sample, image.size)
         objects = list(sample.objects)
         rng = augment.rng(sample.id, epoch)
         if augment.flip and rng.random() < 0.5:

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from apiece.errors import UserError
+from apiece.files import require_new
 from apiece.model.find import resolve_checkpoint
 from apiece.model.load import load_model, load_text_side, save_pretrained
 from apiece.model.lora import is_adapter
@@ -47,10 +48,9 @@ def export_checkpoint(source: str, out: Path, dtype: str, base: str | None = Non
     Raises:
         UserError: `out` exists or the dtype is unknown.
     """
-    if out.exists():
-        raise UserError("the output exists already and is not overwritten", where=out, fix="choose a new folder")
     if dtype not in DTYPES:
         raise UserError(f"expected --dtype {' or '.join(DTYPES)}, found {dtype!r}", exit_code=2)
+    require_new(out)
     side = load_text_side(source)
     model = load_model(source, attention="sdpa", dtype=DTYPES[dtype], base=base)
     card = {key: value for key, value in side.card.items() if key != "base"}

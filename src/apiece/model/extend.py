@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from tokenizers import AddedToken
 from torch import Tensor
-from transformers import AutoTokenizer, Qwen2VLImageProcessorPil
 
 from apiece.codec import NUM_BINS, CoordVocab, coord_token
 from apiece.errors import UserError
+from apiece.files import require_new
+from apiece.model.checked import read_image_processor, read_tokenizer
 from apiece.model.coord_rows import ordinal_rows
 from apiece.model.find import resolve_checkpoint
 from apiece.model.load import load_model, load_text_side, save_pretrained
@@ -49,11 +50,10 @@ def extend_checkpoint(source: str, out: Path) -> Extended:
     Raises:
         UserError: `out` exists, the source is not a Qwen3-VL checkpoint or has the tokens already.
     """
-    if out.exists():
-        raise UserError("the output exists already and is not overwritten", where=out, fix="choose a new folder")
+    require_new(out)
     folder = resolve_checkpoint(source)
     model = load_model(source, attention="sdpa", dtype="auto")
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    tokenizer = read_tokenizer(folder)
     if coord_token(0) in tokenizer.get_vocab():
         raise UserError("the checkpoint has coordinate tokens already", where=source, fix="use it as it is")
     rows_before = model.get_input_embeddings().weight.shape[0]
@@ -68,7 +68,7 @@ def extend_checkpoint(source: str, out: Path) -> Extended:
     _write_rows(model.get_input_embeddings().weight, vocab, used)
     if not tied:
         _write_rows(model.get_output_embeddings().weight, vocab, used)
-    save_pretrained(model, tokenizer, Qwen2VLImageProcessorPil.from_pretrained(folder, trust_remote_code=False), out)
+    save_pretrained(model, tokenizer, read_image_processor(folder), out)
     _verify(model, out, vocab)
     return Extended(out, vocab.first_id, rows_before, model.get_input_embeddings().weight.shape[0], tied)
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from importlib import resources
 from pathlib import Path
 
 from apiece.errors import UserError, nearest
+from apiece.files import read_json_object
 
 RUNS = "runs"
 
@@ -37,6 +37,9 @@ def resolve_checkpoint(name: str) -> Path:
     complete = [s / "model" for s in steps if (s / "model" / "config.json").is_file()]
     if complete:
         return _readable(complete[-1])
+    if (folder / "config.yaml").is_file():
+        fix = f"go on with it until it saves one: apiece train --resume {folder}"
+        raise UserError("the run has no complete checkpoint yet", where=folder, fix=fix)
     raise UserError(
         "the folder holds no checkpoint (no config.json)", where=folder, fix="name a checkpoint or a run folder"
     )
@@ -75,16 +78,5 @@ def _elsewhere(name: str) -> Path:
 
 def _readable(folder: Path) -> Path:
     """The folder, if its config.json is a JSON object."""
-    path, fix = folder / "config.json", "copy config.json from the original model again"
-    try:
-        found = json.loads(path.read_bytes())
-    except json.JSONDecodeError as error:
-        message = f"broken JSON: {error.msg} in line {error.lineno}, column {error.colno}"
-        raise UserError(message, where=path, fix=fix) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot be read: {error}", where=path, fix=fix) from None
-    if not isinstance(found, dict):
-        raise UserError(
-            f"expected a model's settings (a JSON object), found {type(found).__name__}", where=path, fix=fix
-        )
+    read_json_object(folder / "config.json", "a model's settings", fix="copy config.json from the original model again")
     return folder

@@ -6,7 +6,6 @@ were trained under.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,19 +13,27 @@ from typing import Any, Literal
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer, Qwen2VLImageProcessorPil, Qwen3VLForConditionalGeneration
+from transformers import Qwen2VLImageProcessorPil, Qwen3VLForConditionalGeneration
 from transformers.utils import is_flash_attn_2_available
 from transformers.utils import logging as transformers_logging
 
 from apiece.codec import CoordVocab, Renderer
 from apiece.errors import UserError
 from apiece.files import write_json
+from apiece.model.checked import (
+    CARD,
+    read_card,
+    read_image_processor,
+    read_model_config,
+    read_tokenizer,
+    read_weights,
+    require_fitting,
+)
 from apiece.model.find import resolve_checkpoint
 from apiece.model.image import ImageEncoder
 from apiece.model.lora import fingerprint, is_adapted, is_adapter, merged, read_adapter_config, save_adapter
 
 SUPPORTED = {"qwen3_vl": Qwen3VLForConditionalGeneration}
-CARD = "apiece.json"
 
 # Loading and saving take a second; our own progress bars are enough.
 transformers_logging.disable_progress_bar()
@@ -65,22 +72,18 @@ def load_text_side(checkpoint: str, max_pixels: int | None = None) -> TextSide:
         UserError: Not a supported model, files missing, or no coordinate tokens (with the command that adds them).
     """
     folder = resolve_checkpoint(checkpoint)
-    config = _read_config(folder)
-    for file in ("tokenizer.json", "preprocessor_config.json"):
-        if not (folder / file).is_file():
-            raise UserError(
-                f"{file} is missing from the checkpoint", where=folder, fix="copy it from the original model"
-            )
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    config = read_model_config(folder, SUPPORTED)
+    tokenizer = read_tokenizer(folder)
+    images = ImageEncoder(read_image_processor(folder))
     vocab = CoordVocab.of(tokenizer, where=str(checkpoint))
-    images = ImageEncoder(Qwen2VLImageProcessorPil.from_pretrained(folder, trust_remote_code=False))
+    require_fitting(tokenizer, config, folder)
     side = TextSide(
         tokenizer=tokenizer,
         images=images,
         vocab=vocab,
         renderer=Renderer(tokenizer, vocab),
         image_token_id=config.image_token_id,
-        card=_read_card(folder),
+        card=read_card(folder),
         path=folder,
     )
     return side if max_pixels is None else side.with_max_pixels(max_pixels)
@@ -88,7 +91,7 @@ def load_text_side(checkpoint: str, max_pixels: int | None = None) -> TextSide:
 
 def context_length(checkpoint: str) -> int:
     """How many tokens the model of a checkpoint takes, image, prompt and answer together."""
-    return int(_read_config(resolve_checkpoint(checkpoint)).text_config.max_position_embeddings)
+    return int(read_model_config(resolve_checkpoint(checkpoint), SUPPORTED).text_config.max_position_embeddings)
 
 
 def load_model(
@@ -107,7 +110,7 @@ def load_model(
         base: Of an adapter, where it is not where it was.
     """
     folder = resolve_checkpoint(checkpoint)
-    config = _read_config(folder)
+    config = read_model_config(folder, SUPPORTED)
     if is_adapter(folder):
         return _load_adapted(folder, attention, dtype, base)
     if not list(folder.glob("*.safetensors")):
@@ -120,7 +123,9 @@ def load_model(
     if attention == "auto":
         attention = "flash_attention_2" if is_flash_attn_2_available() else "sdpa"
     cls = SUPPORTED[config.model_type]
-    return cls.from_pretrained(folder, dtype=dtype, attn_implementation=attention, use_safetensors=True).eval()
+    options = {"dtype": dtype, "attn_implementation": attention, "use_safetensors": True}
+    told = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    return read_weights(folder, lambda: cls.from_pretrained(folder, **options, **told)).eval()
 
 
 def save_pretrained(
@@ -158,7 +163,7 @@ def _load_adapted(folder: Path, attention: str, dtype: torch.dtype | Literal["au
     fix = "move the base back, or merge with --base: apiece model merge"
     if base is None and not Path(where).is_dir():
         raise UserError(f"the adapter's base is not at {where} any more", where=folder, fix=fix)
-    known, found = _read_card(folder).get("base", {}).get("fingerprint"), fingerprint(resolve_checkpoint(where))
+    known, found = read_card(folder).get("base", {}).get("fingerprint"), fingerprint(resolve_checkpoint(where))
     if known is not None and known != found:
         raise UserError(f"the weights in {where} are not those that the adapter was trained on", where=folder, fix=fix)
     _require_whole(folder)
@@ -167,7 +172,7 @@ def _load_adapted(folder: Path, attention: str, dtype: torch.dtype | Literal["au
 
 
 def _file_dtype(checkpoint: str) -> torch.dtype:
-    return _read_config(resolve_checkpoint(checkpoint)).dtype or torch.float32
+    return read_model_config(resolve_checkpoint(checkpoint), SUPPORTED).dtype or torch.float32
 
 
 def _require_whole(folder: Path) -> None:
@@ -182,32 +187,3 @@ def _require_whole(folder: Path) -> None:
                 where=path,
                 fix="copy or download this file again; of a run, name an older one: RUN/checkpoints/step_N/model",
             ) from error
-
-
-def _read_config(folder: Path) -> Any:
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        said = str(error).strip().partition("\n")[0]
-        fix = "copy config.json from the original model again"
-        raise UserError(f"does not describe a model: {said}", where=folder / "config.json", fix=fix) from error
-    if config.model_type not in SUPPORTED:
-        raise UserError(
-            f"expected a model of type {', '.join(SUPPORTED)}, found {config.model_type!r}",
-            where=folder,
-            fix="start from a Qwen3-VL checkpoint",
-        )
-    return config
-
-
-def _read_card(folder: Path) -> dict[str, Any]:
-    path = folder / CARD
-    if not path.is_file():
-        return {}
-    try:
-        card = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"broken JSON: {error}", where=path, fix="delete the file to go on without it") from error
-    if not isinstance(card, dict):
-        raise UserError(f"expected a JSON object, found {type(card).__name__}", where=path)
-    return card
