@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cases import Bad, CommandLine, Make, mkdir, rows, write, write_lines
+from cases import Bad, CommandLine, Make, Pins, Said, mkdir, rows, write, write_lines
 from dirt import photo, record
 from safetensors import safe_open
 
@@ -17,6 +17,7 @@ import apiece
 
 TINY = Path(apiece.__file__).parent / "assets" / "tiny"
 LOOK = "predict model photos --out out"
+NORM = "model.language_model.norm.weight"
 
 
 def model(*spoil: Make, name: str = "model") -> list[Make]:
@@ -96,726 +97,108 @@ def first_shard_alone(folder: Path) -> None:
     put("model.safetensors.index.json", json.dumps({"metadata": {}, "weight_map": where}))(folder)
 
 
+# fmt: off
 CASES = [
-    Bad(
-        "not there",
-        "predict modle photos --out out",
-        (
-            "error: modle: expected a checkpoint folder, a run folder, `tiny`, or a downloaded Hugging Face id; "
-            "found nothing\n"
-            "  fix: check the path, or download the model first: hf download modle\n"
-        ),
-        [mkdir("model"), photo("photos/a.png")],
-    ),
-    Bad(
-        "not there, in a folder",
-        "predict models/tinny photos --out out",
-        (
-            "error: models/tinny: expected a checkpoint folder or a run folder, found nothing (did you mean "
-            "'tiny'?)\n"
-            "  fix: in models there are: tiny\n"
-        ),
-        [mkdir("models/tiny"), photo("photos/a.png")],
-    ),
-    Bad(
-        "not downloaded",
-        "predict Nobody/No-Such-Model photos --out out",
-        (
-            "error: Nobody/No-Such-Model: expected a checkpoint folder, a run folder, `tiny`, or a downloaded "
-            "Hugging Face id; found nothing\n"
-            "  fix: check the path, or download the model first: hf download Nobody/No-Such-Model\n"
-        ),
-        [photo("photos/a.png")],
-    ),
-    Bad(
-        "an impossible name",
-        "predict 'a b/c?' photos --out out",
-        (
-            "error: a b/c?: expected a checkpoint folder, a run folder, `tiny`, or a downloaded Hugging Face id; "
-            "found nothing\n"
-            "  fix: check the path, or download the model first: hf download a b/c?\n"
-        ),
-        [photo("photos/a.png")],
-    ),
-    Bad(
-        "a name too long",
-        f"predict {'x' * 300} photos --out out",
-        (
-            "error: "
-            "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx"
-            "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx"
-            "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx"
-            ": File name too long\n"
-        ),
-        [photo("photos/a.png")],
-    ),
-    Bad(
-        "empty name",
-        "predict '' photos --out out",
-        ("error: .: the folder holds no checkpoint (no config.json)\n  fix: name a checkpoint or a run folder\n"),
-        [photo("photos/a.png")],
-    ),
-    Bad(
-        "a file",
-        "predict model.safetensors photos --out out",
-        (
-            "error: model.safetensors: is a file, expected a checkpoint folder or a run folder\n"
-            "  fix: name the folder that holds it\n"
-        ),
-        [write("model.safetensors"), photo("photos/a.png")],
-    ),
-    Bad(
-        "an empty folder",
-        LOOK,
-        ("error: model: the folder holds no checkpoint (no config.json)\n  fix: name a checkpoint or a run folder\n"),
-        [mkdir("model"), photo("photos/a.png")],
-    ),
-    Bad(
-        "a run without checkpoint",
-        "predict runs/mine photos --out out",
-        (
-            "error: runs/mine: the run has no complete checkpoint yet\n"
-            "  fix: go on with it until it saves one: apiece train --resume runs/mine\n"
-        ),
-        [write("runs/mine/config.yaml", "seed: 1\n"), photo("photos/a.png")],
-    ),
-    Bad(
-        "a run with half a checkpoint",
-        "predict runs/mine photos --out out",
-        (
-            "error: runs/mine: the folder holds no checkpoint (no config.json)\n"
-            "  fix: name a checkpoint or a run folder\n"
-        ),
-        [write("runs/mine/checkpoints/.step_000001.77.tmp/model/config.json", "{}"), photo("photos/a.png")],
-    ),
-    Bad(
-        "config: broken json",
-        LOOK,
-        (
-            "error: model/config.json: broken JSON: Expecting property name enclosed in double quotes in line 1, "
-            "column 2\n"
-            "  fix: copy config.json from the original model again\n"
-        ),
-        model(put("config.json", "{")),
-    ),
-    Bad(
-        "config: empty",
-        LOOK,
-        (
-            "error: model/config.json: broken JSON: Expecting value in line 1, column 1\n"
-            "  fix: copy config.json from the original model again\n"
-        ),
-        model(put("config.json", "")),
-    ),
-    Bad(
-        "config: a list",
-        LOOK,
-        (
-            "error: model/config.json: expected a model's settings (a JSON object), found a list\n"
-            "  fix: copy config.json from the original model again\n"
-        ),
-        model(put("config.json", "[]")),
-    ),
-    Bad(
-        "config: binary",
-        LOOK,
-        (
-            "error: model/config.json: broken JSON: not UTF-8 text (byte 0)\n"
-            "  fix: copy config.json from the original model again\n"
-        ),
-        model(put("config.json", b"\xff\xfe\x00")),
-    ),
-    Bad(
-        "config: deep nesting",
-        LOOK,
-        (
-            "error: model/config.json: broken JSON: nested too deep, or a number of thousands of digits\n"
-            "  fix: copy config.json from the original model again\n"
-        ),
-        model(put("config.json", "[" * 100_000)),
-    ),
-    Bad(
-        "config: an empty object",
-        LOOK,
-        (
-            "error: model/config.json: expected a model of type qwen3_vl, found none\n"
-            "  fix: start from a Qwen3-VL checkpoint\n"
-        ),
-        model(put("config.json", "{}")),
-    ),
-    Bad(
-        "config: a folder",
-        LOOK,
-        ("error: model: the folder holds no checkpoint (no config.json)\n  fix: name a checkpoint or a run folder\n"),
-        model(without("config.json"), mkdir("model/config.json")),
-    ),
-    Bad(
-        "config: another architecture",
-        LOOK,
-        (
-            "error: model/config.json: expected a model of type qwen3_vl, found 'llama'\n"
-            "  fix: start from a Qwen3-VL checkpoint\n"
-        ),
-        model(changed("config.json", lambda v: v.update(model_type="llama"))),
-    ),
-    Bad(
-        "config: an unknown architecture",
-        LOOK,
-        (
-            "error: model/config.json: expected a model of type qwen3_vl, found 'detr9000'\n"
-            "  fix: start from a Qwen3-VL checkpoint\n"
-        ),
-        model(changed("config.json", lambda v: v.update(model_type="detr9000"))),
-    ),
-    Bad(
-        "config: no text part",
-        LOOK,
-        (
-            "error: model/config.json: does not describe a model: Validation error for field 'text_config': …\n"
-            "  fix: copy config.json from the original model again\n"
-        ),
-        model(changed("config.json", lambda v: v.update(text_config="none"))),
-    ),
-    Bad(
-        "config: hidden size as text",
-        LOOK,
-        (
-            "error: model/config.json: does not describe a model: Validation error for field 'hidden_size': …\n"
-            "  fix: copy config.json from the original model again\n"
-        ),
-        model(changed("config.json", lambda v: v["text_config"].update(hidden_size="wide"))),
-    ),
-    Bad(
-        "config: another hidden size",
-        LOOK,
-        (
-            "error: model: weights of another shape than config.json says: "
-            "model.language_model.embed_tokens.weight is [1666, 192], not [1666, 64], and 46 more\n"
-            "  fix: copy config.json and the weights from one model again\n"
-        ),
-        model(changed("config.json", lambda v: v["text_config"].update(hidden_size=64))),
-    ),
-    Bad(
-        "config: another vocabulary size",
-        LOOK,
-        (
-            "error: model: tokenizer.json has 1,666 tokens, the model of config.json 1,500 rows: they are not of "
-            "one checkpoint\n"
-            "  fix: copy both from the same model\n"
-        ),
-        model(changed("config.json", lambda v: v["text_config"].update(vocab_size=1500))),
-    ),
-    Bad(
-        "config: more layers than weights",
-        LOOK,
-        (
-            "error: model: weights are missing: model.language_model.layers.5.input_layernorm.weight, and 10 "
-            "more\n"
-            "  fix: copy config.json and the weights from one model again\n"
-        ),
-        model(
-            changed(
-                "config.json",
-                lambda v: v["text_config"].update(num_hidden_layers=v["text_config"]["num_hidden_layers"] + 1),
-            )
-        ),
-    ),
-    Bad(
-        "config: an image token beyond the vocabulary",
-        LOOK,
-        (
-            "error: model: expected the chat template to write one image placeholder, found 0\n"
-            "  fix: use the model's own chat_template, and an instruction without special tokens\n"
-        ),
-        model(changed("config.json", lambda v: v.update(image_token_id=10**6))),
-    ),
-    Bad(
-        "tokenizer: missing",
-        LOOK,
-        ("error: model: tokenizer.json is missing from the checkpoint\n  fix: copy it from the original model\n"),
-        model(without("tokenizer.json")),
-    ),
-    Bad(
-        "tokenizer: broken json",
-        LOOK,
-        (
-            "error: model/tokenizer.json: broken JSON: Expecting property name enclosed in double quotes in line "
-            "1, column 2\n"
-            "  fix: copy tokenizer.json from the original model again\n"
-        ),
-        model(put("tokenizer.json", "{")),
-    ),
-    Bad(
-        "tokenizer: another json",
-        LOOK,
-        (
-            "error: model/tokenizer.json: expected a tokenizer, with `model` and `added_tokens`\n"
-            "  fix: copy tokenizer.json from the original model again\n"
-        ),
-        model(put("tokenizer.json", '{"hello": 1}')),
-    ),
-    Bad(
-        "tokenizer: settings broken",
-        LOOK,
-        (
-            "error: model/tokenizer_config.json: broken JSON: Expecting property name enclosed in double quotes "
-            "in line 1, column 2\n"
-            "  fix: copy tokenizer_config.json from the original model again\n"
-        ),
-        model(put("tokenizer_config.json", "{")),
-    ),
-    Bad(
-        "tokenizer: no coordinate tokens",
-        LOOK,
-        (
-            "error: model: expected the 1000 coordinate tokens <|coord_0|> to <|coord_999|>, found 0\n"
-            "  fix: add them: apiece model extend --from model --out NEW_DIR\n"
-        ),
-        model(changed("tokenizer.json", no_coords)),
-    ),
-    Bad(
-        "tokenizer: one coordinate token missing",
-        LOOK,
-        (
-            "error: model: expected the 1000 coordinate tokens <|coord_0|> to <|coord_999|>, found 999\n"
-            "  fix: add them: apiece model extend --from model --out NEW_DIR\n"
-        ),
-        model(changed("tokenizer.json", one_coord_gone)),
-    ),
-    Bad(
-        "template: missing",
-        LOOK,
-        (
-            "error: model: the chat template cannot be applied: Cannot use chat template functions because "
-            "tokenizer.chat_template is not set and no template argument was passed! For information about "
-            "writing templates and setting the tokenizer.chat_template attribute, please see the documentation "
-            "at https://huggingface.co/docs/transformers/main/en/chat_templati\n"
-            "  fix: copy chat_template.jinja from the original model again\n"
-        ),
-        model(without("chat_template.jinja")),
-    ),
-    Bad(
-        "template: no image in it",
-        LOOK,
-        (
-            "error: model: expected the chat template to write one image placeholder, found 0\n"
-            "  fix: use the model's own chat_template, and an instruction without special tokens\n"
-        ),
-        model(put("chat_template.jinja", "hello")),
-    ),
-    Bad(
-        "template: broken",
-        LOOK,
-        (
-            "error: model: the chat template cannot be applied: Expected an expression, got 'end of statement "
-            "block'\n"
-            "  fix: copy chat_template.jinja from the original model again\n"
-        ),
-        model(put("chat_template.jinja", "{% for x in %}")),
-    ),
-    Bad(
-        "template: runs code",
-        LOOK,
-        (
-            "error: model: the chat template cannot be applied: access to attribute '__class__' of 'str' object "
-            "is unsafe.\n"
-            "  fix: copy chat_template.jinja from the original model again\n"
-        ),
-        model(put("chat_template.jinja", "{{ ''.__class__.__mro__[1].__subclasses__() }}")),
-    ),
-    Bad(
-        "images: missing",
-        LOOK,
-        (
-            "error: model: preprocessor_config.json is missing from the checkpoint\n"
-            "  fix: copy it from the original model\n"
-        ),
-        model(without("preprocessor_config.json")),
-    ),
-    Bad(
-        "images: broken json",
-        LOOK,
-        (
-            "error: model/preprocessor_config.json: broken JSON: Expecting property name enclosed in double "
-            "quotes in line 1, column 2\n"
-            "  fix: copy preprocessor_config.json from the original model again\n"
-        ),
-        model(put("preprocessor_config.json", "{")),
-    ),
-    Bad(
-        "images: a list",
-        LOOK,
-        (
-            "error: model/preprocessor_config.json: expected an image processor's settings (a JSON object), "
-            "found a list\n"
-            "  fix: copy preprocessor_config.json from the original model again\n"
-        ),
-        model(put("preprocessor_config.json", "[]")),
-    ),
-    Bad(
-        "images: no patch size",
-        LOOK,
-        (
-            "error: model/preprocessor_config.json: patch_size: expected a whole number from 1, found 0\n"
-            "  fix: copy preprocessor_config.json from the original model again\n"
-        ),
-        model(changed("preprocessor_config.json", lambda v: v.update(patch_size=0))),
-    ),
-    Bad(
-        "card: broken json",
-        LOOK,
-        (
-            "error: model/apiece.json: broken JSON: Expecting property name enclosed in double quotes in line 1, "
-            "column 2\n"
-            "  fix: delete the file to go on without it\n"
-        ),
-        model(put("apiece.json", "{")),
-    ),
-    Bad(
-        "card: a list",
-        LOOK,
-        (
-            "error: model/apiece.json: expected what the weights were trained under (a JSON object), found a "
-            "list\n"
-            "  fix: delete the file to go on without it\n"
-        ),
-        model(put("apiece.json", "[]")),
-    ),
-    Bad(
-        "card: binary",
-        LOOK,
-        (
-            "error: model/apiece.json: broken JSON: not UTF-8 text (byte 0)\n"
-            "  fix: delete the file to go on without it\n"
-        ),
-        model(put("apiece.json", b"\xff")),
-    ),
-    Bad(
-        "card: deep nesting",
-        LOOK,
-        (
-            "error: model/apiece.json: broken JSON: nested too deep, or a number of thousands of digits\n"
-            "  fix: delete the file to go on without it\n"
-        ),
-        model(put("apiece.json", "[" * 100_000)),
-    ),
-    Bad(
-        "card: pixels as text",
-        LOOK,
-        (
-            "error: model/apiece.json: max_pixels: Input should be a valid integer, found 'many'\n"
-            "  fix: delete the file to go on without it\n"
-        ),
-        model(put("apiece.json", '{"max_pixels": "many"}')),
-    ),
-    Bad(
-        "card: no pixels",
-        LOOK,
-        (
-            "error: model/apiece.json: max_pixels: Input should be greater than 0, found 0\n"
-            "  fix: delete the file to go on without it\n"
-        ),
-        model(put("apiece.json", '{"max_pixels": 0}')),
-    ),
-    Bad(
-        "card: nan as pixels",
-        LOOK,
-        (
-            "error: model/apiece.json: max_pixels: Input should be a valid integer, found nan\n"
-            "  fix: delete the file to go on without it\n"
-        ),
-        model(put("apiece.json", '{"max_pixels": NaN}')),
-    ),
-    Bad(
-        "card: a word as prompt",
-        LOOK,
-        (
-            "error: model/apiece.json: prompt: Input should be an object, found 'plain'\n"
-            "  fix: delete the file to go on without it\n"
-        ),
-        model(put("apiece.json", '{"prompt": "plain"}')),
-    ),
-    Bad(
-        "card: an unknown prompt",
-        LOOK,
-        (
-            "error: model/apiece.json: prompt.name: Input should be 'plain', 'coco_80', 'atomic' or 'text', "
-            "found 'poem'\n"
-            "  fix: delete the file to go on without it\n"
-        ),
-        model(put("apiece.json", '{"prompt": {"name": "poem"}}')),
-    ),
-    Bad(
-        "card: a prompt without text",
-        LOOK,
-        (
-            "error: model/apiece.json: prompt: name 'text' and text None do not fit\n"
-            "  fix: delete the file to go on without it\n"
-        ),
-        model(put("apiece.json", '{"prompt": {"name": "text"}}')),
-    ),
-    Bad(
-        "card: an unknown order",
-        "diagnose model --data x.jsonl --out out",
-        (
-            "error: model/apiece.json: object_order: Input should be 'sorted', 'left_to_right', 'reading' or "
-            "'random', found 'upwards'\n"
-            "  fix: delete the file to go on without it\n"
-        ),
-        model(put("apiece.json", '{"object_order": "upwards"}'), write_lines("x.jsonl", record(image="photos/a.png"))),
-    ),
-    Bad(
-        "weights: missing",
-        LOOK,
-        (
-            "error: model: the checkpoint has no safetensors weights\n"
-            "  fix: convert it first; pickled weights are never loaded\n"
-        ),
-        model(without("model.safetensors")),
-    ),
-    Bad(
-        "weights: pickled",
-        LOOK,
-        (
-            "error: model: the checkpoint has no safetensors weights\n"
-            "  fix: convert it first; pickled weights are never loaded\n"
-        ),
-        model(without("model.safetensors"), put("pytorch_model.bin", b"\x80\x04.")),
-    ),
-    Bad(
-        "weights: empty",
-        LOOK,
-        (
-            "error: model/model.safetensors: cut short or damaged weights: …"
-            "header too small\n"
-            "  fix: copy or download this file again; of a run, name an older one: RUN/checkpoints/step_N/model\n"
-        ),
-        model(put("model.safetensors", b"")),
-    ),
-    Bad(
-        "weights: cut in the header",
-        LOOK,
-        (
-            "error: model/model.safetensors: cut short or damaged weights: …"
-            "invalid header length\n"
-            "  fix: copy or download this file again; of a run, name an older one: RUN/checkpoints/step_N/model\n"
-        ),
-        model(cut("model.safetensors", 0.0005)),
-    ),
-    Bad(
-        "weights: cut",
-        LOOK,
-        (
-            "error: model/model.safetensors: cut short or damaged weights: …"
-            "incomplete metadata, file not fully covered\n"
-            "  fix: copy or download this file again; of a run, name an older one: RUN/checkpoints/step_N/model\n"
-        ),
-        model(cut("model.safetensors", 0.6)),
-    ),
-    Bad(
-        "weights: text",
-        LOOK,
-        (
-            "error: model/model.safetensors: cut short or damaged weights: …"
-            "header too large\n"
-            "  fix: copy or download this file again; of a run, name an older one: RUN/checkpoints/step_N/model\n"
-        ),
-        model(put("model.safetensors", "version https://git-lfs.github.com/spec/v1\n")),
-    ),
-    Bad(
-        "weights: a folder",
-        LOOK,
-        (
-            "error: model/model.safetensors: cut short or damaged weights: No such device (os error 19)\n"
-            "  fix: copy or download this file again; of a run, name an older one: RUN/checkpoints/step_N/model\n"
-        ),
-        model(without("model.safetensors"), mkdir("model/model.safetensors")),
-    ),
-    Bad(
-        "weights: some missing",
-        LOOK,
-        (
-            "error: model: weights are missing: model.language_model.layers.0.mlp.up_proj.weight\n"
-            "  fix: copy config.json and the weights from one model again\n"
-        ),
-        model(weights(lambda t: t.pop("model.language_model.layers.0.mlp.up_proj.weight"))),
-    ),
-    Bad(
-        "weights: of another shape",
-        LOOK,
-        (
-            "error: model: weights of another shape than config.json says: model.language_model.norm.weight is "
-            "[191], not [192]\n"
-            "  fix: copy config.json and the weights from one model again\n"
-        ),
-        model(
-            weights(
-                lambda t: t.update(
-                    {"model.language_model.norm.weight": t["model.language_model.norm.weight"][:-1].clone()}
-                )
-            )
-        ),
-    ),
-    Bad(
-        "weights: nan",
-        LOOK,
-        (
-            "error: model: weights are NaN or infinite: model.language_model.norm.weight\n"
-            "  fix: the training that wrote them diverged: take an older checkpoint, "
-            "RUN/checkpoints/step_N/model\n"
-        ),
-        model(weights(lambda t: t["model.language_model.norm.weight"].fill_(float("nan")))),
-    ),
-    Bad(
-        "weights: a shard that is not there",
-        LOOK,
-        (
-            "error: model: the checkpoint has no safetensors weights\n"
-            "  fix: convert it first; pickled weights are never loaded\n"
-        ),
-        model(
-            without("model.safetensors"),
-            put(
-                "model.safetensors.index.json",
-                '{"metadata": {}, "weight_map": {"a": "model-00001-of-00002.safetensors"}}',
-            ),
-        ),
-    ),
-    Bad(
-        "weights: the second shard is not there",
-        LOOK,
-        (
-            "error: model: the model cannot be built: No such file or directory: "
-            "model/model-00002-of-00002.safetensors\n"
-            "  fix: copy config.json and the weights from the original model again\n"
-        ),
-        model(first_shard_alone),
-    ),
-    Bad(
-        "weights: an index of broken json",
-        LOOK,
-        (
-            "error: model: the checkpoint has no safetensors weights\n"
-            "  fix: convert it first; pickled weights are never loaded\n"
-        ),
-        model(without("model.safetensors"), put("model.safetensors.index.json", "{")),
-    ),
-    Bad(
-        "trained from",
-        "train c.yaml model.checkpoint=model",
-        (
-            "error: model/model.safetensors: cut short or damaged weights: …"
-            "incomplete metadata, file not fully covered\n"
-            "  fix: copy or download this file again; of a run, name an older one: RUN/checkpoints/step_N/model\n"
-        ),
-        [
-            *model(cut("model.safetensors", 0.6)),
-            write_lines("x.jsonl", record(image="photos/a.png")),
-            write("c.yaml", "data: {train: x.jsonl}\n"),
-        ],
-    ),
-    Bad(
-        "trained from nothing",
-        "train c.yaml model.checkpoint=modle",
-        (
-            "error: modle: expected a checkpoint folder, a run folder, `tiny`, or a downloaded Hugging Face id; "
-            "found nothing\n"
-            "  fix: check the path, or download the model first: hf download modle\n"
-        ),
-        [*model(), write_lines("x.jsonl", record(image="photos/a.png")), write("c.yaml", "data: {train: x.jsonl}\n")],
-    ),
-    Bad(
-        "trained from nan",
-        "train c.yaml model.checkpoint=model",
-        (
-            "error: model: weights are NaN or infinite: model.language_model.norm.weight\n"
-            "  fix: the training that wrote them diverged: take an older checkpoint, "
-            "RUN/checkpoints/step_N/model\n"
-        ),
-        [
-            *model(weights(lambda t: t["model.language_model.norm.weight"].fill_(float("nan")))),
-            write_lines("x.jsonl", record(image="photos/a.png")),
-            write(
-                "c.yaml",
-                "data: {train: x.jsonl, workers: 0}\ntrain: {steps: 2, batch_size: 1}\noptim: {warmup_steps: 0}\n",
-            ),
-        ],
-    ),
-    Bad(
-        "resumed: no manifest",
-        "train --resume runs/mine",
-        (
-            "error: runs/mine/config.yaml:2: broken YAML: while parsing a flow node, expected the node content, "
-            "but found '<stream end>'\n"
-            "  fix: mend the syntax; quote text that YAML misreads\n"
-        ),
-        [write("runs/mine/config.yaml", "seed: [\n")],
-    ),
-    Bad(
-        "extended: not there",
-        "model extend --from modle --out new",
-        (
-            "error: modle: expected a checkpoint folder, a run folder, `tiny`, or a downloaded Hugging Face id; "
-            "found nothing\n"
-            "  fix: check the path, or download the model first: hf download modle\n"
-        ),
-        model(),
-    ),
-    Bad(
-        "extended: twice",
-        "model extend --from model --out new",
-        ("error: model: the checkpoint has coordinate tokens already\n  fix: use it as it is\n"),
-        model(),
-    ),
-    Bad(
-        "extended: out is there",
-        "model extend --from model --out old",
-        ("error: old: the output exists already and is not overwritten\n  fix: choose a new folder\n"),
-        model(write("old/notes.txt", "precious")),
-        code=2,
-    ),
-    Bad(
-        "exported: out is there",
-        "model export tiny --out old",
-        ("error: old: the output exists already and is not overwritten\n  fix: choose a new folder\n"),
-        [write("old", "precious")],
-        code=2,
-    ),
-    Bad(
-        "exported: an unknown type",
-        "model export tiny --out new --dtype float16",
-        "error: expected --dtype float32 or bfloat16, found 'float16'\n",
-        code=2,
-    ),
-    Bad(
-        "exported: a cut checkpoint",
-        "model export model --out new",
-        (
-            "error: model/model.safetensors: cut short or damaged weights: …"
-            "incomplete metadata, file not fully covered\n"
-            "  fix: copy or download this file again; of a run, name an older one: RUN/checkpoints/step_N/model\n"
-        ),
-        model(cut("model.safetensors", 0.6)),
-    ),
-    Bad(
-        "made: out is there",
-        "model tiny --out old",
-        ("error: old: the output exists already and is not overwritten\n  fix: choose a new folder\n"),
-        [write("old/notes.txt", "precious")],
-        code=2,
-    ),
-    Bad(
-        "made: out is below a file",
-        "model tiny --out old/new",
-        (
-            "error: old/new: cannot write here: File exists\n"
-            "  fix: choose another name or folder that you can write to\n"
-        ),
-        [write("old", "precious")],
-    ),
+    Bad("not there", "predict modle photos --out out", [mkdir("model"), photo("photos/a.png")]),
+    Bad("not there, in a folder", "predict models/tinny photos --out out", [mkdir("models/tiny"),
+        photo("photos/a.png")]),
+    Bad("not downloaded", "predict Nobody/No-Such-Model photos --out out", [photo("photos/a.png")]),
+    Bad("an impossible name", "predict 'a b/c?' photos --out out", [photo("photos/a.png")]),
+    Bad("a name too long", f"predict {'x' * 300} photos --out out", [photo("photos/a.png")]),
+    Bad("empty name", "predict '' photos --out out", [photo("photos/a.png")]),
+    Bad("a file", "predict model.safetensors photos --out out", [write("model.safetensors"), photo("photos/a.png")]),
+    Bad("an empty folder", LOOK, [mkdir("model"), photo("photos/a.png")]),
+    Bad("a run without checkpoint", "predict runs/mine photos --out out", [write("runs/mine/config.yaml", "seed: 1\n"),
+        photo("photos/a.png")]),
+    Bad("a run with half a checkpoint", "predict runs/mine photos --out out",
+        [write("runs/mine/checkpoints/.step_000001.77.tmp/model/config.json", "{}"), photo("photos/a.png")]),
+    Bad("config: broken json", LOOK, model(put("config.json", "{"))),
+    Bad("config: empty", LOOK, model(put("config.json", ""))),
+    Bad("config: a list", LOOK, model(put("config.json", "[]"))),
+    Bad("config: binary", LOOK, model(put("config.json", b"\xff\xfe\x00"))),
+    Bad("config: deep nesting", LOOK, model(put("config.json", "[" * 100_000))),
+    Bad("config: an empty object", LOOK, model(put("config.json", "{}"))),
+    Bad("config: a folder", LOOK, model(without("config.json"), mkdir("model/config.json"))),
+    Bad("config: another architecture", LOOK, model(changed("config.json", lambda v: v.update(model_type="llama")))),
+    Bad("config: an unknown architecture", LOOK, model(changed("config.json",
+        lambda v: v.update(model_type="detr9000")))),
+    Bad("config: no text part", LOOK, model(changed("config.json", lambda v: v.update(text_config="none")))),
+    Bad("config: hidden size as text", LOOK, model(changed("config.json",
+        lambda v: v["text_config"].update(hidden_size="wide")))),
+    Bad("config: another hidden size", LOOK, model(changed("config.json",
+        lambda v: v["text_config"].update(hidden_size=64)))),
+    Bad("config: another vocabulary size", LOOK, model(changed("config.json",
+        lambda v: v["text_config"].update(vocab_size=1500)))),
+    Bad("config: more layers than weights", LOOK, model(changed("config.json",
+        lambda v: v["text_config"].update(num_hidden_layers=v["text_config"]["num_hidden_layers"] + 1)))),
+    Bad("config: an image token beyond the vocabulary", LOOK, model(changed("config.json",
+        lambda v: v.update(image_token_id=10**6)))),
+    Bad("tokenizer: missing", LOOK, model(without("tokenizer.json"))),
+    Bad("tokenizer: broken json", LOOK, model(put("tokenizer.json", "{"))),
+    Bad("tokenizer: another json", LOOK, model(put("tokenizer.json", '{"hello": 1}'))),
+    Bad("tokenizer: settings broken", LOOK, model(put("tokenizer_config.json", "{"))),
+    Bad("tokenizer: no coordinate tokens", LOOK, model(changed("tokenizer.json", no_coords))),
+    Bad("tokenizer: one coordinate token missing", LOOK, model(changed("tokenizer.json", one_coord_gone))),
+    Bad("template: missing", LOOK, model(without("chat_template.jinja"))),
+    Bad("template: no image in it", LOOK, model(put("chat_template.jinja", "hello"))),
+    Bad("template: broken", LOOK, model(put("chat_template.jinja", "{% for x in %}"))),
+    Bad("template: runs code", LOOK, model(put("chat_template.jinja", "{{''.__class__.__mro__[1].__subclasses__()}}"))),
+    Bad("images: missing", LOOK, model(without("preprocessor_config.json"))),
+    Bad("images: broken json", LOOK, model(put("preprocessor_config.json", "{"))),
+    Bad("images: a list", LOOK, model(put("preprocessor_config.json", "[]"))),
+    Bad("images: no patch size", LOOK, model(changed("preprocessor_config.json", lambda v: v.update(patch_size=0)))),
+    Bad("card: broken json", LOOK, model(put("apiece.json", "{"))),
+    Bad("card: a list", LOOK, model(put("apiece.json", "[]"))),
+    Bad("card: binary", LOOK, model(put("apiece.json", b"\xff"))),
+    Bad("card: deep nesting", LOOK, model(put("apiece.json", "[" * 100_000))),
+    Bad("card: pixels as text", LOOK, model(put("apiece.json", '{"max_pixels": "many"}'))),
+    Bad("card: no pixels", LOOK, model(put("apiece.json", '{"max_pixels": 0}'))),
+    Bad("card: nan as pixels", LOOK, model(put("apiece.json", '{"max_pixels": NaN}'))),
+    Bad("card: a word as prompt", LOOK, model(put("apiece.json", '{"prompt": "plain"}'))),
+    Bad("card: an unknown prompt", LOOK, model(put("apiece.json", '{"prompt": {"name": "poem"}}'))),
+    Bad("card: a prompt without text", LOOK, model(put("apiece.json", '{"prompt": {"name": "text"}}'))),
+    Bad("card: an unknown order", "diagnose model --data x.jsonl --out out", model(put("apiece.json",
+        '{"object_order": "upwards"}'), write_lines("x.jsonl", record(image="photos/a.png")))),
+    Bad("weights: missing", LOOK, model(without("model.safetensors"))),
+    Bad("weights: pickled", LOOK, model(without("model.safetensors"), put("pytorch_model.bin", b"\x80\x04."))),
+    Bad("weights: empty", LOOK, model(put("model.safetensors", b""))),
+    Bad("weights: cut in the header", LOOK, model(cut("model.safetensors", 0.0005))),
+    Bad("weights: cut", LOOK, model(cut("model.safetensors", 0.6))),
+    Bad("weights: text", LOOK, model(put("model.safetensors", "version https://git-lfs.github.com/spec/v1\n"))),
+    Bad("weights: a folder", LOOK, model(without("model.safetensors"), mkdir("model/model.safetensors"))),
+    Bad("weights: some missing", LOOK,
+        model(weights(lambda t: t.pop("model.language_model.layers.0.mlp.up_proj.weight")))),
+    Bad("weights: of another shape", LOOK,
+        model(weights(lambda t: t.update({NORM: t[NORM][:-1].clone()})))),
+
+    Bad("weights: nan", LOOK, model(weights(lambda t: t[NORM].fill_(float("nan"))))),
+    Bad("weights: a shard that is not there", LOOK, model(without("model.safetensors"),
+        put("model.safetensors.index.json",
+        '{"metadata": {}, "weight_map": {"a": "model-00001-of-00002.safetensors"}}'))),
+    Bad("weights: the second shard is not there", LOOK, model(first_shard_alone)),
+    Bad("weights: an index of broken json", LOOK, model(without("model.safetensors"),
+        put("model.safetensors.index.json", "{"))),
+    Bad("trained from", "train c.yaml model.checkpoint=model", [*model(cut("model.safetensors", 0.6)),
+        write_lines("x.jsonl", record(image="photos/a.png")), write("c.yaml", "data: {train: x.jsonl}\n")]),
+    Bad("trained from nothing", "train c.yaml model.checkpoint=modle", [*model(), write_lines("x.jsonl",
+        record(image="photos/a.png")), write("c.yaml", "data: {train: x.jsonl}\n")]),
+    Bad("trained from nan", "train c.yaml model.checkpoint=model",
+        [*model(weights(lambda t: t[NORM].fill_(float("nan")))), write_lines("x.jsonl",
+        record(image="photos/a.png")), write("c.yaml",
+        "data: {train: x.jsonl, workers: 0}\ntrain: {steps: 2, batch_size: 1}\noptim: {warmup_steps: 0}\n")]),
+    Bad("resumed: no manifest", "train --resume runs/mine", [write("runs/mine/config.yaml", "seed: [\n")]),
+    Bad("extended: not there", "model extend --from modle --out new", model()),
+    Bad("extended: twice", "model extend --from model --out new", model()),
+    Bad("extended: out is there", "model extend --from model --out old", model(write("old/notes.txt", "precious"))),
+    Bad("exported: out is there", "model export tiny --out old", [write("old", "precious")]),
+    Bad("exported: an unknown type", "model export tiny --out new --dtype float16"),
+    Bad("exported: a cut checkpoint", "model export model --out new", model(cut("model.safetensors", 0.6))),
+    Bad("made: out is there", "model tiny --out old", [write("old/notes.txt", "precious")]),
+    Bad("made: out is below a file", "model tiny --out old/new", [write("old", "precious")]),
 ]
+# fmt: on
 
 
-@rows(CASES)
-def test_bad_checkpoints(apiece: CommandLine, case: Bad) -> None:
-    apiece.refuses(case)
+@rows("checkpoints", CASES)
+def test_bad_checkpoints(apiece: CommandLine, pins: Pins, area: str, case: Bad, said: Said) -> None:
+    apiece.refuses(case, said, pins[area])
