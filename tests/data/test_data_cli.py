@@ -74,6 +74,21 @@ def test_import_then_check_then_fix(tmp_path: Path, run: Run) -> None:
     assert run("data", "check", clean)[0] == 0
 
 
+def test_what_to_set_for_images_outside_is_said(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("APIECE_DATA_ROOT", raising=False)
+    out, clean = tmp_path / "labels" / "x.jsonl", tmp_path / "clean" / "x.jsonl"
+    source = coco_file(tmp_path, [1, 1, 9, 9])
+    words = ("data", "import", "coco", "--annotations", source, "--images", tmp_path / "images", "--out")
+    assert "outside" not in run(*words, tmp_path / "x.jsonl")[1]
+    said = run(*words, out)[1]
+    assert f"some images lie outside {out.parent}: to read this file, export APIECE_DATA_ROOT={tmp_path}" in said
+    code, said, _ = run("data", "check", out)
+    assert code == 1 and "leads out of this file's folder: '../images/a.jpg'" in said
+    monkeypatch.setenv("APIECE_DATA_ROOT", str(tmp_path))
+    code, said, _ = run("data", "check", out, "--fix", "drop", "--out", clean)
+    assert code == 0 and f"to read this file, export APIECE_DATA_ROOT={tmp_path}" in said
+
+
 def test_import_refuses_with_at_most_20_listed_or_skips_with_all(tmp_path: Path, run: Run) -> None:
     out = tmp_path / "x.jsonl"
     source = coco_file(tmp_path, [1, 1, 9, 9], category=5)

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from apiece.data import jsonl
 from apiece.data.jsonl import iter_records, read_jsonl, write_jsonl
 from apiece.errors import UserError
 from apiece.types import Instance, Sample
@@ -222,7 +223,10 @@ def test_only_the_faulty_object_is_left_out(tmp_path: Path) -> None:
     assert read.kept == [0, 2] and [problem.object_index for problem in read.problems] == [1]
 
 
-def test_ids_are_unique_in_a_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("long", [False, True], ids=["a short file", "a long file"])
+def test_ids_are_unique_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, long: bool) -> None:
+    if long:
+        monkeypatch.setattr(jsonl, "_LONG_BYTES", 0)
     numbered = DOG | {"id": 5}
     path = write_lines(
         tmp_path / "x.jsonl",
@@ -236,6 +240,17 @@ def test_ids_are_unique_in_a_file(tmp_path: Path) -> None:
     assert kinds(second.problems) == ["duplicate_id"] and second.sample is None
     assert "id 'a.jpg' appears twice, first in line 1" in second.problems[0].message
     assert third.kept == [0] and "object 1 ('dog'): object id 5 appears twice" in third.problems[0].message
+
+
+def test_ids_of_lines_that_only_the_strict_reader_can_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jsonl, "_LONG_BYTES", 0)
+    bom = b"\xef\xbb\xbf" + json.dumps(record(objects=[DOG | {"id": 5}])).encode()
+    path = write_lines(
+        tmp_path / "x.jsonl", bom, "{", record("b.jpg", id="a.jpg"), record("c", objects=[DOG | {"id": 5}])
+    )
+    assert [kinds(line.problems) for line in iter_records(path)] == [
+        *([], ["broken_json"], ["duplicate_id"], ["duplicate_object_id"])
+    ]
 
 
 def test_the_first_errors_are_told_at_once(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -124,7 +125,7 @@ def check(
 
     from apiece.data.check import check_jsonl, require_other
     from apiece.data.check_report import kinds, plain_line, print_report
-    from apiece.data.problems import counted, remedy
+    from apiece.data.problems import Level, counted, remedy
     from apiece.errors import UserError
     from apiece.files import write_json
 
@@ -138,26 +139,29 @@ def check(
     if json_out is not None:
         write_json(json_out, report.as_dict())
     plain_line(console, "")
-    errors = report.errors
+    errors = report.counted(Level.ERROR)
     if not errors:
         plain_line(console, f"{path}: no errors")
     if out is not None:
         _write_clean(report, out)
     elif errors:
-        message = f"{counted(len(errors), 'error')}: {kinds(errors)}"
-        mend = remedy(errors, path, "mend them, or drop them with `--fix drop --out clean.jsonl`")
+        message = f"{counted(errors.total(), 'error')}: {kinds(errors)}"
+        mend = remedy(report.errors, path, "mend them, or drop them with `--fix drop --out clean.jsonl`")
         raise UserError(message, where=path, fix=mend)
 
 
 def _write_clean(report: CheckReport, out: Path) -> None:
     from apiece.data.check import write_clean
     from apiece.data.problems import counted
+    from apiece.data.record import ROOT_VARIABLE
 
     images, objects = write_clean(report, out)
     print(
         f"wrote {out} without the errors above: dropped {counted(images, 'image')}"
         f" and {counted(objects, 'object')} of other images"
     )
+    if root := _common_root({report.path.parent}, out):
+        print(f"if its images lie outside {out.parent}: to read this file, export {ROOT_VARIABLE}={root}")
 
 
 def _require_new(out: Path, overwrite: bool) -> None:
@@ -186,7 +190,8 @@ def _finish(imported: Imported, out: Path, skip_bad: bool) -> None:
     if errors and not skip_bad:
         listed = "".join(f"\n  {printable(str(problem))}" for problem in errors[:MAX_LISTED])
         more = f"\n  ... and {len(errors) - MAX_LISTED:,} more" if len(errors) > MAX_LISTED else ""
-        message = f"{counted(len(errors), 'problem')}, nothing written: {kinds(errors)}{listed}{more}"
+        found = kinds(Counter(problem.kind for problem in errors))
+        message = f"{counted(len(errors), 'problem')}, nothing written: {found}{listed}{more}"
         raise UserError(message, fix="mend them, or leave them out with --skip-bad")
     if not imported.samples:
         raise UserError("no images to write", fix="check the paths given")
@@ -209,14 +214,13 @@ def _finish(imported: Imported, out: Path, skip_bad: bool) -> None:
         print(f"{counted(imported.clipped, 'box')} stuck out of the image by at most one pixel and were cut to it")
     for note in imported.notes:
         print(note)
-    if root := _common_root(imported, out):
+    if root := _common_root({sample.image.parent for sample in imported.samples}, out):
         print(f"some images lie outside {out.parent}: to read this file, export {ROOT_VARIABLE}={root}")
     print(f"next: apiece data check {out}")
 
 
-def _common_root(imported: Imported, out: Path) -> str | None:
+def _common_root(folders: set[Path], out: Path) -> str | None:
     """The folder that holds both the data file and its images, where that is not the file's own."""
     own = os.path.realpath(out.parent)
-    folders = {os.path.realpath(folder) for folder in {sample.image.parent for sample in imported.samples}}
-    root = os.path.commonpath([own, *folders])
+    root = os.path.commonpath([own, *(os.path.realpath(folder) for folder in folders)])
     return None if root == own else root

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
+from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from apiece.data.images import ImageError, ImageFacts, inspect_image
+from apiece.data.check_images import File, ImageInspector, by
 from apiece.data.jsonl import iter_records, write_jsonl
 from apiece.data.overlaps import same_class_overlaps
 from apiece.data.problems import Level, Problem, ProblemKind, counted
@@ -29,7 +30,10 @@ CROWDING = (("0", 0, 0), ("1-5", 1, 5), ("6-15", 6, 15), ("16+", 16, None))
 SIZES = (("small", 0, 32**2), ("medium", 32**2, 96**2), ("large", 96**2, None))
 """COCO's, by annotation area in square pixels, as the evaluator counts them."""
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95)
+MAX_KEPT = 10_000
+"""Problems of one kind that a report lists; further ones are only counted."""
 _BATCH = 2000  # objects looked at together; bounds memory and amortises numpy's overhead
+_LINES = 512  # lines whose images are opened together
 _ONCE_A_DESC = (ProblemKind.DESC_NON_ASCII, ProblemKind.DESC_PUNCTUATION)
 
 
@@ -57,7 +61,10 @@ class CheckReport:
         over_max_objects: Images with more than the limit.
         images_opened: Whether files were opened.
         image_modes: Files by stored pixel mode.
-        problems: All errors, warnings and notes, by line.
+        counts: Errors, warnings and notes by kind.
+        problems: The errors, warnings and notes, by line: of each kind the first `MAX_KEPT`.
+        bad_lines: Lines whose record, or its image file, has an error.
+        bad_objects: Line and place of every object with an error.
     """
 
     path: Path
@@ -77,7 +84,24 @@ class CheckReport:
     over_max_objects: int = 0
     images_opened: bool = False
     image_modes: Counter[str] = field(default_factory=Counter)
+    counts: Counter[ProblemKind] = field(default_factory=Counter)
     problems: list[Problem] = field(default_factory=list)
+    bad_lines: set[int | None] = field(default_factory=set)
+    bad_objects: set[tuple[int | None, int]] = field(default_factory=set)
+
+    def add(self, problem: Problem) -> None:
+        """Count a problem, and keep it unless there are many of its kind already."""
+        self.counts[problem.kind] += 1
+        if self.counts[problem.kind] <= MAX_KEPT:
+            self.problems.append(problem)
+        if problem.level is Level.ERROR and problem.object_index is None:
+            self.bad_lines.add(problem.line)
+        elif problem.level is Level.ERROR and problem.object_index is not None:
+            self.bad_objects.add((problem.line, problem.object_index))
+
+    def counted(self, level: Level) -> Counter[ProblemKind]:
+        """Problems of one level by kind, those that are not kept included."""
+        return Counter({kind: count for kind, count in self.counts.items() if kind.level is level})
 
     def of(self, level: Level) -> list[Problem]:
         """Problems of one level."""
@@ -85,12 +109,11 @@ class CheckReport:
 
     @property
     def errors(self) -> list[Problem]:
-        """The problems that make the file unusable."""
+        """The problems that make the file unusable, as far as they are kept."""
         return self.of(Level.ERROR)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON output."""
-        counts = Counter(str(problem.kind) for problem in self.problems)
         return {
             "file": str(self.path),
             "lines": self.lines,
@@ -109,7 +132,8 @@ class CheckReport:
             "over_max_objects": self.over_max_objects,
             "images_opened": self.images_opened,
             "image_modes": dict(self.image_modes.most_common()),
-            "counts": dict(counts.most_common()),
+            "counts": {str(kind): count for kind, count in self.counts.most_common()},
+            "not_listed": self.counts.total() - len(self.problems),
             "problems": [problem.as_dict() for problem in self.problems],
         }
 
@@ -130,18 +154,29 @@ def check_jsonl(path: Path, *, open_images: bool = True, max_objects: int = MAX_
     """
     report = CheckReport(Path(path))
     gatherer = _Gatherer(report, max_objects)
-    for line in iter_records(report.path):
-        gatherer.add(line)
+    report.images_opened = open_images
+    with ImageInspector(report) if open_images else nullcontext() as inspector:
+        for line in track(iter_records(report.path), "checking", total=_count_lines(report.path)):
+            gatherer.add(line)
+            if len(gatherer.waiting) >= _LINES:
+                gatherer.release(inspector)
+        gatherer.release(inspector)
+        if inspector is not None:
+            inspector.finish()
     gatherer.finish()
     if not report.lines:
         raise UserError("expected one image a line, found an empty file", where=path)
-    if open_images:
-        report.images_opened = True
-        _check_images(report, gatherer.files)
     report.problems.sort(
         key=lambda problem: (problem.line or 0, -1 if problem.object_index is None else problem.object_index)
     )
     return report
+
+
+def _count_lines(path: Path) -> int | None:
+    if not path.is_file():
+        return None  # the reader says so
+    with open(path, "rb") as file:
+        return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 22), b""))
 
 
 def require_other(out: Path, path: Path) -> None:
@@ -166,12 +201,8 @@ def write_clean(report: CheckReport, out: Path) -> tuple[int, int]:
         UserError: Nothing would be left, `out` is the file itself, or it cannot be written.
     """
     require_other(out, report.path)
-    bad_lines = {problem.line for problem in report.errors if problem.object_index is None}
-    bad_objects = {
-        (problem.line, problem.object_index)
-        for problem in report.errors
-        if problem.object_index is not None and problem.line not in bad_lines
-    }
+    bad_lines = report.bad_lines
+    bad_objects = {(line, index) for line, index in report.bad_objects if line not in bad_lines}
     if len(bad_lines) >= report.lines:
         raise UserError(
             "every image has an error: nothing would be left", where=report.path, fix="see its errors first"
@@ -186,24 +217,14 @@ def write_clean(report: CheckReport, out: Path) -> tuple[int, int]:
     return len(bad_lines), len(bad_objects)
 
 
-@dataclass(slots=True)
-class _File:
-    """An image file to open, and the record that names it."""
-
-    line: int
-    where: str
-    path: Path
-    size_wh: tuple[int, int]
-
-
 class _Gatherer:
     """Takes lines in order and counts; objects are looked at in batches of many images."""
 
     def __init__(self, report: CheckReport, max_objects: int) -> None:
-        self.files: list[_File] = []
+        self.waiting: list[Line] = []
         self._report = report
         self._max_objects = max_objects
-        self._images: dict[Path, int] = {}
+        self._images = array("q"), array("q")  # hash of each path, and its line: sixteen bytes an image
         self._warned_descs: set[tuple[ProblemKind, str]] = set()
         self._desc_numbers: dict[str, int] = {}
         self._short_sides: list[np.ndarray] = []
@@ -217,16 +238,14 @@ class _Gatherer:
         """Take one line."""
         report, sample = self._report, line.sample
         report.lines += 1
-        report.problems += [problem for problem in line.problems if self._is_new(problem, line)]
+        self.waiting.append(line)
         if sample is None:
             return
         where = f"{report.path}:{line.number}"
-        first = self._images.setdefault(sample.image, line.number)
-        if first != line.number:
-            self._warn(ProblemKind.REPEATED_IMAGE, line, where, f"the same image file as line {first}")
-        self.files.append(_File(line.number, where, sample.image, sample.size_wh))
+        self._images[0].append(hash(str(sample.image)))
+        self._images[1].append(line.number)
         if min(sample.size_wh) < MIN_SIDE:
-            message = f"image is tiny: expected sides of {MIN_SIDE} pixels or more, found {_by(sample.size_wh)}"
+            message = f"image is tiny: expected sides of {MIN_SIDE} pixels or more, found {by(sample.size_wh)}"
             self._warn(ProblemKind.TINY_IMAGE, line, where, message)
         report.images += 1
         report.objects += len(sample.objects)
@@ -240,6 +259,22 @@ class _Gatherer:
         self._count += len(names)
         if self._count >= _BATCH:
             self._finish_batch()
+
+    def release(self, inspector: ImageInspector | None) -> None:
+        """Report the problems of the lines that wait, once their images have been opened."""
+        report, lines, self.waiting = self._report, self.waiting, []
+        files = [
+            File(line.number, f"{report.path}:{line.number}", line.sample.image, line.sample.size_wh)
+            for line in lines
+            if line.sample is not None
+        ]
+        wrong_size = inspector.inspect(files) if inspector is not None else set()
+        for line in lines:
+            for problem in line.problems:
+                # One cause, one error: whether a box is outside can be said once the size is right.
+                hidden = problem.kind is ProblemKind.BOX_OUTSIDE and line.number in wrong_size
+                if not hidden and self._is_new(problem, line):
+                    report.add(problem)
 
     def _count_objects(self, count: int, line: Line, where: str) -> None:
         report = self._report
@@ -262,7 +297,7 @@ class _Gatherer:
         return is_new
 
     def _warn(self, kind: ProblemKind, line: Line, where: str, message: str, index: int | None = None) -> None:
-        self._report.problems.append(Problem(kind, where, message, line.number, index))
+        self._report.add(Problem(kind, where, message, line.number, index))
 
     def _finish_batch(self) -> None:
         """Sizes and overlaps of the objects gathered since the last time."""
@@ -318,61 +353,18 @@ class _Gatherer:
             self._warn(ProblemKind.GROUP_BOX, line, f"{report.path}:{line.number}", message, index)
 
     def finish(self) -> None:
-        """Close the last batch and take the quantiles."""
+        """Close the last batch, find images that were named twice and take the quantiles."""
         self._finish_batch()
+        self._warn_of_repeated_images()
         if self._short_sides:
             values = np.quantile(np.concatenate(self._short_sides), QUANTILES)
             named = zip(QUANTILES, values, strict=True)
             self._report.short_side = {f"{quantile:.0%}": round(float(value), 2) for quantile, value in named}
 
-
-def _check_images(report: CheckReport, files: list[_File]) -> None:
-    """Open every file, several at a time (decoding releases the interpreter lock)."""
-    converted: dict[str, _File] = {}
-    wrong_size: set[int] = set()
-    for file, outcome in track(_in_threads(_inspect, files), "opening images", total=len(files)):
-        if isinstance(outcome, ImageError):
-            message = f"{outcome.where}: {outcome.message}"
-            report.problems.append(Problem(outcome.kind, file.where, message, file.line))
-            continue
-        report.image_modes[outcome.mode] += 1
-        if outcome.mode != "RGB":
-            converted.setdefault(outcome.mode, file)
-        if outcome.size_wh != file.size_wh:
-            report.problems.append(_size_problem(file, outcome))
-            wrong_size.add(file.line)
-    # One cause, one error: whether a box is outside can be said once the size is right.
-    report.problems = [p for p in report.problems if p.kind is not ProblemKind.BOX_OUTSIDE or p.line not in wrong_size]
-    for mode, file in converted.items():
-        count = counted(report.image_modes[mode], "image")
-        message = f"{count} of mode {mode} will be converted to RGB, this the first"
-        report.problems.append(Problem(ProblemKind.CONVERTED_TO_RGB, file.where, message, file.line))
-
-
-def _inspect(file: _File) -> ImageFacts | ImageError:
-    try:
-        return inspect_image(file.path)
-    except ImageError as error:
-        return error
-
-
-def _in_threads(
-    task: Callable[[_File], ImageFacts | ImageError], files: list[_File]
-) -> Iterator[tuple[_File, ImageFacts | ImageError]]:
-    executor = ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1))
-    try:
-        yield from zip(files, executor.map(task, files), strict=True)
-    finally:
-        executor.shutdown(cancel_futures=True)  # so that Ctrl-C does not wait for the files still in line
-
-
-def _size_problem(file: _File, facts: ImageFacts) -> Problem:
-    found = f"expected {_by(facts.size_wh)} as in {file.path}, found {_by(file.size_wh)}"
-    if file.size_wh == facts.stored_wh:
-        message = f"size is the one before EXIF rotation: {found}; swap it, and turn boxes drawn in the unrotated frame"
-        return Problem(ProblemKind.SIZE_UNROTATED, file.where, message, file.line)
-    return Problem(ProblemKind.SIZE_DIFFERS, file.where, f"size differs from the file: {found}", file.line)
-
-
-def _by(size_wh: tuple[int, int]) -> str:
-    return f"{size_wh[0]} x {size_wh[1]}"
+    def _warn_of_repeated_images(self) -> None:
+        paths, lines = (np.array(values, dtype=np.int64) for values in self._images)
+        _, first, which = np.unique(paths, return_index=True, return_inverse=True)
+        for place in np.flatnonzero(first[which] != np.arange(len(paths))):
+            line, message = int(lines[place]), f"the same image file as line {lines[first[which[place]]]}"
+            where = f"{self._report.path}:{line}"
+            self._report.add(Problem(ProblemKind.REPEATED_IMAGE, where, message, line))

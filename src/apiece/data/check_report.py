@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from apiece.data.check import SIZES, CheckReport
-from apiece.data.problems import Level, Problem, counted
+from apiece.data.problems import Level, Problem, ProblemKind, counted
 
 MAX_CLASSES = 20
 
@@ -25,11 +25,11 @@ def print_report(report: CheckReport, console: Console, *, show: int) -> None:
     """
     if report.images:
         _print_numbers(report, console)
-    _print_some(report.of(Level.NOTE), "note", console, show)
-    _print_some(report.of(Level.WARNING), "warning", console, show)
-    errors = report.errors
-    if errors:
-        print_problems(errors, f"{counted(len(errors), 'error')}", console)
+    _print_some(report, Level.NOTE, console, show)
+    _print_some(report, Level.WARNING, console, show)
+    if total := report.counted(Level.ERROR).total():
+        print_problems(report.errors, counted(total, "error"), console)
+        _print_rest(console, total - len(report.errors))
 
 
 def print_problems(problems: list[Problem], title: str, console: Console) -> None:
@@ -45,9 +45,9 @@ def plain_line(console: Console, text: str) -> None:
     console.print(Text(text), soft_wrap=True, highlight=False)
 
 
-def kinds(problems: list[Problem]) -> str:
+def kinds(counts: Counter[ProblemKind]) -> str:
     """`3 box_zero_size, 1 missing_image`: problems counted by kind."""
-    return ", ".join(f"{count:,} {kind}" for kind, count in Counter(problem.kind for problem in problems).most_common())
+    return ", ".join(f"{count:,} {kind}" for kind, count in counts.most_common())
 
 
 def printable(text: str) -> str:
@@ -55,15 +55,22 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
-def _print_some(problems: list[Problem], noun: str, console: Console, show: int) -> None:
-    by_kind: dict[str, list[Problem]] = {}
-    for problem in problems:
-        by_kind.setdefault(str(problem.kind), []).append(problem)
+def _print_some(report: CheckReport, level: Level, console: Console, show: int) -> None:
+    by_kind: dict[ProblemKind, list[Problem]] = {}
+    for problem in report.of(level):
+        by_kind.setdefault(problem.kind, []).append(problem)
     for kind, found in by_kind.items():
-        shown = found if show < 0 else found[:show]
-        print_problems(shown, f"{counted(len(found), noun)} {kind}", console)
+        shown, total = found if show < 0 else found[:show], report.counts[kind]
+        print_problems(shown, f"{counted(total, str(level))} {kind}", console)
         if len(shown) < len(found):
-            plain_line(console, f"  ... and {len(found) - len(shown):,} more (--show -1 lists all)")
+            plain_line(console, f"  ... and {total - len(shown):,} more (--show -1 lists all)")
+        else:
+            _print_rest(console, total - len(shown))
+
+
+def _print_rest(console: Console, count: int) -> None:
+    if count:
+        plain_line(console, f"  ... and {count:,} more, which are counted but not listed")
 
 
 def _table(console: Console, title: str, *columns: str) -> Table:

@@ -12,10 +12,12 @@ from typing import Any
 
 from apiece.data.problems import IMPORT_COCO, Problem, ProblemKind, remedy
 from apiece.data.record import Line, parse_record
+from apiece.data.repeats import Repeats, find_repeats
 from apiece.errors import UserError, require_file
 from apiece.files import atomic_open
 from apiece.types import Instance, Sample
 
+_LONG_BYTES = 32_000_000
 MAX_LISTED = 10
 """Problems that a strict read tells at once."""
 
@@ -101,8 +103,8 @@ def iter_records(path: Path) -> Iterator[Line]:
     """
     path = require_file(Path(path), "a JSONL data file")
     folder = path.parent
-    seen = _Seen()
     try:
+        seen = _Seen(path)
         with open(path, "rb") as file:
             for number, raw in enumerate(file, 1):
                 if raw.isspace():
@@ -191,15 +193,27 @@ class _RelativePaths:
 
 
 class _Seen:
-    """Ids met so far in a file, with the line where each was met first."""
+    """Ids met so far in a file, with the line where each was met first.
 
-    def __init__(self) -> None:
+    Of a long file only those are kept that appear twice, which a pass over it finds beforehand.
+    """
+
+    def __init__(self, path: Path) -> None:
         self._records: dict[str, int] = {}
         self._objects: dict[int, int] = {}
+        self._repeats: Repeats | None = None
+        if path.stat().st_size >= _LONG_BYTES:
+            folder = path.parent
+            self._repeats = find_repeats(
+                path, lambda raw, number: parse_line(raw, folder=folder, number=number, where="").sample
+            )
 
     def check(self, line: Line, sample: Sample, where: str) -> None:
         """Drop from `line` what repeats an id, and name it."""
-        first = self._records.setdefault(sample.id, line.number)
+        known = self._repeats
+        first = line.number
+        if known is None or hash(sample.id) in known.records:
+            first = self._records.setdefault(sample.id, line.number)
         if first != line.number:
             message = f"id {sample.id!r} appears twice, first in line {first}; ids must be unique in a file"
             line.problems.append(Problem(ProblemKind.DUPLICATE_ID, where, message, line.number))
@@ -207,11 +221,11 @@ class _Seen:
             return
         repeated: set[int] = set()
         for place, instance in enumerate(sample.objects):
-            if instance.id is None:
+            if instance.id is None or (known is not None and hash(instance.id) not in known.objects):
                 continue
-            known = len(self._objects)
+            count = len(self._objects)
             first = self._objects.setdefault(instance.id, line.number)
-            if len(self._objects) == known:
+            if len(self._objects) == count:
                 index = line.kept[place]
                 message = (
                     f"object {index} ({instance.desc!r}): object id {instance.id} appears twice, first in line {first}"
