@@ -110,6 +110,7 @@ def root(
     apiece diagnose runs/NAME        what fails, where, and what explains it
     apiece report runs/A runs/B ...  a page to look at them, image by image
     apiece compare runs/A runs/B     what differs, and how sure that is
+    apiece ladder LADDER             configs x seeds, run and judged alike
     apiece predict runs/NAME PHOTOS  boxes on your photos
     ```
 
