@@ -86,7 +86,7 @@ def test_a_killed_run_goes_on_from_its_checkpoint(
         patch.setattr(loop, "train_step", interrupting)
         progress = work([job], run=do_job)
     assert (progress.why, progress.interrupted, progress.left) == ("interrupted in two_seed0", True, 1)
-    assert states([job]) == [State.BEGUN]
+    assert (states([job]), job.step) == ([State.BEGUN], 1)
     progress = work([job], run=do_job)
     assert states([job]) == [State.DONE]
     steps = [json.loads(line)["step"] for line in (job.run / "metrics.jsonl").read_text().splitlines()]
@@ -185,6 +185,13 @@ def test_list_says_what_there_is_to_do(finished: Path) -> None:
     outcome = CliRunner().invoke(app, ["ladder", str(finished / "ladder.yaml"), "--list", "--arm", "one"])
     lines = outcome.output.splitlines()
     assert [line.split()[:4] for line in lines[1:]] == [["one", "0", "done", "2"], ["one", "1", "done", "2"]]
+
+
+def test_settings_on_top_of_the_file(finished: Path) -> None:
+    command = ["ladder", str(finished / "ladder.yaml"), "name=other", "seeds=[4]", "--list"]
+    outcome = CliRunner().invoke(app, command)
+    lines = outcome.output.splitlines()
+    assert [line.split()[:4] for line in lines[1:]] == [["two", "4", "to", "do"], ["one", "4", "to", "do"]]
 
 
 @pytest.mark.parametrize(

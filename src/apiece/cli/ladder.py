@@ -36,6 +36,10 @@ Tables = typer.Option(
 @app.command(short_help="Train, judge and compare a set of configs x seeds.")
 def ladder(
     file: Annotated[Path | None, typer.Argument(metavar="LADDER", help="YAML file.", show_default=False)] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the ladder on top of its file.", show_default=False),
+    ] = None,
     arm: Annotated[list[str] | None, Only] = None,
     seed: Annotated[list[int] | None, OnlySeed] = None,
     list_: Annotated[bool, typer.Option("--list", help="What there is to do, and what it costs; run nothing.")] = False,
@@ -61,6 +65,8 @@ def ladder(
 
     `OMP_NUM_THREADS=1 apiece ladder configs/ladders/seed_section_5.yaml --arm baseline --arm n1 --budget-minutes 60`
 
+    `apiece ladder configs/ladders/seed_section_5.yaml name=sparse data.scenes.unlabelled=0.6 'seeds=[0]'`
+
     `apiece ladder --summary docs/study/seed_section_5 --out docs/study/seed_section_5.md`
     """
     if (file is None) == (not summary):
@@ -77,7 +83,7 @@ def ladder(
     from apiece.experiment.jobs import chosen_jobs, ladder_files, load_ladder, plan_jobs
     from apiece.experiment.work import INTERRUPTED, work
 
-    asked = load_ladder(file)
+    asked = load_ladder(file, overrides or [])
     files = ladder_files(asked, workers, typer.echo)
     if prepare:
         for name, path in files.named().items():
@@ -102,6 +108,8 @@ def _list(jobs: list[Job]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from apiece.experiment.jobs import State
+
     table = Table(box=None, pad_edge=False, header_style="bold")
     for head in ("arm", "seed", "state"):
         table.add_column(head, no_wrap=True)
@@ -112,10 +120,9 @@ def _list(jobs: list[Job]) -> None:
         state, what = job.state()
         changed += [f"{job.name}: {one}" for one in what[:3]]
         cost = job.cost
-        table.add_row(
-            job.arm, str(job.seed), str(state), str(job.config.train.steps), f"{cost.step / 1e9:,.0f}",
-            f"{cost.of_reference:.2f}",
-        )  # fmt: skip
+        how_far = f"{state}, step {job.step}" if state is State.BEGUN else str(state)
+        figures = (str(job.config.train.steps), f"{cost.step / 1e9:,.0f}", f"{cost.of_reference:.2f}")
+        table.add_row(job.arm, str(job.seed), how_far, *figures)
     Console().print(table)
     for line in changed:
         typer.echo(line)

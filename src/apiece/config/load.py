@@ -63,14 +63,17 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> LoadedConfi
     return LoadedConfig(config, {dotted(path): setting_source(path, tree) for path in values(config)}, files)
 
 
-def load_file(path: Path, model: type[M]) -> M:
-    """Load a file that is no config, such as a ladder, by the same rules; it may have parents, too.
+def load_file(path: Path, model: type[M], overrides: Sequence[str] = ()) -> M:
+    """Load a file that is no config, such as a ladder, by the same rules: it may have parents, and settings on top.
 
     Raises:
         UserError: With every mistake at once.
     """
     problems: list[Problem] = []
     tree, files = _read_chain(path, problems)
+    defaults = {dotted(setting.path): setting.default for setting in settings(model)}
+    for argument in overrides:
+        apply_override(tree, argument, defaults, problems)
     found = validate(tree, problems, model)
     if found is None or problems:
         raise _error(problems, files)

@@ -119,6 +119,12 @@ class Job:
         """What the run was begun from, beside its folder."""
         return self.run.with_name(f"{self.name}.json")
 
+    @property
+    def step(self) -> int:
+        """The newest checkpoint of its run; 0 without one."""
+        found = sorted((self.run / "checkpoints").glob("step_*/state.json"))
+        return int(found[-1].parent.name.removeprefix("step_")) if found else 0
+
     def state(self) -> tuple[State, tuple[str, ...]]:
         """How far it is, and what has changed since."""
         result = _made_from(self.result)
@@ -133,9 +139,9 @@ class Job:
         return State.CHANGED, tuple(differences(found, self.made_from))
 
 
-def load_ladder(path: Path) -> LadderFile:
-    """Read and check a ladder's file."""
-    return load_file(path, LadderFile)
+def load_ladder(path: Path, overrides: Sequence[str] = ()) -> LadderFile:
+    """Read and check a ladder's file, with `key=value` settings on top."""
+    return load_file(path, LadderFile, overrides)
 
 
 def ladder_files(ladder: LadderFile, workers: int = 1, tell: Any = lambda _: None) -> LadderFiles:

@@ -28,7 +28,6 @@ from apiece.experiment.result import Result, write_result
 from apiece.experiment.split import TRUE, Split, judged_split
 from apiece.files import write_json
 from apiece.monitor.probing import Prober, ProbeSettings
-from apiece.train.checkpoint import complete_checkpoints
 from apiece.train.loop import train
 from apiece.types import Sample
 
@@ -42,18 +41,12 @@ def do_job(job: Job) -> bool:
     job.run.parent.mkdir(parents=True, exist_ok=True)
     if not job.begun.is_file():
         write_json(job.begun, {"made_from": job.made_from})
-    if not trained(job):
+    if job.step < job.config.train.steps:
         resumed = job.run if job.run.exists() else None
         if not train(job.config, job.name, resume=resumed).finished:
             return False
     write_result(job.result, measure(job))
     return True
-
-
-def trained(job: Job) -> bool:
-    """Whether the run has all its steps."""
-    found = complete_checkpoints(job.run)
-    return bool(found) and int(found[-1].name.removeprefix("step_")) == job.config.train.steps
 
 
 def measure(job: Job) -> Result:
