@@ -29,15 +29,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
+import proportions
 from apiece.channels.a_soft_context import SoftContext, self_context
 from apiece.channels.answer import slot_logits
 from apiece.config.schema import CoordDecodeMode, ObjectiveSection, Stage2Section
-from apiece.data.collate import Batch, EncodedSample, collate
+from apiece.data.collate import Batch
 from apiece.losses.compose import (
     AnswerLogits,
     Objective,
@@ -49,7 +48,7 @@ from apiece.losses.compose import (
 )
 from apiece.losses.coord import log_coord_mass
 from apiece.model.device import pick_device
-from apiece.types import Encoded, LossTerm, Role, Slots
+from apiece.types import LossTerm, Role
 from common import (
     Row,
     conditions,
@@ -62,77 +61,26 @@ from common import (
     print_rows,
     write_report,
 )
+from proportions import BINS, Proportions
 
 CASES = {"200/160": (200, 160), "640/160": (640, 160), "1000/160": (1000, 160), "1000/640": (1000, 640)}
 QUICK = (60, 60)
 ARMS = ("sft", "naive_n2", "naive_n4", "n1", "n2", "n4")
 BATCH = 2
-VOCABULARY, FIRST_ID, BINS, IMAGE_ID = 15_000, 14_000, 1000, 11
-PROMPT_TEXT = 40
+MODEL = Proportions()
+VOCABULARY, FIRST_ID = MODEL.vocabulary, MODEL.first_id
 Step = Callable[[], Tensor]
 
 
 def narrow_model(device: torch.device) -> Any:
     """A quarter of the 2B model's depth and an eighth of its width; vocabulary and vision cut to keep their shares."""
-    text = {
-        "vocab_size": VOCABULARY,
-        "hidden_size": 256,
-        "intermediate_size": 768,
-        "num_hidden_layers": 7,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 64,
-        "max_position_embeddings": 8192,
-        "rope_parameters": {
-            "rope_type": "default",
-            "rope_theta": 10000.0,
-            "mrope_section": [12, 10, 10],
-            "mrope_interleaved": True,
-        },
-        "tie_word_embeddings": True,
-    }
-    vision = {
-        "depth": 3,
-        "hidden_size": 96,
-        "intermediate_size": 384,
-        "num_heads": 3,
-        "patch_size": 16,
-        "spatial_merge_size": 2,
-        "temporal_patch_size": 2,
-        "out_hidden_size": 256,
-        "num_position_embeddings": 48**2,
-        "deepstack_visual_indexes": [0, 1],
-    }
-    config = Qwen3VLConfig(
-        text_config=text, vision_config=vision, image_token_id=IMAGE_ID, video_token_id=12,
-        vision_start_token_id=13, vision_end_token_id=14, tie_word_embeddings=True,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    return Qwen3VLForConditionalGeneration._from_config(config, attn_implementation="sdpa").to(device).train()
+    return MODEL.model(device)
 
 
 def random_batch(prefix: int, answer: int, device: torch.device) -> Batch:
-    """Answers in which an object costs 25 tokens, as with Qwen's tokenizer: 2 of name, 4 coordinates, 19 of syntax."""
-    rng = np.random.default_rng(0)
-    rows = max(r for r in range(1, 33) if (prefix - PROMPT_TEXT) % r == 0)
-    columns = (prefix - PROMPT_TEXT) // rows
-    record = [Role.STRUCT] * 6 + [Role.DESC] * 2 + [Role.STRUCT] * 5 + [Role.COORD, Role.STRUCT, Role.STRUCT] * 4
-    samples = []
-    for index in range(BATCH):
-        objects = (answer - 4) // len(record)
-        tail = answer - 1 - objects * len(record)
-        roles = np.array([*(record * objects), *[Role.STRUCT] * tail, Role.EOS], dtype=np.int8)
-        at = np.flatnonzero(roles == Role.COORD)
-        ids = rng.integers(100, FIRST_ID, answer)
-        bins = np.sort(rng.integers(0, BINS, (objects, 2, 2)), axis=1).reshape(-1)
-        bins += np.tile([0, 0, 1, 1], objects) * (bins < BINS - 1)
-        ids[at] = FIRST_ID + bins
-        prompt = np.full(prefix, 50)
-        prompt[5 : 5 + rows * columns] = IMAGE_ID
-        pixels = rng.standard_normal((4 * rows * columns, 3 * 2 * 16 * 16)).astype(np.float32)
-        encoded = Encoded(ids, roles, Slots(at, np.arange(len(at)) % 4, np.arange(len(at)) // 4, bins))
-        samples.append(EncodedSample(str(index), prompt, pixels, (1, 2 * rows, 2 * columns), encoded))
-    return collate(samples, 0, IMAGE_ID).to(device)
+    """Samples of equal length."""
+    shape = MODEL.config().vision_config
+    return proportions.random_batch([prefix] * BATCH, [answer] * BATCH, shape, FIRST_ID).to(device)
 
 
 # ---------------------------------------------------------------- arms

@@ -17,6 +17,7 @@ ORDER = (
     "data",
     "model",
     "config",
+    "plan",
     "train",
     "evaluate",
     "diagnose",
@@ -105,6 +106,7 @@ def root(
     apiece data import coco ...      from COCO, YOLO or Pascal VOC labels
     apiece data check X.jsonl        find what is wrong with the labels
     apiece model extend ...          make a Qwen3-VL ready (`tiny` is ready)
+    apiece plan CONFIG --gpu h100:8  what it will need: memory, time, what fits
     apiece train CONFIG              train; all of a run is in runs/NAME
     apiece evaluate runs/NAME ...    official COCO AP, F1; by class, by crowding
     apiece diagnose runs/NAME        what fails, where, and what explains it

@@ -217,6 +217,18 @@ class ModelShape:
             ModelPart.TABLE: t.table,
         }
 
+    def linear_sides(self) -> dict[ModelPart, int]:
+        """Sums of inputs and outputs of linear layers by part: what an adapter has parameters for, for each rank."""
+        v, t = self.vision, self.language
+        block = (v.width + 3 * v.width) + 2 * v.width + 2 * (v.width + v.inner)
+        merger = 2 * v.merged + v.merged + v.out
+        layer = 2 * (t.width + t.query_width) + 2 * (t.width + t.key_width) + 3 * (t.width + t.inner)
+        return {
+            ModelPart.VISION: v.depth * block,
+            ModelPart.MERGER: v.mergers * merger,
+            ModelPart.LANGUAGE: t.layers * layer,
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class _Sizes:

@@ -1,0 +1,327 @@
+"""Does `apiece plan` foretell memory and arithmetic?
+
+    python benchmarks/plan.py
+    python benchmarks/plan.py --cases narrow-256 --arms n1 n2_recompute --json plan.json
+
+A real optimizer step (forward, losses, backward, clipping, AdamW) is measured and set beside what is worked out from
+shapes alone (`apiece.planning`), for models of several sizes in float32:
+
+- `tensors`: the most bytes in tensors at any moment of the second step, weights and optimizer state included: what a
+  GPU's allocator would report. Counted storage by storage as operations return.
+- `process`: the most that the second step added to the process since before the model was built, each in a process of
+  its own, with every large block of memory given back at once. Working memory of the CPU's math libraries is in it,
+  which no GPU has: `LIBRARIES` is added to what is foretold.
+- `flops`: what torch's own counter counts in forward and backward pass, with eager attention, whose products it sees;
+  the count then takes all pairs, as that does.
+
+Arms: `n1`, `n2`, `n4` passes of Channel-A; `_recompute` with gradient checkpointing, `_frozen` with a frozen vision
+tower, `_half` under bf16 autocast, `_padded` with samples of different lengths. `--checkpoint`, `--repeats` and
+`--device` are of no effect here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import multiprocessing
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from apiece.channels.a_soft_context import SoftContext
+from apiece.config.schema import CoordDecodeMode, ObjectiveSection, OptimSection, Stage2Section
+from apiece.data.collate import Batch
+from apiece.losses.compose import Objective, total_loss
+from apiece.losses.coord import soft_targets
+from apiece.model.tiny import tiny_config
+from apiece.planning.memory import WEIGHT, peak_of, timeline
+from apiece.planning.shapes import ModelPart, ModelShape
+from apiece.planning.step import step_flops
+from apiece.planning.work import Recipe, Work
+from apiece.train.distributed import World
+from apiece.train.optim import build_optimizers
+from apiece.train.step import train_step
+from apiece.types import Role
+from common import Row, conditions, machine_speed, parser, print_conditions, print_rows, write_report
+from proportions import BINS, IMAGE_ID, Proportions, random_batch
+
+CPU = torch.device("cpu")
+ARMS = (
+    *("n1", "n2", "n4", "n1_padded", "n2_padded", "n1_recompute", "n2_recompute"),
+    *("n1_frozen", "n1_half", "n2_half", "n1_half_recompute"),
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model and the lengths of a batch.
+
+    Attributes:
+        sizes: Of the model; none for the embedded one.
+        prefixes: Tokens of image and prompt of each sample.
+        answers: Tokens of the answer of each sample.
+    """
+
+    sizes: Proportions | None
+    prefixes: tuple[int, ...]
+    answers: tuple[int, ...]
+
+    def config(self) -> Any:
+        """Of the model."""
+        if self.sizes is not None:
+            return self.sizes.config()
+        names = ("image_pad", "video_pad", "vision_start", "vision_end", "im_end", "endoftext")
+        return tiny_config(1666, {f"<|{name}|>": IMAGE_ID + i for i, name in enumerate(names)})
+
+    def first_id(self) -> int:
+        """Id of the coordinate token of bin 0."""
+        return int(self.config().text_config.vocab_size) - BINS
+
+    def batch(self, *, padded: bool) -> Batch:
+        """Random samples, of the first one's length unless `padded`."""
+        of = slice(None) if padded else slice(1)
+        times = 1 if padded else len(self.prefixes)
+        return random_batch(
+            list(self.prefixes[of]) * times,
+            list(self.answers[of]) * times,
+            self.config().vision_config,
+            self.first_id(),
+        )
+
+
+CASES = {
+    "tiny": Case(None, (184, 154, 130, 184, 154, 130, 184, 184), (400, 300, 150, 200, 100, 320, 50, 75)),
+    "narrow-256": Case(Proportions(), (360, 280), (160, 110)),
+    "narrow-384": Case(Proportions(384, 5, 6, 160, 4, 20_000, (1, 2)), (200, 240, 140), (260, 310, 60)),
+}
+_PR_SET_THP_DISABLE = 41  # of Linux
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
+SMALLEST = Case(Proportions(64, 1, 2, 32, 1, 1_700, (0,)), (60, 50), (40, 30))
+QUICK = Case(Proportions(128, 3, 2, 64, 2, 4_000, (0,)), (140, 100), (110, 60))
+
+
+def case_of(name: str) -> Case:
+    return CASES.get(name, QUICK)
+
+
+# ---------------------------------------------------------------- foretold
+
+
+def recipe_of(arm: str) -> Recipe:
+    """What an arm does, as the planner takes it."""
+    trained = {part: part is not ModelPart.VISION or "frozen" not in arm for part in ModelPart}
+    return Recipe(passes=int(arm[1]), trained=trained, recompute="recompute" in arm, half="half" in arm, cuda=False)
+
+
+def work_of(batch: Batch) -> Work:
+    """The sizes of a batch."""
+    text = batch.answer_mask & (batch.roles != Role.COORD)
+    return Work(
+        grids=tuple((int(t), int(h), int(w)) for t, h, w in batch.prefix.grid_thw.tolist()),
+        prefix=batch.prefix.ids.shape[1],
+        answer=batch.answer_ids.shape[1],
+        text_rows=int(text.sum()),
+        name_rows=int((batch.roles == Role.DESC).sum()),
+        slots=len(batch.slots),
+        first_slot=int(batch.slots.position.min()),
+        padded=not bool(batch.prefix.mask.all()),
+    )
+
+
+LIBRARIES = 35e6
+"""Bytes that a process holds beyond its tensors: the least difference of the two in these measurements."""
+
+
+def foretold(case: Case, arm: str) -> dict[str, float]:
+    """Memory and FLOPs from shapes."""
+    shape, recipe = ModelShape.of(case.config().to_dict()), recipe_of(arm)
+    work = work_of(case.batch(padded="padded" in arm))
+    parameters = shape.parameters()
+    learnt = sum(n for part, n in parameters.items() if recipe.trained[part])
+    resident = WEIGHT * (sum(parameters.values()) + 2 * learnt)
+    peak = peak_of(timeline(shape, work, recipe))
+    tensors = resident + max(peak.total, WEIGHT * (learnt + 2 * shape.language.table))
+    flops = step_flops(shape, work, recipe, causal=False).total
+    return {"tensors": tensors, "process": tensors + LIBRARIES, "flops": flops}
+
+
+# ---------------------------------------------------------------- measured
+
+
+@dataclass
+class Setup:
+    """An arm, ready to step."""
+
+    model: Any
+    channel: SoftContext
+    objective: Objective
+    batch: Batch
+    half: bool
+
+    @classmethod
+    def of(cls, case: Case, arm: str, attention: str) -> Setup:
+        """Build model and batch."""
+        from transformers import Qwen3VLForConditionalGeneration
+
+        recipe = recipe_of(arm)
+        model = Qwen3VLForConditionalGeneration._from_config(case.config(), attn_implementation=attention).train()
+        if recipe.recompute:
+            model.activation_checkpointing_enable({"use_reentrant": False})
+        objective = Objective(ObjectiveSection(), CoordDecodeMode.EXP, case.first_id(), BINS)
+        channel = SoftContext(model, objective, Stage2Section(n_softctx_iter=recipe.passes))
+        return cls(model, channel, objective, case.batch(padded="padded" in arm), recipe.half)
+
+    def step(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+        """One optimizer step."""
+        dtype = torch.bfloat16 if self.half else None
+        world = World(0, 1, CPU)
+        train_step(self.channel, self.objective, optimizers, [self.batch], world, clip_norm=1.0, dtype=dtype)
+
+
+def warm_up() -> None:
+    """Steps of a very small model: the code that they load must not be counted as memory of a step."""
+    torch.set_num_threads(1)  # processes start as copies of this one, which threads would not survive
+    for arm in ("n2_padded", "n2_half_recompute"):
+        setup = Setup.of(SMALLEST, arm, "sdpa")
+        setup.step(build_optimizers(setup.model, optim_of(arm)))
+
+
+def optim_of(arm: str) -> OptimSection:
+    return OptimSection(lr_vision=0.0 if "frozen" in arm else None)
+
+
+def count_flops(case: Case, arm: str) -> float:
+    """Of forward and backward pass, by torch's counter; a frozen tower is frozen here, too."""
+    setup = Setup.of(case, arm, "eager")
+    build_optimizers(setup.model, optim_of(arm))
+    with FlopCounterMode(display=False) as counter:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=setup.half):
+            terms = setup.channel(setup.batch)
+        total_loss(terms, setup.objective.counts(setup.batch)).backward()
+    return float(counter.get_total_flops())
+
+
+class Watch(TorchDispatchMode):
+    """Adds up the storages of all tensors that operations return, for as long as they live."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: dict[int, int] = {}
+        self.now = self.peak = 0
+
+    def add(self, tensor: Tensor) -> None:
+        """Count a tensor that is there already, or that an operation returned."""
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key not in self.sizes:
+            self.sizes[key] = storage.nbytes()
+            self.now += self.sizes[key]
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._drop, key)
+
+    def _drop(self, key: int) -> None:
+        self.now -= self.sizes.pop(key)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor):
+                self.add(leaf)
+        return out
+
+
+def count_tensors(case: Case, arm: str) -> float:
+    """The most bytes in tensors in the second step."""
+    setup, watch = Setup.of(case, arm, "sdpa"), Watch()
+    optimizers = build_optimizers(setup.model, optim_of(arm))
+    setup.step(optimizers)
+    there = [*setup.model.parameters(), *setup.model.buffers(), setup.batch.prefix.pixel_values]
+    there += [value for o in optimizers for state in o.state.values() for value in state.values()]
+    targets = soft_targets(BINS, 2.0, 8, CPU, torch.float32)
+    for tensor in (*there, targets.q_KK, targets.cdf_KK):
+        watch.add(tensor.detach())
+    with watch:
+        setup.step(optimizers)
+    return float(watch.peak)
+
+
+def measure_memory(case: Case, arm: str) -> float:
+    """The most that the second step held, beyond what the process had before the model was built."""
+    before = _status("VmRSS")
+    setup = Setup.of(case, arm, "sdpa")
+    optimizers = build_optimizers(setup.model, optim_of(arm))
+    setup.step(optimizers)
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark (Linux)
+    setup.step(optimizers)
+    return 1e3 * (_status("VmHWM") - before)
+
+
+def _status(name: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1.024 * float(next(line.split()[1] for line in lines if line.startswith(f"{name}:")))
+
+
+def in_a_process(what: Callable[[Case, str], float], case: Case, arm: str) -> float:
+    """A figure that a process of its own worked out; it starts as a copy of this one, which has done nothing yet."""
+    context = multiprocessing.get_context("fork")
+    results = context.SimpleQueue()
+
+    def work() -> None:
+        # Blocks above 64 KB are mapped by themselves, so that what is freed leaves the process.
+        library = ctypes.CDLL(None)
+        library.mallopt(_M_MMAP_THRESHOLD, 1 << 16)
+        library.prctl(_PR_SET_THP_DISABLE, 1, 0, 0, 0)  # no huge pages, which blocks would be rounded up to
+        library.mallopt(_M_TRIM_THRESHOLD, 1 << 16)
+        results.put(what(case, arm))
+
+    process = context.Process(target=work)
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise SystemExit(f"{what.__name__} of {arm} ended with exit code {process.exitcode}")
+    return results.get()
+
+
+def measure(name: str, arm: str) -> Row:
+    """One arm of a case, foretold and measured."""
+    case = case_of(name)
+    ways = {"tensors": count_tensors, "process": measure_memory, "flops": count_flops}
+    found = {what: in_a_process(way, case, arm) for what, way in ways.items()}
+    plan = foretold(case, arm)
+    row: Row = {"case": name, "arm": arm}
+    for what, scale in (("tensors", 1e6), ("process", 1e6), ("flops", 1e9)):
+        row |= {
+            f"{what}_plan": plan[what] / scale,
+            what: found[what] / scale,
+            f"{what}_ratio": plan[what] / found[what],
+        }
+    return row
+
+
+def main() -> None:
+    p: argparse.ArgumentParser = parser((__doc__ or "").strip(), list(CASES), list(ARMS))
+    options = p.parse_args()
+    results: list[Row] = []
+    warm_up()
+    for case in ["quick"] if options.quick else options.cases:
+        rows = []
+        for arm in options.arms[:1] if options.quick else options.arms:
+            rows.append(measure(case, arm))
+        # rows = [measure(case, arm) for arm in (options.arms[:1] if options.quick else options.arms)]
+        print_rows(f"{case}: foretold and measured", [{k: v for k, v in r.items() if k != "case"} for r in rows])
+        results += rows
+    where = conditions(CPU, machine_speed(CPU))  # last: the processes above start as copies of this one
+    print_conditions(where)
+    write_report(options.json, "plan", where, results)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""`apiece plan`: what a run will need on given GPUs, from shapes alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from apiece.cli import app
+from apiece.errors import UserError
+
+
+@app.command(short_help="What a run needs on given GPUs: tokens, memory, time.")
+def plan(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Settings on top of the file.", show_default=False),
+    ] = None,
+    gpu: Annotated[
+        str, typer.Option(metavar="NAME[:COUNT]", help="GPUs, one process each; a wrong name lists all.")
+    ] = "h100:1",
+    utilisation: Annotated[
+        float | None,
+        typer.Option(
+            min=0.01,
+            max=1,
+            help="Share of the bf16 peak that is reached; by default what is assumed of the GPU.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--json", metavar="OUT", help="Also write the plan here.", show_default=False)
+    ] = None,
+) -> None:
+    """Work out what a run needs, before anything is loaded.
+
+    Tokens of a sample, parameters, memory of a GPU by kind of step, arithmetic and estimated time, on 1 to 512 GPUs.
+    Reads the config, the data file, and of the checkpoint only `config.json` and the tokenizer; weights may be missing.
+    Exits with 1 where the run does not fit, after listing what would make it fit. docs/planning.md says what is
+    counted and what is assumed.
+
+    Examples:
+
+    `apiece plan configs/tiny/stage1.yaml data.train=data/crowd/complete.jsonl --gpu l4`
+
+    `apiece plan configs/stage2_two_channel/prod/desc_first_a_only.yaml model.checkpoint=DIR data.train=X.jsonl
+    train.parallel=fsdp --gpu h100:8 --json plan.json`
+    """
+    if "=" in str(config) and not config.exists():
+        fix = f"apiece plan CONFIG.yaml {' '.join([str(config), *(overrides or [])])}"
+        raise UserError(f"CONFIG comes first, then settings; found the setting {config}", fix=fix, exit_code=2)
+    from apiece.config.load import load_config, require_data
+    from apiece.planning.gpus import machine_of
+
+    machine = machine_of(gpu, utilisation)
+    loaded = load_config(config, overrides or [])
+    require_data(loaded)
+    from apiece.files import write_json
+    from apiece.planning.printed import GIB, print_plan
+    from apiece.planning.result import make_plan
+    from apiece.planning.source import Source
+
+    made = make_plan(loaded.config, Source.of(loaded.config), machine)
+    if out is not None:
+        write_json(out, made)
+    print_plan(made)
+    if not made["batch"]["splits_evenly"]:
+        raise UserError(
+            f"train.batch_size ({loaded.config.train.batch_size}) does not split evenly over {machine.count} processes "
+            f"in micro-batches of {made['batch']['micro']}",
+            where="config",
+            fix=f"train.batch_size={made['batch']['samples']}, which is what was planned",
+        )
+    if not made["fits"]:
+        first = made["changes"][0] if made["changes"] else None
+        raise UserError(
+            f"the run does not fit on {gpu}: {made['needs'] / GIB:.1f} GiB needed, {made['room'] / GIB:.1f} usable",
+            where=config,
+            fix=f"{first['change']} ({first['needs'] / GIB:.1f} GiB, {first['times_as_long']:.2f} times as long)"
+            if first
+            else "no change of these settings makes it fit: take a smaller model, or larger GPUs",
+        )
