@@ -22,7 +22,7 @@ import numpy as np
 from apiece.data.derived import Arrays, kept_arrays
 from apiece.data.jsonl import valid_lines, without_cycle_search
 from apiece.data.problems import Level
-from apiece.data.record import MAX_AREA, MAX_SIDE, ROOT_VARIABLE, boxes_with_errors, desc_faults, text_is_plain
+from apiece.data.record import MAX_AREA, MAX_SIDE, ROOT_VARIABLE, boxes_with_errors, desc_faults, texts_are_plain
 from apiece.errors import UserError, require_file
 from apiece.types import IntArray
 
@@ -207,26 +207,30 @@ def _quick_block(block: bytes, offset: int, names: _Names, folder: Path) -> Arra
         written = np.fromiter((bool(line.strip()) for line in lines), bool, len(lines))
         lines, sizes, starts = [line for line in lines if line.strip()], sizes[written], starts[written]
     records = [_decode(line) for line in lines]
-    if not all(text_is_plain(r.image, r.id, folder) for r in records):
+    images, ids = [r.image for r in records], [r.id for r in records]
+    if not texts_are_plain(images, ids, folder):
         raise _OddError
     objects = [o for r in records for o in r.objects]
     count = np.fromiter([len(r.objects) for r in records], np.int64, len(records))
-    size_wh = np.array([(r.width, r.height) for r in records], np.int64).reshape(-1, 2)
+    size_wh = np.empty((2, len(records)), np.int64)
+    size_wh[:] = [r.width for r in records], [r.height for r in records]
     corners = chain.from_iterable([o.bbox for o in objects])
     boxes_xyxy = np.fromiter(corners, np.float64, 4 * len(objects)).reshape(-1, 4)
-    if boxes_with_errors(boxes_xyxy, np.repeat(size_wh, count, axis=0)).any():
+    if boxes_with_errors(boxes_xyxy, np.repeat(size_wh, count, axis=1).T).any():
         raise _OddError
-    name = np.fromiter(map(names.__getitem__, [o.desc for o in objects]), np.int64, len(objects))
-    counted = ~np.fromiter([o.iscrowd for o in objects], bool, len(objects))
-    owner = np.repeat(np.arange(len(records)), count)
+    name = np.fromiter(map(names.__getitem__, [o.desc for o in objects]), np.int32, len(objects))
+    crowd = np.fromiter([o.iscrowd for o in objects], bool, len(objects))
+    if crowd.any():
+        owner = np.repeat(np.arange(len(records)), count)
+        name, count = name[~crowd], np.bincount(owner[~crowd], minlength=len(records))
     return {
         "start": starts,
         "size": sizes,
-        "size_wh": size_wh,
-        "count": np.bincount(owner[counted], minlength=len(records)),
-        "name": name[counted].astype(np.int32),
+        "size_wh": size_wh.T,
+        "count": count,
+        "name": name,
         # Ids are compared by hash: one that seems to appear twice is judged by the thorough pass.
-        "record": np.fromiter([hash(r.image if r.id is None else r.id) for r in records], np.int64, len(records)),
+        "record": np.fromiter([hash(i if d is None else d) for i, d in zip(images, ids, strict=True)], np.int64),
         "object": np.fromiter([o.id for o in objects], np.int64, len(objects)),
     }
 

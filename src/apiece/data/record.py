@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -200,10 +201,10 @@ def boxes_with_errors(boxes_xyxy: np.ndarray, size_wh: np.ndarray) -> np.ndarray
         boxes_xyxy: `[N, 4]` pixels.
         size_wh: `[N, 2]` the image of each.
     """
-    low, high = boxes_xyxy[:, :2], boxes_xyxy[:, 2:]
-    far = np.maximum(-boxes_xyxy.min(1, initial=np.inf), (high - size_wh).max(1, initial=-np.inf))
-    beyond = (low >= size_wh).any(1) | (high <= 0).any(1)
-    return (high <= low).any(1) | (far > ROUNDING_PX) | beyond
+    fine = np.ones(len(boxes_xyxy), dtype=bool)
+    for low, high, size in zip(boxes_xyxy.T[:2], boxes_xyxy.T[2:], size_wh.T, strict=True):
+        fine &= (low < high) & (-low <= ROUNDING_PX) & (high - size <= ROUNDING_PX) & (low < size) & (high > 0)
+    return ~fine
 
 
 def area_faults(area: Any) -> Fault | None:
@@ -273,15 +274,16 @@ def _text_faults(key: str, value: Any) -> list[Fault]:
     return []
 
 
-def text_is_plain(image: str, identity: str | None, folder: Path) -> bool:
-    """Whether a record's image and id have no fault, quickly; what is unusual is not plain."""
-    return (
-        image.isprintable()
-        and not (".." in image and leads_out(image, folder))
-        and image[:1] not in ("", " ", "/", "\\")
-        and image[1:2] != ":"
-        and (identity is None or (identity.isprintable() and not identity.isspace() and identity != ""))
-    )
+def texts_are_plain(images: Sequence[str], ids: Sequence[str | None], folder: Path) -> bool:
+    """Whether no record's image and id has a fault, quickly; what is unusual is not plain."""
+    named = [identity for identity in ids if identity is not None]
+    if not all(images) or not all(named) or not "".join([*images, *named]).isprintable():
+        return False
+    if any(first[0] in " /\\" or first[1:] == ":" for first in {image[:2] for image in images}):
+        return False
+    if " " in {identity[0] for identity in named}:
+        return False
+    return not any(".." in image and leads_out(image, folder) for image in images)
 
 
 def _path_faults(image: str, folder: Path) -> list[Fault]:
