@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from apiece.errors import UserError
-from apiece.files import atomic_open, write_json, write_text
+from apiece.files import atomic_open, locked, write_json, write_text
 
 
 def names(folder: Path) -> list[str]:
@@ -190,3 +190,14 @@ def test_a_link_stays_and_its_file_is_replaced(tmp_path: Path, exists: bool) -> 
 def test_every_name_that_the_file_system_takes(tmp_path: Path, name: str) -> None:
     write_text(tmp_path / name, "new")
     assert names(tmp_path) == [name]
+
+
+def test_a_lock_is_held_by_one_and_ends_with_the_block(tmp_path: Path) -> None:
+    file = tmp_path / "new" / "a.lock"
+    with locked(file, wait=False) as first:
+        with locked(file, wait=False) as second:
+            assert (first, second) == (True, False)
+        with locked(tmp_path / "b.lock", wait=False) as other:
+            assert other
+    with locked(file, wait=True) as again:
+        assert again

@@ -121,6 +121,31 @@ def file_hash(path: Path) -> str:
 
 
 @contextmanager
+def locked(path: Path, *, wait: bool) -> Iterator[bool]:
+    """Hold a lock file for the length of the block; the lock ends with the process, too, however it ends.
+
+    Args:
+        path: The lock file; it is made if missing, and stays.
+        wait: Whether to wait until another process has let go of it.
+
+    Returns:
+        Whether the lock is held: never false if `wait`.
+    """
+    import fcntl  # not everywhere; nothing else here needs it
+
+    with _told(path, during_block=False):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("w", encoding="utf-8")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+@contextmanager
 def _told(path: Path, *, during_block: bool) -> Iterator[None]:
     """Tell an error of the file system as a `UserError`.
 

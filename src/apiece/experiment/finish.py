@@ -11,6 +11,7 @@ from apiece.compare.result import SCHEMA
 from apiece.experiment.jobs import Job
 from apiece.experiment.split import TRUE
 from apiece.experiment.summary import ALL, Summary, study_figure
+from apiece.files import locked
 from apiece.report.page.build import Built, build_report
 
 
@@ -75,4 +76,5 @@ def write_page(jobs: Sequence[Job], comparison: dict[str, Any], out: Path) -> Bu
             first.setdefault(job.arm, job.run)
     if not first:
         return None
-    return build_report(list(first.values()), out, comparison=comparison, overwrite=True)
+    with locked(out.with_name(f".{out.name}.lock"), wait=True):  # two that share the work may end at once
+        return build_report(list(first.values()), out, comparison=comparison, overwrite=True)

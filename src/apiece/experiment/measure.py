@@ -29,6 +29,7 @@ from apiece.experiment.split import TRUE, Split, judged_split
 from apiece.files import write_json
 from apiece.monitor.probing import Prober, ProbeSettings
 from apiece.train.loop import train
+from apiece.train.run import git_state
 from apiece.types import Sample
 
 VARIANCES = "window_var/"
@@ -163,5 +164,6 @@ def _machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
+        "git": git_state(),
         "load": round(os.getloadavg()[0], 1),
     }

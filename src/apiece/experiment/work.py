@@ -5,12 +5,10 @@ Several of these may run side by side on one ladder: a job that another one work
 
 from __future__ import annotations
 
-import fcntl
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -18,6 +16,7 @@ from statistics import fmean
 
 from apiece.errors import UserError
 from apiece.experiment.jobs import Job, State
+from apiece.files import locked
 
 _SHOWN = 8
 
@@ -69,7 +68,7 @@ def work(
     done: list[Job] = []
     before = elsewhere = 0
     for number, job in enumerate(jobs):
-        with _claimed(job) as ours:
+        with locked(job.run.with_name(f".{job.name}.lock"), wait=False) as ours:
             if not ours:
                 elsewhere += 1
                 continue
@@ -128,19 +127,6 @@ def put_aside(job: Job) -> Path:
             kind = "result.json" if path == job.result else "begun.json" if path == job.begun else "run"
             shutil.move(path, target / kind)  # results may lie on another disk
     return target
-
-
-@contextmanager
-def _claimed(job: Job) -> Iterator[bool]:
-    """Whether the job is this process's until the end of the block; the claim ends with the process, too."""
-    job.run.parent.mkdir(parents=True, exist_ok=True)
-    with open(job.run.with_name(f".{job.name}.lock"), "w", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
 
 
 def in_a_process(job: Job) -> bool:

@@ -22,7 +22,7 @@ from apiece.data.scenes.generate import Scene, SceneSettings, draw_labelled, unk
 from apiece.data.scenes.sheet import SHEET_CELLS, contact_sheet
 from apiece.data.scenes.write import VERSION, jsonl_object, png_bytes
 from apiece.errors import UserError
-from apiece.files import write_json, write_text
+from apiece.files import locked, write_json, write_text
 from apiece.progress import track
 from apiece.types import Instance
 
@@ -108,8 +108,10 @@ def prepare(benchmark: BenchmarkFile, folder: Path, workers: int = 1) -> Prepare
     for split in SPLITS:
         target, about = folder / split, _about(benchmark, split)
         if not target.exists():
-            _draw_split(benchmark, split, target, workers)
-            drawn.append(split)
+            with locked(folder / f".{split}.lock", wait=True):
+                if not target.exists():  # another process may have drawn it while this one waited
+                    _draw_split(benchmark, split, target, workers)
+                    drawn.append(split)
         counts[split] = _same(target, about)
     return Prepared(folder, tuple(drawn), counts)
 
