@@ -8,11 +8,14 @@ import pytest
 
 from apiece.config.load import load_config
 from apiece.config.schema import Config
-from apiece.experiment.compute import Lengths, StepCost, counted, step_cost
+from apiece.data.scenes import write_scenes
+from apiece.experiment.compute import StepCost, shape_of, step_cost, training_work
 from apiece.planning.flops import ForwardFlops
+from apiece.planning.shapes import ModelShape
+from apiece.planning.work import Work
 
-ONE = Lengths(grid_thw=(1, 16, 16), prefix=80, answer=60, first=12, names=6, slots=16)
-NONE = Lengths(grid_thw=(1, 16, 16), prefix=80, answer=5, first=4, names=0, slots=0)
+ONE = Work(grids=((1, 16, 16),), prefix=80, answer=60, text_rows=44, name_rows=6, slots=16, first_slot=12, padded=False)
+NONE = Work(grids=((1, 16, 16),), prefix=80, answer=5, text_rows=5, name_rows=0, slots=0, first_slot=4, padded=False)
 
 
 def config(**settings: object) -> Config:
@@ -20,61 +23,57 @@ def config(**settings: object) -> Config:
 
 
 @pytest.fixture(scope="module")
-def counts(tiny_checkpoint: Path) -> ForwardFlops:
-    return counted(str(tiny_checkpoint))
+def shape(tiny_checkpoint: Path) -> ModelShape:
+    return shape_of(str(tiny_checkpoint))
 
 
-def cost(counts: ForwardFlops, one: Lengths = ONE, **settings: object) -> StepCost:
-    return step_cost(config(**settings), [one], counts)
+def cost(shape: ModelShape, one: Work = ONE, **settings: object) -> StepCost:
+    return step_cost(config(**settings), [one], shape)
 
 
-def test_one_pass_is_three_forward_passes(counts: ForwardFlops) -> None:
-    forward = counts.vision([ONE.grid_thw]) + counts.language(80 + 60 - 1, 0) + counts.head(60)
-    assert cost(counts) == StepCost(3 * forward, 0.0)
+@pytest.mark.parametrize("one", [NONE, ONE])
+def test_one_pass_is_three_forward_passes(shape: ModelShape, one: Work) -> None:
+    """But for the gradient of the pixels, which nobody needs."""
+    counts = ForwardFlops(shape)
+    forward = counts.vision(one.grids) + counts.language(one.length, 0) + counts.head(one.answer)
+    assert cost(shape, one).b == 0
+    assert cost(shape, one).a == pytest.approx(3 * forward - counts.patches(one.grids), rel=1e-9)
 
 
-def test_an_answer_without_objects_costs_no_slots(counts: ForwardFlops) -> None:
-    forward = counts.vision([NONE.grid_thw]) + counts.language(80 + 5 - 1, 0) + counts.head(5)
-    assert cost(counts, NONE).a == pytest.approx(3 * forward)
+def test_later_passes_cost_what_they_run_from_the_first_slot_on(shape: ModelShape) -> None:
+    one, two, three = (cost(shape, stage2_ab__n_softctx_iter=n).a for n in (1, 2, 3))
+    counts = ForwardFlops(shape)
+    again = 3 * counts.language(ONE.again, ONE.length - ONE.again)
+    assert again < three - two < 1.2 * again  # and the beliefs at the slots
+    assert two < 2 * one
+    cut = cost(shape, stage2_ab__n_softctx_iter=3, stage2_ab__softctx_grad_mode="em_detach").a
+    assert three - cut > 0.6 * again  # the pass between has no backward
 
 
-def test_a_second_pass_runs_from_the_first_slot_on(counts: ForwardFlops) -> None:
-    """The text of names has no loss there, and the beliefs of the first pass are read at the slots."""
-    more = counts.language(60 - 1 - 12, 80 + 12) + counts.head(60 - 16 - 6) + counts.coordinates(16)
-    two, one = cost(counts, stage2_ab__n_softctx_iter=2).a, cost(counts).a
-    assert two - one == pytest.approx(3 * more, rel=1e-9)
+def test_a_rollout_step_is_one_forward_pass_more(shape: ModelShape) -> None:
+    counts = ForwardFlops(shape)
+    forward = counts.vision(ONE.grids) + counts.language(ONE.length, 0) + counts.head(60)
+    found = cost(shape, stage2_ab__b_ratio=0.5)
+    assert found.b - found.a == pytest.approx(forward)
+    assert cost(shape, stage2_ab__b_ratio=1).a == 0
 
 
-def test_passes_between_have_no_backward_where_the_context_is_cut_off(counts: ForwardFlops) -> None:
-    between = counts.language(60 - 1 - 12, 80 + 12) + counts.coordinates(16)
-    whole = cost(counts, stage2_ab__n_softctx_iter=4).a
-    cut = cost(counts, stage2_ab__n_softctx_iter=4, stage2_ab__softctx_grad_mode="em_detach").a
-    assert whole - cut == pytest.approx(2 * 2 * between, rel=1e-9)
+def test_the_average_is_over_samples(shape: ModelShape) -> None:
+    both = step_cost(config(), [ONE, NONE], shape).a
+    assert both == pytest.approx((cost(shape, ONE).a + cost(shape, NONE).a) / 2)
 
 
-def test_without_a_gate_slots_are_read_over_the_bins_alone(counts: ForwardFlops) -> None:
-    saved = cost(counts).a - cost(counts, objective__coord_reg__config__coord_gate_weight=0).a
-    assert saved == pytest.approx(3 * (counts.head(16) - counts.coordinates(16)))
+def test_samples_of_a_file(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    write_scenes(tmp_path / "s", 6, seed=3, size=96)
+    data = tmp_path / "s" / "complete.jsonl"
+    settings = {"model__checkpoint": tiny_checkpoint, "data__train": data}
+    works = training_work(config(**settings), count=3)
+    assert len(works) == 3
+    assert all(w.text_rows + w.slots == w.answer and w.slots % 4 == 0 and w.prefix > 4 for w in works)
+    assert len(training_work(config(**settings))) == 6
 
 
-def test_a_frozen_tower_has_no_backward(counts: ForwardFlops) -> None:
-    assert cost(counts).a - cost(counts, optim__lr_vision=0).a == pytest.approx(2 * counts.vision([ONE.grid_thw]))
-
-
-def test_checkpointing_adds_a_forward_pass(counts: ForwardFlops) -> None:
-    layers = counts.language(80 + 60 - 1, 0) + counts.head(60)
-    assert cost(counts, model__gradient_checkpointing="true").a - cost(counts).a == pytest.approx(layers)
-
-
-def test_a_rollout_step_is_one_forward_pass_more(counts: ForwardFlops) -> None:
-    forward = counts.vision([ONE.grid_thw]) + counts.language(80 + 60 - 1, 0) + counts.head(60)
-    found = cost(counts, stage2_ab__b_ratio=0.5)
-    assert found.a == pytest.approx(3 * forward)
-    assert found.b == pytest.approx(4 * forward)
-    assert cost(counts, stage2_ab__b_ratio=1).a == 0
-
-
-def test_steps_that_cost_as_much(counts: ForwardFlops) -> None:
+def test_steps_that_cost_as_much() -> None:
     settings = config(stage2_ab__b_ratio=0.5, train__steps=10, train__batch_size=4, optim__warmup_steps=0)
     mixed = StepCost(a=2.0, b=4.0)
     assert mixed.run(settings, 10) == 4 * (5 * 2 + 5 * 4)

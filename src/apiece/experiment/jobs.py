@@ -185,13 +185,13 @@ def plan_jobs(ladder: LadderFile, files: LadderFiles) -> list[Job]:
     Raises:
         UserError: A config has mistakes, or the start is no checkpoint.
     """
-    from apiece.experiment.compute import counted, step_cost, training_lengths
+    from apiece.experiment.compute import shape_of, step_cost, training_work
 
     shared = _made_from_files(ladder, files)
     configs = {arm: _config(ladder, files, arm) for arm in ladder.chosen}
     reference = configs[ladder.reference]
-    counts, lengths = counted(ladder.start), training_lengths(reference)
-    costs = {arm: step_cost(config, lengths, counts) for arm, config in configs.items()}
+    shape, works = shape_of(ladder.start), training_work(reference)
+    costs = {arm: step_cost(config, works, shape) for arm, config in configs.items()}
     whole = costs[ladder.reference].run(reference, reference.train.steps)
     jobs = []
     for arm, config in configs.items():
