@@ -23,9 +23,11 @@ from apiece.cli.train import _closing
         ),
         (
             ["--resume", "runs/mine", "seed=1"],
-            "settings cannot change when a run goes on; found seed=1\n  fix: leave them out, or start a new run: "
-            "apiece train runs/mine/config.yaml model.checkpoint=runs/mine run.name=NEW seed=1",
+            "settings of what is learnt cannot change when a run goes on; found seed=1\n  fix: leave them out, or "
+            "start a new run: apiece train runs/mine/config.yaml model.checkpoint=runs/mine run.name=NEW seed=1; "
+            "these can: train.micro_batch_size",
         ),
+        (["c.yaml", "--step", "4"], "--step goes with --resume"),
         (["c.yaml", "--resume", "runs/mine"], "name a CONFIG (c.yaml), or a run to --resume: one of the two"),
         (
             ["--resume", "runs/mien"],

@@ -12,7 +12,8 @@ from pydantic import ValidationError
 from apiece.config.dump import dump_config
 from apiece.config.load import load_config
 from apiece.config.pairs import RULES, changed
-from apiece.config.schema import Config, DataSection, EvalSection, OptimSection, PromptSection, TrainSection
+from apiece.config.schema import Config, DataSection, EvalSection, OptimSection, PromptSection
+from apiece.config.training import TrainSection
 from apiece.errors import UserError
 
 
@@ -48,6 +49,12 @@ from apiece.errors import UserError
         (
             ["data.eval=x", "monitor.every_steps=3", "monitor.panel.size=0"],
             r"the panel is empty: raise monitor.panel.size, or name samples in monitor.panel.ids",
+        ),
+        (["train.keep_best=f1/f1"], "train.keep_best is set but data.eval is not: name the JSONL to evaluate on"),
+        (["data.eval=x", "train.keep_best=f1/true"], r"f1/true, which needs data.complete: (?s:.*)or take f1/f1"),
+        (
+            ["data.eval=x", "train.keep_best=f1/f1", "train.save_every=300", "eval.every_steps=400"],
+            r"nothing to choose from: of 1000 steps, none but the last is both saved \(train.save_every: 300\)",
         ),
         (["monitor.panel.from_run=a"], r"monitor.panel.from_run: unknown key \(did you mean 'from'\?\)"),
         (["monitor.panel.from=3"], "monitor.panel.from: expected text or null, found 3"),

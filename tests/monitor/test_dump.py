@@ -105,11 +105,11 @@ def test_probes_and_pictures_can_be_left_out(tiny_model: Any, tiny_side: Any, da
 def quick(monkeypatch: pytest.MonkeyPatch, tiny_side: Any) -> Iterator[list[int]]:
     """Answers that cost nothing; gives the steps asked for."""
     asked: list[int] = []
-    real = Monitor._ask
+    real = Monitor._material
 
-    def ask(self: Monitor, step: int, model: Any, evaluated: Any) -> Any:
+    def material(self: Monitor, step: int, *rest: Any) -> Any:
         asked.append(step)
-        return real(self, step, model, evaluated)
+        return real(self, step, *rest)
 
     class Silent:
         def __init__(self, *_: object) -> None: ...
@@ -119,7 +119,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, tiny_side: Any) -> Iterator[list[int]
 
         policy = "coord_logprob"
 
-    monkeypatch.setattr(Monitor, "_ask", ask)
+    monkeypatch.setattr(Monitor, "_material", material)
     monkeypatch.setattr(dump_module, "Predictor", Silent)
     yield asked
 

@@ -15,7 +15,7 @@ from apiece.data.records import open_records
 from apiece.errors import UserError
 from apiece.model.encode import PromptTokens, SampleEncoder
 from apiece.train.batches import BatchPlan, sample_lengths
-from apiece.train.loop import training_samples
+from apiece.train.setup import training_samples
 
 LENGTHS = [5, 1, 4, 2, 3, 9, 7, 8, 6, 0, 11, 13, 12]
 EVERY = [(Shuffle.FULL, 1), (Shuffle.BUFFER, 8), (Shuffle.BUFFER, 4), (Shuffle.BUFFER, 100), (Shuffle.NONE, 1)]

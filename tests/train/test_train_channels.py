@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +11,6 @@ import torch
 from helpers import small_config, small_scenes
 from test_train_loop import interrupt_at, weights
 
-from apiece.config.dump import dump_config
 from apiece.data.jsonl import read_jsonl
 from apiece.losses.compose import Objective
 from apiece.model.encode import Augmentation, PromptTokens, SampleEncoder
@@ -121,39 +116,3 @@ def test_seeds_of_rollouts_differ_by_step_and_run() -> None:
     seeds = {rollout_seed(seed, step) for seed in range(20) for step in range(20)}
     assert len(seeds) == 400
     assert rollout_seed(3, 7) == rollout_seed(3, 7)
-
-
-@pytest.fixture(scope="module")
-def on_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The same run of both channels: alone, replicated on two processes, sharded over two."""
-    root = tmp_path_factory.mktemp("ranks")
-    data = small_scenes(root / "s")
-    changes: dict[str, Any] = BOTH | {"train__steps": 4, "train__micro_batch_size": 1, "optim__lr": 1e-4}
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    for parallel in ("ddp", "fsdp"):
-        config = small_config(root, Path("tiny"), data, train__parallel=parallel, **changes)
-        (root / f"{parallel}.yaml").write_text(dump_config(config))
-        done = subprocess.run(
-            [*launcher, "-m", "apiece", "train", str(root / f"{parallel}.yaml")],
-            capture_output=True,
-            text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            timeout=300,
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
-    train(config, "alone")
-    return {name: root / "runs" / name for name in ("alone", "ddp", "fsdp")}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["ddp", "fsdp"])
-def test_two_ranks_follow_the_schedule_and_equal_one(on_ranks: dict[str, Path], name: str) -> None:
-    alone, ranks = lines(on_ranks["alone"]), lines(on_ranks[name])
-    assert ["b/f1" in line for line in ranks] == [False, True, False, True]
-    for one, two in zip(alone, ranks, strict=True):
-        assert two["loss/total"] == pytest.approx(one["loss/total"], rel=1e-5)
-        for key in ("b/objects_per_answer", "b/f1", "b/appended_share", "items/tokens", "items/objects"):
-            assert two.get(key) == pytest.approx(one.get(key))
-    one_weights, two_weights = weights(on_ranks["alone"]), weights(on_ranks[name])
-    for key, value in one_weights.items():
-        torch.testing.assert_close(two_weights[key], value, rtol=0, atol=2e-5)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from apiece.errors import UserError
 from apiece.files import file_hash
 from apiece.train import loop
-from apiece.train.checkpoint import complete_checkpoints
+from apiece.train.kept import complete_checkpoints
 from apiece.train.loop import train
 
 
@@ -193,12 +193,3 @@ def test_images_without_objects_are_trained_on_as_empty_lists(tmp_path: Path, ti
     assert [f["items/objects"] for f in figures] == [0, 0, 0]
     assert figures[-1]["loss/a1/token_ce/struct"] > 0
     assert figures[-1]["loss/a2/bbox_geo/ciou"] == figures[-1]["loss/a2/coord_reg/soft_ce"] == 0
-
-
-def test_broken_checkpoint_is_named(tmp_path: Path, tiny_checkpoint: Path, scenes: Path) -> None:
-    config = small_config(tmp_path, tiny_checkpoint, scenes, train__steps=3)
-    run = train(config, "run").run
-    file = complete_checkpoints(run)[-1] / "optimizer.safetensors"
-    file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(UserError, match=r"step_000003: the checkpoint cannot be read"):
-        train(config, "run", resume=run)

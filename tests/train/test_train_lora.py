@@ -25,7 +25,7 @@ from apiece.evaluate.predict import load_predictor
 from apiece.model.load import load_model
 from apiece.model.lora import fingerprint
 from apiece.rollout.generate import LocalEngine
-from apiece.train.checkpoint import complete_checkpoints
+from apiece.train.kept import complete_checkpoints
 from apiece.train.loop import train
 
 LORA: dict[str, Any] = {"model__lora__rank": 4, "model__gradient_checkpointing": True, "train__steps": 4}

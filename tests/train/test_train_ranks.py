@@ -1,4 +1,4 @@
-"""Two processes, replicated or sharded, give the run that one gives."""
+"""Two processes, replicated or sharded, give the run of one: steps, answers, evaluations, dumps, checkpoints."""
 
 from __future__ import annotations
 
@@ -8,107 +8,212 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import ranks
 import torch
-from helpers import small_config, small_scenes
+from helpers import small_config
+from ranks import HALF, STEPS, config
 from safetensors.torch import load_file
 
-from apiece.config.dump import dump_config
 from apiece.config.load import load_config
 from apiece.errors import UserError
-from apiece.train.checkpoint import complete_checkpoints
+from apiece.model.export import export_checkpoint
+from apiece.model.load import load_model
+from apiece.model.shards import read_shards
 from apiece.train.distributed import World, join_world
-from apiece.train.loop import check_world, train
+from apiece.train.kept import complete_checkpoints, problem_of, step_of
+from apiece.train.loop import train
+from apiece.train.setup import check_world
 
-STEPS = 4
+HERE = Path(__file__).parent
+CPU = World(0, 1, torch.device("cpu"))
+MANY = ("ddp", "fsdp", "one to two", "sharded one to two")
 
 
 def torchrun(*arguments: str) -> None:
     """`apiece train` on two gloo processes."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*launcher, "-m", "apiece", "train", *arguments],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        timeout=300,
-    )
+    done = on_two("-m", "apiece", "train", *arguments)
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+def on_two(*what: str, timeout_s: float = 1500) -> subprocess.CompletedProcess[str]:
+    """A script, or a module, on two gloo processes."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    paths = os.pathsep.join([*sys.path, str(HERE)])
+    return subprocess.run(
+        [*launcher, *what],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths},
+        timeout=timeout_s,
+    )
+
+
+def lines(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
 def losses(run: Path) -> list[float]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [line["loss/total"] for line in lines if "loss/total" in line]
+    return [line["loss/total"] for line in lines(run) if "loss/total" in line]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    folder = complete_checkpoints(run)[-1] / "model"
+    whole = folder / "model.safetensors"
+    return load_file(whole) if whole.exists() else read_shards(folder)
+
+
+def half(run: Path, to: Path) -> None:
+    """The run as it was after half of its steps."""
+    shutil.copytree(run, to)
+    shutil.rmtree(complete_checkpoints(to)[-1])
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> dict[str, Path]:
-    """The same run of self-context: alone, replicated on two processes, sharded over two."""
+    """The same run of both channels, alone, on two processes in two ways, and begun alone and ended by two."""
     root = tmp_path_factory.mktemp("ranks")
-    data = small_scenes(root / "s")
-    changes = {
-        "stage2_ab__n_softctx_iter": 2,
-        "optim__lr": 1e-4,
-        "train__steps": STEPS,
-        "train__micro_batch_size": 1,
-        "train__save_every": 2,
-        "data__eval": data,
-        "eval__samples": 2,
-        "eval__every_steps": 2,
-        "generate__max_new_tokens": 4,
+    ranks.scenes(root / "s")
+    shutil.copytree(tiny_checkpoint, root / "mini")
+    alone = train(config(root), "alone").run
+    sharded = train(config(root, train__sharded_checkpoints="true"), "sharded").run
+    half(alone, root / "runs" / "one to two")
+    half(sharded, root / "runs" / "sharded one to two")
+    done = on_two(str(HERE / "ranks.py"), str(root))
+    assert done.returncode == 0, done.stderr[-3000:]
+    return {name: root / "runs" / name for name in ("alone", "sharded", *MANY)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MANY)
+def test_two_ranks_equal_one_in_every_step_of_both_channels(runs: dict[str, Path], name: str) -> None:
+    alone, many = lines(runs["alone"]), lines(runs[name])
+    assert len(losses(runs["alone"])) == STEPS
+    assert losses(runs[name]) == pytest.approx(losses(runs["alone"]), rel=1e-6)
+    assert [line["step"] for line in many] == [line["step"] for line in alone]
+    assert sum("b/f1" in line for line in many) == STEPS // 2
+    for one, two in zip(alone, many, strict=True):
+        for key in one:
+            if key.startswith(("b/outcome", "b/finish", "b/dropped", "b/objects", "b/f1", "items/", "eval/")):
+                assert two[key] == pytest.approx(one[key], abs=1e-6), (one["step"], key)
+    one_weights, two_weights = weights(runs["alone"]), weights(runs[name])
+    assert one_weights.keys() == two_weights.keys()
+    for key, value in one_weights.items():
+        # AdamW divides by the gradient's own size, so rounding in tiny gradients can show.
+        torch.testing.assert_close(two_weights[key], value, rtol=0, atol=STEPS * 1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MANY)
+def test_what_two_ranks_ask_is_what_one_asks(runs: dict[str, Path], name: str) -> None:
+    """Shares are unequal: five samples are evaluated, three dumped."""
+    for step in (HALF, STEPS):
+        folders = [runs[n] / "eval" / f"step_{step:06d}" for n in ("alone", name)]
+        one, two = ([json.loads(x) for x in (f / "predictions.jsonl").read_text().splitlines()] for f in folders)
+        assert [row["id"] for row in two] == [row["id"] for row in one]
+        assert len(one) == 5
+        for key in ("objects", "finish_reason", "dropped"):
+            assert [_rough(row[key]) for row in two] == [_rough(row[key]) for row in one]
+        folders = [runs[n] / "dumps" / f"step_{step:06d}" for n in ("alone", name)]
+        one, two = ([json.loads(x) for x in (f / "records.jsonl").read_text().splitlines()] for f in folders)
+        assert [(row["id"], row["answer"]["ids"]) for row in two] == [(row["id"], row["answer"]["ids"]) for row in one]
+        for before, after in zip(one, two, strict=True):
+            assert _rough(after["counts"]) == _rough(before["counts"])
+            assert (after["probes"] is None) == (before["probes"] is None)
+
+
+def _rough(value: Any) -> Any:
+    """Floats to three digits: what is asked together with what differs in the last ones."""
+    if isinstance(value, dict):
+        return {k: _rough(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_rough(v) for v in value]
+    return round(value, 3) if isinstance(value, float) else value
+
+
+@pytest.mark.slow
+def test_shards_are_safetensors_and_json_alone_and_every_file_is_named(runs: dict[str, Path]) -> None:
+    for name, count in (("fsdp", 2), ("sharded", 1)):
+        folder = complete_checkpoints(runs[name])[-1]
+        assert {p.suffix for p in folder.rglob("*") if p.is_file()} == {".safetensors", ".json", ".jinja"}
+        for part in ("model", "optimizer"):
+            assert len(list((folder / part).glob("shard-*.safetensors"))) == count
+            assert not list((folder / part).glob("model*.safetensors"))
+        assert problem_of(folder, CPU) is None
+    files = json.loads((folder / "manifest.json").read_text())["files"]
+    assert files.keys() == {
+        p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() and p != folder / "manifest.json"
     }
-    for parallel in ("ddp", "fsdp"):
-        config = small_config(root, tiny_checkpoint, data, train__parallel=parallel, **changes)
-        (root / f"{parallel}.yaml").write_text(dump_config(config))
-        torchrun(str(root / f"{parallel}.yaml"))
-    train(config, "alone")  # one process has nothing to share
-    return {name: root / "runs" / name for name in ("alone", "ddp", "fsdp")}
+
+
+@pytest.mark.slow
+def test_a_missing_shard_is_named(runs: dict[str, Path], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(runs["fsdp"], run)
+    gone = "shard-00002-model-00001-of-00001.safetensors"
+    (complete_checkpoints(run)[-1] / "optimizer" / gone).unlink()
+    with pytest.raises(UserError, match=f"step_000020: this checkpoint is not used: optimizer/{gone} is missing"):
+        train(load_config(run / "config.yaml").config, "run", resume=run)
+    model = complete_checkpoints(run)[-1] / "model"
+    (model / gone.replace("00002", "00001", 1)).unlink()
+    with pytest.raises(UserError, match=r"a file of weights is missing: there is only a part of \S+"):
+        load_model(str(model))
+
+
+@pytest.mark.slow
+def test_shards_are_put_together_on_demand(runs: dict[str, Path], tmp_path: Path) -> None:
+    """`apiece model export`, and every command that loads a checkpoint."""
+    export_checkpoint(str(runs["fsdp"]), tmp_path / "one", "float32")
+    exported = load_file(tmp_path / "one" / "model.safetensors")
+    whole = read_shards(complete_checkpoints(runs["fsdp"])[-1] / "model")
+    assert exported.keys() == whole.keys()
+    assert all(torch.equal(exported[name], whole[name]) for name in whole)
+    assert load_model(str(runs["fsdp"]), dtype="auto").dtype == torch.float32
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["ddp", "fsdp"])
-def test_two_gloo_ranks_equal_one(runs: dict[str, Path], tiny_checkpoint: Path, name: str) -> None:
-    assert len(losses(runs["alone"])) == STEPS
-    assert losses(runs[name]) == pytest.approx(losses(runs["alone"]), rel=1e-6)
-    one, two = (load_file(complete_checkpoints(runs[n])[-1] / "model" / "model.safetensors") for n in ("alone", name))
-    start = load_file(tiny_checkpoint / "model.safetensors")
-    assert one.keys() == two.keys()
-    for key in one:
-        # AdamW divides by the gradient's own size, so rounding in tiny gradients can show; the update is 4e-4 at most.
-        torch.testing.assert_close(two[key], one[key], rtol=0, atol=2e-5)
-    assert any(not torch.equal(one[key], start[key]) for key in one)
-
-
-@pytest.mark.slow
-def test_sharded_runs_write_what_others_write(runs: dict[str, Path]) -> None:
-    for checkpoints in zip(*(complete_checkpoints(runs[n]) for n in ("alone", "fsdp")), strict=True):
-        one, two = ({p.relative_to(c) for p in c.rglob("*")} for c in checkpoints)
-        assert one == two
-        one, two = ((c / "model" / "config.json").read_text() for c in checkpoints)
-        assert one == two
-        for file in ("model/model.safetensors", "optimizer.safetensors"):
-            one, two = ({k: (v.shape, v.dtype) for k, v in load_file(c / file).items()} for c in checkpoints)
-            assert one == two
-    for step in (2, STEPS):
-        metrics = json.loads((runs["fsdp"] / "eval" / f"step_{step:06d}" / "metrics.json").read_text())
-        assert "f1/f1" in metrics
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "ranks"), [("alone", 2), ("fsdp", 1)], ids=["from one to two", "from two to one"])
-def test_a_run_goes_on_with_another_number_of_ranks(
-    runs: dict[str, Path], tmp_path: Path, name: str, ranks: int
-) -> None:
-    run = tmp_path / name
-    shutil.copytree(runs[name], run)
-    shutil.rmtree(complete_checkpoints(run)[-1])
-    if ranks == 1:
-        train(load_config(run / "config.yaml").config, name, resume=run)
-    else:
-        torchrun("--resume", str(run))
-    assert losses(run)[:2] == losses(runs[name])[:2]
+def test_one_goes_on_with_what_two_have_begun(runs: dict[str, Path], tmp_path: Path, name: str) -> None:
+    run = tmp_path / "run"
+    half(runs[name], run)
+    train(load_config(run / "config.yaml").config, "run", resume=run)
+    assert losses(run)[:HALF] == losses(runs[name])[:HALF]
     assert losses(run) == pytest.approx(losses(runs[name]), rel=1e-6)
+
+
+@pytest.mark.slow
+def test_one_process_writes_the_same_bits_in_shards(runs: dict[str, Path]) -> None:
+    one, two = weights(runs["alone"]), weights(runs["sharded"])
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.slow
+def test_what_is_not_finite_on_one_rank_stops_all(runs: dict[str, Path]) -> None:
+    root = runs["alone"].parents[1]
+    first, second = ((root / f"said_{rank}").read_text() for rank in (0, 1))
+    assert first == second
+    assert first.startswith("step 2: a1/token_ce/struct, ")
+    assert "apiece replay" in first
+    report = json.loads((root / "runs" / "not finite" / "nonfinite" / "step_000002.json").read_text())
+    assert {row["rank"] for row in report["found"]} == {1}
+    assert report["world_size"] == 2
+    assert len(report["samples"]) == 4
+    assert [step_of(folder) for folder in complete_checkpoints(root / "runs" / "not finite")] == [1]
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_rank_stops_all_and_the_run_goes_on(runs: dict[str, Path]) -> None:
+    root = runs["alone"].parents[1]
+    first, second = (json.loads((root / f"ends_{rank}").read_text()) for rank in (0, 1))
+    assert first == [[3, False, None], [HALF, False, 15], [STEPS, True, None]]
+    assert second == [[3, False, 15], [HALF, False, None], [STEPS, True, None]]
+    stopped = root / "runs" / "stopped"
+    assert losses(stopped) == losses(runs["ddp"])
+    assert [row["step"] for row in lines(stopped)] == [row["step"] for row in lines(runs["ddp"])]
+    one, two = weights(stopped), weights(runs["ddp"])
+    assert all(torch.equal(one[name], two[name]) for name in two)
 
 
 def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +12,10 @@ from helpers import small_config, small_scenes
 from safetensors.torch import load_file
 from test_train_loop import interrupt_at
 
-from apiece.config.dump import dump_config
 from apiece.config.load import load_config
 from apiece.errors import UserError
 from apiece.records.folder import open_run
-from apiece.train.checkpoint import complete_checkpoints
+from apiece.train.kept import complete_checkpoints
 from apiece.train.loop import train
 
 WATCHED = {
@@ -156,27 +152,3 @@ def test_a_panel_that_cannot_be_is_refused_before_anything_is_written(
     with pytest.raises(UserError, match=message):
         train(config, "run")
     assert not (tmp_path / "runs" / "run").exists()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_two_processes_dump_once_and_do_not_wait_forever(
-    tmp_path: Path, tiny_checkpoint: Path, scenes: Path, parallel: str
-) -> None:
-    changes = {**WATCHED, "train__steps": 3, "data__eval": scenes, "train__micro_batch_size": 1, "optim__lr": 1e-4}
-    alone = train(small_config(tmp_path, tiny_checkpoint, scenes, **changes), "alone").run
-    config = tmp_path / "pair.yaml"
-    config.write_text(dump_config(small_config(tmp_path, tiny_checkpoint, scenes, **changes, train__parallel=parallel)))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*torchrun, "-m", "apiece", "train", str(config)],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    pair = open_run(tmp_path / "runs" / "pair")
-    assert pair.steps == (0, 2, 3)
-    assert pair.panel == open_run(alone).panel
-    assert pair.dump(0).records == open_run(alone).dump(0).records

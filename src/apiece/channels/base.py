@@ -63,9 +63,13 @@ class TwoChannels(nn.Module):
         self.model = model
         self.a, self.b, self.b_ratio = a, b, b_ratio
 
+    def letter(self, step: int) -> str:
+        """`a` or `b`: the channel whose optimizer step, from 0, it is."""
+        return "b" if self.b is not None and is_b_step(step, self.b_ratio) else "a"
+
     def prepare(self, step: int, batches: Sequence[Batch]) -> Prepared:
         """As the channel does whose step it is."""
-        channel = self.b if self.b is not None and is_b_step(step, self.b_ratio) else self.a
+        channel = self.b if self.b is not None and self.letter(step) == "b" else self.a
         return channel.prepare(step, batches)
 
     def forward(self, batch: Batch) -> list[LossTerm]:

@@ -19,6 +19,7 @@ ORDER = (
     "config",
     "plan",
     "train",
+    "replay",
     "evaluate",
     "diagnose",
     "compare",

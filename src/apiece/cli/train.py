@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +14,14 @@ from apiece.cli import app
 from apiece.errors import UserError, nearest
 
 MAX_LISTED = 10
+TERMINATED = 128 + signal.SIGTERM
+"""Exit code after SIGTERM, as shells count it: a scheduler sees that the run is to be started again."""
+FREE = (
+    *("train.micro_batch_size", "train.parallel", "train.device", "train.save_every", "train.sharded_checkpoints"),
+    *("train.keep_last", "train.keep_best", "train.skip_nonfinite", "model.gradient_checkpointing", "data.workers"),
+    *("train.grace_s", "generate.batch_size"),
+)
+"""Settings that may change when a run goes on: they decide how fast it is and what is kept, not what it learns."""
 
 
 @app.command()
@@ -23,11 +32,15 @@ def train(
         typer.Argument(metavar="[KEY=VALUE]...", help="Settings on top of the file.", show_default=False),
     ] = None,
     resume: Annotated[Path | None, typer.Option(help="Folder of an interrupted run.", show_default=False)] = None,
+    step: Annotated[
+        int | None, typer.Option(help="With --resume: from this step's checkpoint.", show_default="the newest")
+    ] = None,
 ) -> None:
     """Train a model, and evaluate it on the way.
 
     Everything of a run is in its folder (`runs/NAME`): config, manifest, metrics, log, checkpoints, evaluations. Ctrl-C
-    saves and ends; `--resume` goes on to the same weights as without the interruption.
+    and SIGTERM save and end (a second one ends at once); `--resume` goes on to the same weights as without the
+    interruption, and takes settings that decide how fast a run is, not what it learns.
 
     Examples:
 
@@ -35,30 +48,40 @@ def train(
 
     `apiece train --resume runs/stage1`
 
+    `apiece train --resume runs/stage1 train.micro_batch_size=2` (it ran out of memory)
+
     `torchrun --nproc-per-node 2 -m apiece train CONFIG` (several processes)
 
     `torchrun --nproc-per-node 8 -m apiece train CONFIG train.parallel=fsdp` (that share the model among them)
     """
-    _check_usage(config, overrides or [], resume)
+    settings = _check_usage(config, overrides or [], resume, step)
     from apiece.config.load import load_config, require_data
 
     if resume is not None:
-        loaded, name = load_config(resume / "config.yaml"), resume.name
+        loaded, name = load_config(resume / "config.yaml", settings), resume.name
     else:
         assert config is not None, "checked above"
-        loaded = load_config(config, overrides or [])
+        loaded = load_config(config, settings)
         name = loaded.config.run.name or config.stem
     require_data(loaded)
     from apiece.train.loop import train as run_training  # loads torch: only once the config is known to be right
 
-    outcome = run_training(loaded.config, name, resume=resume)
-    if outcome.finished:
-        typer.echo(f"done: {outcome.step} steps in {outcome.run}")
-        if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
-            for line in _closing(outcome.run, loaded.config.data.eval):
-                typer.echo(line)
-    else:
-        typer.echo(f"stopped after step {outcome.step}; go on with: apiece train --resume {outcome.run}")
+    speaks = os.environ.get("RANK", "0") == "0"  # of several processes one
+    outcome = run_training(
+        loaded.config, name, resume=resume, step=step, say=lambda text: typer.echo(text) if speaks else None
+    )
+    if speaks:
+        for line in _told(outcome.run, outcome.step, outcome.finished, loaded.config.data.eval):
+            typer.echo(line)
+    if not outcome.finished and outcome.signal == signal.SIGTERM:
+        raise typer.Exit(TERMINATED)
+
+
+def _told(run: Path, step: int, finished: bool, data: str | None) -> list[str]:
+    """How a run ended."""
+    if not finished:
+        return [f"stopped after step {step}, which is saved; go on with: apiece train --resume {run}"]
+    return [f"done: {step} steps in {run}", *_closing(run, data)]
 
 
 def _closing(run: Path, data: str | None) -> list[str]:
@@ -74,24 +97,26 @@ def _closing(run: Path, data: str | None) -> list[str]:
     return [*lines, f"next: apiece evaluate {run} --data {data or 'X.jsonl'} --out {run / 'evaluation'}"]
 
 
-def _check_usage(config: Path | None, overrides: list[str], resume: Path | None) -> None:
-    """Raise a `UserError` unless there is a CONFIG with settings on top, or a run to go on with."""
+def _check_usage(config: Path | None, overrides: list[str], resume: Path | None, step: int | None) -> list[str]:
+    """The settings, if there is a CONFIG with settings on top, or a run to go on with; else a `UserError`."""
     if resume is None:
+        if step is not None:
+            raise UserError("--step goes with --resume", exit_code=2)
         if config is None:
             raise UserError("name a CONFIG, or a run to --resume", exit_code=2)
         if "=" in str(config) and not config.exists():
             fix = f"apiece train CONFIG.yaml {' '.join([str(config), *overrides])}"
             raise UserError(f"CONFIG comes first, then settings; found the setting {config}", fix=fix, exit_code=2)
-        return
-    if config is not None:
-        given = [str(config), *overrides]
-        settings = [one for one in given if "=" in one]
-        if len(settings) < len(given):
-            raise UserError(f"name a CONFIG ({config}), or a run to --resume: one of the two", exit_code=2)
+        return overrides
+    given = [] if config is None else [str(config), *overrides]
+    settings = [one for one in given if "=" in one]
+    if len(settings) < len(given):
+        raise UserError(f"name a CONFIG ({config}), or a run to --resume: one of the two", exit_code=2)
+    if fixed := [one for one in settings if one.partition("=")[0] not in FREE]:
         raise UserError(
-            f"settings cannot change when a run goes on; found {' '.join(settings)}",
+            f"settings of what is learnt cannot change when a run goes on; found {' '.join(fixed)}",
             fix=f"leave them out, or start a new run: apiece train {resume}/config.yaml model.checkpoint={resume} "
-            f"run.name=NEW {' '.join(settings)}",
+            f"run.name=NEW {' '.join(settings)}; these can: {', '.join(FREE)}",
             exit_code=2,
         )
     if not (resume / "config.yaml").is_file():
@@ -105,3 +130,4 @@ def _check_usage(config: Path | None, overrides: list[str], resume: Path | None)
             fix=there,
             exit_code=2,
         )
+    return settings

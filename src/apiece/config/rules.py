@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from fractions import Fraction
 
@@ -73,6 +74,26 @@ no_effect(
     unless=lambda config: config.data.shuffle is not Shuffle.NONE,
     why="with `data.shuffle: none`, which keeps the order of the file: set that to `full` or `buffer`",
 )
+
+
+@rule("train.keep_best", "data.eval", "data.complete", "train.save_every", "eval.every_steps", "train.steps")
+def _something_to_be_the_best(config: Config) -> str | None:
+    best, train = config.train.keep_best, config.train
+    if best is None:
+        return None
+    if config.data.eval is None:
+        return "train.keep_best is set but data.eval is not: name the JSONL to evaluate on"
+    if best == "f1/true" and config.data.complete is None:
+        return "train.keep_best is f1/true, which needs data.complete: name the complete truth, or take f1/f1"
+    save, evaluate = train.save_every or train.steps, config.eval.every_steps or train.steps
+    if math.lcm(save, evaluate) < train.steps:
+        return None
+    return (
+        f"train.keep_best has nothing to choose from: of {train.steps} steps, none but the last is both saved "
+        f"(train.save_every: {train.save_every}) and evaluated (eval.every_steps: {config.eval.every_steps})"
+    )
+
+
 no_effect(
     "optim.lr_muon",
     reads="optim.name",

@@ -15,6 +15,8 @@ from apiece.config.lora import LoraSection, Part
 from apiece.config.monitor import MonitorSection
 from apiece.config.pairs import check_rules
 from apiece.config.section import Count, NonNegative, Positive, PositiveCount, Section
+from apiece.config.training import Parallel as Parallel
+from apiece.config.training import TrainSection as TrainSection
 
 
 class CoordDecodeMode(StrEnum):
@@ -76,13 +78,6 @@ class Precision(StrEnum):
     AUTO = "auto"
     FP32 = "fp32"
     BF16 = "bf16"
-
-
-class Parallel(StrEnum):
-    """What several processes do with the model."""
-
-    DDP = "ddp"
-    FSDP = "fsdp"
 
 
 class ModelSection(Section):
@@ -282,34 +277,6 @@ class OptimSection(Section):
     """The cosine ends at this share of the peak rate."""
     clip_norm: Positive = 1.0
     """Gradients are scaled down to this global norm."""
-
-
-class TrainSection(Section):
-    """The loop."""
-
-    steps: PositiveCount = 1000
-    """Optimizer steps in all."""
-    batch_size: PositiveCount = 8
-    """Samples in one optimizer step, over all ranks and accumulation."""
-    micro_batch_size: PositiveCount | None = None
-    """Samples in one forward pass on one rank; none: as many as fit `batch_size` on this number of ranks."""
-    length_window: PositiveCount = 8
-    """Batches are cut from windows of this many batches sorted by length: less padding, still shuffled."""
-    save_every: PositiveCount | None = None
-    """Steps between checkpoints; none: only at the end and on interruption."""
-    keep_last: PositiveCount = 2
-    """How many of the newest checkpoints are kept."""
-    log_every: PositiveCount = 10
-    """Steps between lines of metrics."""
-    telemetry_window: Annotated[int, Field(ge=3)] = 100
-    """Steps over which the running mean and variance of every term are taken."""
-    trackers: tuple[Literal["tensorboard"], ...] = ()
-    """Where figures go besides `metrics.jsonl`."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to train; `auto` takes a GPU where there is one."""
-    parallel: Parallel = Parallel.DDP
-    """Under torchrun, `ddp`: every process holds the model; `fsdp`: they share weights, gradients and optimizer state
-    among them. Same results, same checkpoints. With one process there is nothing to share."""
 
 
 class GenerateSection(Section):

@@ -91,7 +91,10 @@ class Predictor:
                 rollouts = self.engine.generate([question for _, question in group])
             except torch.OutOfMemoryError as error:
                 count = min(len(group), self.batch_size)
-                raise UserError(f"{count} images at once do not fit into memory", fix="lower --batch-size") from error
+                raise UserError(
+                    f"{count} images at once do not fit into memory",
+                    fix="lower --batch-size (in training: generate.batch_size)",
+                ) from error
             for (sample, _), rollout in zip(group, rollouts, strict=True):
                 yield read_answer(sample, rollout, side.tokenizer, side.vocab, self.policy)
 

@@ -33,7 +33,8 @@ def resolve_checkpoint(name: str) -> Path:
         folder = _elsewhere(name)
     if (folder / "config.json").is_file():
         return _readable(folder)
-    steps = sorted((folder / "checkpoints").glob("step_*")) if (folder / "checkpoints").is_dir() else []
+    found = (folder / "checkpoints").glob("step_*") if (folder / "checkpoints").is_dir() else ()
+    steps = sorted(found, key=lambda path: (len(path.name), path.name))  # step_1000000 comes after step_999999
     complete = [s / "model" for s in steps if (s / "model" / "config.json").is_file()]
     if complete:
         return _readable(complete[-1])

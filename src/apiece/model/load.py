@@ -32,6 +32,7 @@ from apiece.model.checked import (
 from apiece.model.find import resolve_checkpoint
 from apiece.model.image import ImageEncoder
 from apiece.model.lora import fingerprint, is_adapted, is_adapter, merged, read_adapter_config, save_adapter
+from apiece.model.shards import PATTERN, read_shards
 
 SUPPORTED = {"qwen3_vl": Qwen3VLForConditionalGeneration}
 
@@ -123,8 +124,13 @@ def load_model(
     if attention == "auto":
         attention = "flash_attention_2" if is_flash_attn_2_available() else "sdpa"
     cls = SUPPORTED[config.model_type]
-    options = {"dtype": dtype, "attn_implementation": attention, "use_safetensors": True}
-    told = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    told = {"attn_implementation": attention, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    if list(folder.glob(PATTERN)):
+        parts = read_shards(folder)
+        # `auto` would take the config's: these are to keep their own.
+        told |= {"dtype": next(iter(parts.values())).dtype if dtype == "auto" else dtype}
+        return read_weights(folder, lambda: cls.from_pretrained(None, config=config, state_dict=parts, **told)).eval()
+    options = {"dtype": dtype, "use_safetensors": True}
     return read_weights(folder, lambda: cls.from_pretrained(folder, **options, **told)).eval()
 
 
@@ -136,7 +142,7 @@ def save_pretrained(
     card: dict[str, Any] | None = None,
     weights: dict[str, Tensor] | None = None,
 ) -> None:
-    """Write a checkpoint folder that the ordinary loading code reads.
+    """Write a checkpoint folder that the ordinary loading code reads; weights in shards that are there already stay.
 
     Args:
         model: The model; of one with adapters these alone are written.
@@ -150,6 +156,9 @@ def save_pretrained(
     about = {}
     if is_adapted(model):
         about = save_adapter(model, out, weights)
+    elif list(out.glob(PATTERN)):
+        model.config.save_pretrained(out)
+        model.generation_config.save_pretrained(out)
     else:
         model.save_pretrained(out, state_dict=weights)
     tokenizer.save_pretrained(out)

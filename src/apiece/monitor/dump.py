@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import typing
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -21,7 +22,7 @@ from apiece.errors import UserError
 from apiece.evaluate.answers import Answer
 from apiece.evaluate.forms import GroundTruth
 from apiece.evaluate.predict import Predictor
-from apiece.evaluate.scores import common_policy
+from apiece.evaluate.scores import DEFAULT_POLICY, common_policy
 from apiece.files import write_json, write_text
 from apiece.model.encode import SampleEncoder
 from apiece.monitor.build import Beliefs, build_records, failures
@@ -63,9 +64,58 @@ class _Material:
     answers: Sequence[Answer]
     numbers: Sequence[int]
     labels: Sequence[LabelProbes | None] | None
-    beliefs: Sequence[Beliefs] | None
+    beliefs: Sequence[Beliefs | None] | None
     elsewhere: Sequence[Answer]
     complete: GroundTruth | None
+
+
+class Together(typing.Protocol):
+    """The processes that dump together: each asks about its share of the panel, the first one writes."""
+
+    @property
+    def rank(self) -> int:
+        """Place of this process."""
+
+    @property
+    def size(self) -> int:
+        """Number of processes."""
+
+    def gather(self, value: Any) -> list[Any] | None:
+        """The values of all, on the first one."""
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on any."""
+
+
+class Alone:
+    """One process."""
+
+    rank, size = 0, 1
+
+    def gather(self, value: Any) -> list[Any]:
+        """Its own value."""
+        return [value]
+
+    def any(self, flag: bool) -> bool:
+        """Its own flag."""
+        return flag
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Asked:
+    """One sample of the panel, asked.
+
+    Attributes:
+        number: Its place in the panel.
+        answer: What the model said.
+        labels: Probes at its labels.
+        beliefs: Distributions at the answer's boxes.
+    """
+
+    number: int
+    answer: Answer
+    labels: LabelProbes | None
+    beliefs: Beliefs | None
 
 
 class Monitor:
@@ -73,7 +123,8 @@ class Monitor:
 
     Args:
         run: The run's folder.
-        start: Step that the run goes on from; dumps after it are of a past that is redone, and removed.
+        start: Step that the run goes on from; dumps after it are of a past that is redone, and removed. `None` on
+            processes that write no files.
         config: Of the run.
         panel: What is dumped.
         encoder: Tokenizer, prompt and images.
@@ -83,7 +134,7 @@ class Monitor:
     def __init__(
         self,
         run: Path,
-        start: int,
+        start: int | None,
         config: Config,
         panel: ChosenPanel,
         encoder: SampleEncoder,
@@ -95,8 +146,9 @@ class Monitor:
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="dump")
         self._writing: Future[None] | None = None
         self._stopped = False
-        with suppress(OSError):  # what stays is replaced when its step comes
-            _remove_after(run, start)
+        if start is not None:
+            with suppress(OSError):  # what stays is replaced when its step comes
+                _remove_after(run, start)
 
     def __enter__(self) -> Self:
         return self
@@ -109,41 +161,59 @@ class Monitor:
         """Whether the dump of a step is there already."""
         return step in dumped_steps(self._run)
 
-    def dump(self, step: int, model: Any, evaluated: Sequence[Answer] = ()) -> None:
+    def dump(
+        self, step: int, model: Any, evaluated: Sequence[Answer] = (), *, together: Together | None = None
+    ) -> None:
         """Ask the panel, and hand what comes back to the writing thread.
 
         Args:
             step: Optimizer steps done.
             model: Not wrapped, whole; it is left in the mode that it was in.
             evaluated: Answers of the evaluation at this step, for the failures outside the panel.
+            together: The processes, all of which must call this; this one alone if `None`.
         """
+        together = together or Alone()
         self.wait()
-        if self._stopped:
+        if together.any(self._stopped):
             return
         was_training = model.training
         model.eval()
         try:
-            material = self._ask(step, model, evaluated)
+            own, probes = self._ask(model, together)
         finally:
             model.train(was_training)
-        if material is not None:
+        shares = together.gather(own)
+        if shares is None:
+            return
+        asked = sorted((one for share in shares for one in share), key=lambda one: one.number)
+        if asked:
+            material = self._material(step, asked, probes, evaluated)
             self._writing = self._worker.submit(
                 write_dump, dump_folder(self._run, step), material, pictures=self._config.monitor.pictures
             )
 
-    def _ask(self, step: int, model: Any, evaluated: Sequence[Answer]) -> _Material | None:
+    def _ask(self, model: Any, together: Together) -> tuple[list[_Asked], ProbeSettings | None]:
+        """This process's share of the panel, and how it was probed."""
         config, encoder = self._config, self._encoder
-        numbers, samples = self._present()
-        if not samples:
-            return None
+        own = self._present()[together.rank :: together.size]
+        samples = [sample for _, sample in own]
         engine = LocalEngine(model, encoder.side, config.generate, config.seed)
         predictor = Predictor(encoder, engine, config.generate.batch_size)
         answers = list(predictor.answers(samples))
-        labels, beliefs, settings = None, None, None
+        labels: Sequence[LabelProbes | None] = [None] * len(own)
+        beliefs: Sequence[Beliefs | None] = [None] * len(own)
+        settings = None
         if config.monitor.probes:
             prober = Prober(model, encoder, ProbeSettings.of(config))
-            labels, beliefs = prober.labels(samples), prober.answers(answers)
-            settings = prober.settings.protocol()
+            labels, beliefs, settings = prober.labels(samples), prober.answers(answers), prober.settings
+        rows = zip(own, answers, labels, beliefs, strict=True)
+        return [_Asked(number, answer, label, belief) for (number, _), answer, label, belief in rows], settings
+
+    def _material(
+        self, step: int, asked: Sequence[_Asked], probes: ProbeSettings | None, evaluated: Sequence[Answer]
+    ) -> _Material:
+        config, encoder = self._config, self._encoder
+        answers = [one.answer for one in asked]
         entry, side = self._panel.entry, encoder.side
         protocol: Protocol = {
             "schema": SCHEMA,
@@ -156,15 +226,22 @@ class Monitor:
             "prompt_hash": encoder.prompt.hash,
             "max_pixels": config.data.max_pixels,
             "num_bins": side.vocab.num_bins,
-            "score_policy": common_policy([answer.scores for answer in answers], predictor.policy),
+            "score_policy": common_policy([answer.scores for answer in answers], DEFAULT_POLICY),
             "generate": config.generate.model_dump(mode="json"),
             "seed": config.seed,
-            "probes": settings,
+            "probes": None if probes is None else probes.protocol(),
         }
-        others = failures(evaluated, entry["ids"], config.monitor.elsewhere)
-        return _Material(protocol, answers, numbers, labels, beliefs, others, self._complete)
+        return _Material(
+            protocol,
+            answers,
+            [one.number for one in asked],
+            None if probes is None else [one.labels for one in asked],
+            None if probes is None else [one.beliefs for one in asked],
+            failures(evaluated, entry["ids"], config.monitor.elsewhere),
+            self._complete,
+        )
 
-    def _present(self) -> tuple[list[int], list[Sample]]:
+    def _present(self) -> list[tuple[int, Sample]]:
         """The samples whose images are still there, with their places; a loss is said once."""
         kept: list[tuple[int, Sample]] = []
         for number, sample in enumerate(self._panel.samples):
@@ -174,7 +251,7 @@ class Monitor:
             elif sample.id not in self._gone:
                 self._gone.add(sample.id)
                 log.warning("the panel's sample '%s' is left out of dumps: %s", sample.id, problem)
-        return [number for number, _ in kept], [sample for _, sample in kept]
+        return kept
 
     def wait(self) -> None:
         """Wait for what is being written; after an error there are no more dumps, and the training goes on."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -28,6 +28,16 @@ class Telemetry:
         """
         for name, value in values.items():
             self._rows.setdefault(name, deque(maxlen=self._window)).append((value, items[name]))
+
+    def state(self) -> dict[str, list[list[float]]]:
+        """All that is remembered, as JSON."""
+        return {name: [list(row) for row in rows] for name, rows in self._rows.items()}
+
+    def restore(self, state: Mapping[str, Sequence[Sequence[float]]]) -> None:
+        """Go on from what `state` gave."""
+        self._rows = {
+            name: deque(((value, items) for value, items in rows), maxlen=self._window) for name, rows in state.items()
+        }
 
     def figures(self) -> dict[str, float]:
         """`window_mean/`, `window_var/` and `window_var_given_items/` of every figure with at least three values."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -16,6 +16,8 @@ from apiece.model.device import pick_device
 
 # All wait while one process evaluates; a process that died is noticed by torchrun, not by this.
 PATIENCE = timedelta(hours=2)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,23 @@ class World:
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any process."""
-        return bool(self.sum(torch.tensor(float(flag), device=self.device)) > 0)
+        return flag if self.size == 1 else bool(self.sum(torch.tensor(float(flag), device=self.device)) > 0)
+
+    def share(self, value: T) -> list[T]:
+        """The values of all processes, in their order, on every one of them."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def gather(self, value: T) -> list[T] | None:
+        """The values of all processes, in their order, on the one that writes files; `None` elsewhere."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] | None = [None] * self.size if self.is_main else None
+        dist.gather_object(value, values)
+        return values
 
     def barrier(self) -> None:
         """Wait for all."""

@@ -6,8 +6,10 @@ import resource
 import time
 from collections.abc import Mapping
 from statistics import fmean
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from apiece.config.schema import Config
 from apiece.monitor.telemetry import Telemetry
@@ -15,6 +17,7 @@ from apiece.rollout.tally import KEYS
 from apiece.rollout.tally import figures as written_figures
 from apiece.train.distributed import World
 from apiece.train.step import StepResult
+from apiece.types import Per
 
 
 class Meter:
@@ -35,6 +38,11 @@ class Meter:
         """Leave out time that was not spent training."""
         self._since = time.perf_counter()
 
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to read: every step since the last reading was left out."""
+        return not self._results
+
     def add(self, result: StepResult, tally: Mapping[str, float]) -> None:
         """Count one step.
 
@@ -45,6 +53,28 @@ class Meter:
         self._results.append(result)
         if tally:
             self._tallies.append({**tally, "update_s": result.seconds, "steps": 1.0})
+
+    def state(self) -> dict[str, Any]:
+        """All that is remembered, as JSON, for a run that goes on later; all processes must call this."""
+        counts = [[tally[key] for key in KEYS] for tally in self._tallies]
+        if counts:
+            sums = torch.tensor(counts, dtype=torch.float64, device=self._world.device)
+            counts = self._world.sum(sums).tolist()
+        return {
+            "telemetry": self._telemetry.state(),
+            "steps": [_as_json(result) for result in self._results],
+            "tallies": [dict(zip(KEYS, row, strict=True)) for row in counts],
+            "seconds": time.perf_counter() - self._since,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` gave, on any number of processes."""
+        self._telemetry.restore(state["telemetry"])
+        self._results = [_from_json(row) for row in state["steps"]]
+        # They are sums over all processes, so one process has them.
+        share = 1.0 if self._world.is_main else 0.0
+        self._tallies = [{key: share * value for key, value in tally.items()} for tally in state["tallies"]]
+        self._since = time.perf_counter() - state["seconds"]
 
     def read(self, rates: dict[str, float]) -> dict[str, float]:
         """The figures since the last reading, which start afresh; all processes must call this.
@@ -91,6 +121,29 @@ class Meter:
         counts = [sum(t[key] for t in self._tallies) for key in KEYS]
         sums = self._world.sum(torch.tensor(counts, dtype=torch.float64, device=self._world.device)).tolist()
         return {"b/step_share": len(self._tallies) / steps, **written_figures(dict(zip(KEYS, sums, strict=True)))}
+
+
+_MAPS, _NUMBERS = ("atoms", "values", "counts"), ("grad_norm", "num_tokens", "num_places", "num_collapsed")
+
+
+def _as_json(result: StepResult) -> dict[str, Any]:
+    maps = {name: {str(k): float(v) for k, v in getattr(result, name).items()} for name in _MAPS}
+    numbers = {name: float(getattr(result, name)) for name in _NUMBERS}
+    return {**maps, **numbers, "per": {k: str(v) for k, v in result.per.items()}, "seconds": result.seconds}
+
+
+def _from_json(row: Mapping[str, Any]) -> StepResult:
+    def number(value: float) -> Tensor:
+        return torch.tensor(value, dtype=torch.float64)
+
+    return StepResult(
+        atoms={k: number(v) for k, v in row["atoms"].items()},
+        values={k: number(v) for k, v in row["values"].items()},
+        counts={Per(k): number(v) for k, v in row["counts"].items()},
+        per={k: Per(v) for k, v in row["per"].items()},
+        **{name: number(row[name]) for name in _NUMBERS},
+        seconds=row["seconds"],
+    )
 
 
 def brief(figures: dict[str, float]) -> str:

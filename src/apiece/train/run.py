@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import logging
 import platform
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any, Self
 
 from apiece.errors import UserError
-from apiece.files import write_json, write_text
+from apiece.files import sync_path, sync_tree, write_json, write_text
 from apiece.train.trackers import Tracker
 
 PACKAGES = ("apiece", "torch", "transformers", "tokenizers", "hotcoco", "numpy", "scipy", "pillow", "pydantic")
@@ -22,10 +23,10 @@ log = logging.getLogger("apiece")
 
 
 def create_run(parent: Path, name: str, config_yaml: str, manifest: dict[str, Any]) -> Path:
-    """Make the folder of a new run and write its config and manifest.
+    """Make the folder of a new run with its config and manifest: complete or absent.
 
     Raises:
-        UserError: The name is taken.
+        UserError: The name is taken, or nothing can be written there.
     """
     run = parent / name
     if run.exists():
@@ -34,9 +35,21 @@ def create_run(parent: Path, name: str, config_yaml: str, manifest: dict[str, An
             where=run,
             fix=f"go on with it (apiece train --resume {run}) or name another (run.name=...)",
         )
-    run.mkdir(parents=True)
-    write_text(run / "config.yaml", config_yaml)
-    write_json(run / "manifest.json", manifest)
+    temporary = run.with_name(f".{run.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)  # of a process that was ended while it did this
+    try:
+        (temporary / "checkpoints").mkdir(parents=True)
+        write_text(temporary / "config.yaml", config_yaml)
+        write_json(temporary / "manifest.json", manifest)
+        sync_tree(temporary)
+        temporary.replace(run)
+        sync_path(parent)
+    except OSError as error:
+        raise UserError(
+            f"the run's folder cannot be made: {error.strerror}", where=run, fix="choose another folder: run.dir=DIR"
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     return run
 
 
@@ -88,21 +101,51 @@ class Metrics:
     def __init__(self, run: Path | None, resumed_at: int = 0, trackers: Sequence[Tracker] = ()) -> None:
         self._trackers = trackers
         self._file: IO[str] | None = None
+        self._evaluations: dict[int, dict[str, float]] = {}
         if run is None:
             return
         path = run / "metrics.jsonl"
         if path.exists():
             kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= resumed_at]
             write_text(path, "".join(line + "\n" for line in kept))
+            for line in kept:
+                row = json.loads(line)
+                self._note(row.pop("step"), row)
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115  closed by __exit__
 
     def log(self, step: int, figures: dict[str, float]) -> None:
         """Append one line, and tell the trackers."""
         assert self._file is not None, "one process logs"
-        self._file.write(json.dumps({"step": step, **figures}) + "\n")
-        self._file.flush()
+        self._note(step, figures)
+        try:
+            self._file.write(json.dumps({"step": step, **figures}) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise UserError(
+                f"no line can be written: {error.strerror}",
+                where=self._file.name,
+                fix="free some space, then go on with --resume",
+            ) from error
         for tracker in self._trackers:
             tracker.log(step, figures)
+
+    def sync(self) -> None:
+        """Flush to disk: a checkpoint is not to survive a power failure that its figures do not."""
+        if self._file is not None:
+            sync_path(Path(self._file.name))
+
+    def _note(self, step: int, figures: dict[str, float]) -> None:
+        if found := {key: value for key, value in figures.items() if key.startswith("eval/")}:
+            self._evaluations.setdefault(step, {}).update(found)
+
+    def has_evaluation(self, step: int) -> bool:
+        """Whether the figures of the evaluation at a step are there."""
+        return step in self._evaluations
+
+    def best(self, key: str, steps: Collection[int]) -> int | None:
+        """Of some steps the one with the greatest figure, the first of equal ones; `None` if none has it."""
+        values = {step: row[key] for step, row in self._evaluations.items() if step in steps and key in row}
+        return min(values, key=lambda step: (-values[step], step)) if values else None
 
     def __enter__(self) -> Self:
         return self

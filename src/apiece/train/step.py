@@ -5,15 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from apiece.config.schema import Precision
 from apiece.data.collate import Batch
-from apiece.errors import UserError
 from apiece.losses.compose import Counts, Objective, mean, total_loss
 from apiece.train.distributed import World
+from apiece.train.failures import MORE_ROOM, NonFiniteError, UpdateBrokenError, first_line
 from apiece.train.sharding import whole
 from apiece.types import LossTerm, Per
 
@@ -79,29 +80,31 @@ def train_step(
     was split.
 
     Raises:
-        UserError: A term or the gradient is not finite; the weights are untouched.
+        NonFiniteError: A term or the gradient is not finite, on every process; the weights are untouched.
+        UpdateBrokenError: The update was begun and could not be ended.
     """
     start = time.perf_counter()
-    counts, (tokens, places, collapsed) = _global_counts(objective, batches, world)
+    counts, (tokens, places, collapsed) = global_counts(objective, batches, world)
     collected: list[list[LossTerm]] = []
     for batch in batches:
         with torch.autocast(world.device.type, dtype=dtype, enabled=dtype is not None):
             terms = channel(batch)
-        _require_finite(terms, batch)
         # Distributed wrappers average gradients over ranks; the loss is a sum over them.
         (total_loss(terms, counts) * world.size).backward()
         collected.append([_detached(t) for t in terms])
     parameters = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
     grad_norm = whole(torch.nn.utils.clip_grad_norm_(parameters, clip_norm))
-    if not bool(torch.isfinite(grad_norm)):
-        ids = ", ".join(i for b in batches for i in b.sample_ids)
-        raise UserError(
-            f"the gradient is not finite; the weights were not updated (samples {ids})", fix="lower the rate"
-        )
-    for optimizer in optimizers:
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
     terms = _summed(collected, world)
+    # Both are the same on every process: all of them stop, or none.
+    if not bool(torch.isfinite(torch.stack([*(t.total for t in terms), grad_norm.to(terms[0].total)])).all()):
+        _drop_gradients(optimizers)
+        raise _not_finite(collected, batches, terms, grad_norm, world)
+    try:
+        for optimizer in optimizers:
+            optimizer.step()
+    except RuntimeError as error:  # memory ran out, or a data worker died: that is told wherever the process is
+        raise UpdateBrokenError(f"the update was broken off: {first_line(error)}", fix=MORE_ROOM) from error
+    _drop_gradients(optimizers)
     return StepResult(
         atoms={t.name: t.weight * mean(t, counts) for t in terms if t.weight},
         values={t.name: mean(t, counts) for t in terms},
@@ -115,7 +118,7 @@ def train_step(
     )
 
 
-def _global_counts(objective: Objective, batches: Sequence[Batch], world: World) -> tuple[Counts, Sequence[Tensor]]:
+def global_counts(objective: Objective, batches: Sequence[Batch], world: World) -> tuple[Counts, Sequence[Tensor]]:
     """Items of the whole step by kind; its real tokens, its tokens and padding, and its collapsed objects."""
     kinds, rows = list(Per), []
     for batch in batches:
@@ -127,14 +130,34 @@ def _global_counts(objective: Objective, batches: Sequence[Batch], world: World)
     return dict(zip(kinds, summed, strict=False)), summed[len(kinds) :].unbind()
 
 
-def _require_finite(terms: Sequence[LossTerm], batch: Batch) -> None:
-    finite = torch.isfinite(torch.stack([t.total for t in terms]))
-    if not bool(finite.all()):
-        bad = [t.name for t, ok in zip(terms, finite.tolist(), strict=True) if not ok]
-        raise UserError(
-            f"{', '.join(bad)} is not finite; the weights were not updated (samples {', '.join(batch.sample_ids)})",
-            fix="lower optim.lr, or look at those samples: apiece data check",
-        )
+def _drop_gradients(optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    for optimizer in optimizers:
+        optimizer.zero_grad(set_to_none=True)
+
+
+def _not_finite(
+    collected: Sequence[Sequence[LossTerm]],
+    batches: Sequence[Batch],
+    summed: Sequence[LossTerm],
+    grad_norm: Tensor,
+    world: World,
+) -> NonFiniteError:
+    """What was not finite and where, from all processes."""
+    own: list[dict[str, Any]] = [
+        {"rank": world.rank, "samples": list(batch.sample_ids), "term": t.name, "value": str(float(t.total))}
+        for batch, terms in zip(batches, collected, strict=True)
+        for t in terms
+        if not bool(torch.isfinite(t.total))
+    ]
+    found = [row for rows in world.share(own) for row in rows]
+    everyone = [i for ids in world.share([i for b in batches for i in b.sample_ids]) for i in ids]
+    samples = list(dict.fromkeys(i for row in found for i in row["samples"])) or everyone
+    names = list(dict.fromkeys(row["term"] for row in found)) or ["the gradient"]
+    values = {t.name: str(float(t.total)) for t in summed}
+    return NonFiniteError(
+        f"{', '.join(names)} is not finite; the weights were not updated (samples {', '.join(samples)})",
+        found={"found": found, "samples": everyone, "totals": values, "grad_norm": str(float(grad_norm))},
+    )
 
 
 def _detached(term: LossTerm) -> LossTerm:

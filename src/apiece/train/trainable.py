@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-import torch
-
 from apiece.config.schema import Config
 from apiece.errors import UserError
 from apiece.model.find import resolve_checkpoint
@@ -38,9 +35,3 @@ def trainable_model(config: Config, side: TextSide, world: World) -> Any:
         model.activation_checkpointing_enable({"use_reentrant": False})
     freeze_parts(model, config.optim, settings.freeze)
     return model.to(world.device).train()
-
-
-def seed_dropout(config: Config, step: int, world: World) -> None:
-    """Make what adapters drop a function of (seed, step, process); nothing else of a step is drawn from torch."""
-    if config.model.lora.dropout:
-        torch.manual_seed(int(np.random.SeedSequence([config.seed, 0xD, step, world.rank]).generate_state(1)[0]))

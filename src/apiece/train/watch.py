@@ -23,6 +23,7 @@ from apiece.train.distributed import World
 from apiece.train.evaluation import eval_subset, evaluate_step
 from apiece.train.run import Metrics
 from apiece.train.sharding import whole_model
+from apiece.train.stop import StopFlag
 from apiece.types import Sample
 
 
@@ -32,8 +33,8 @@ class Watched:
 
     Attributes:
         samples: Evaluated; none without `data.eval`.
-        panel: Dumped; `None` without monitoring, and on processes that write no files.
-        complete: Complete truth of all of these, where it is known; as the panel, where files are written.
+        panel: Dumped; `None` without monitoring.
+        complete: Complete truth of all of these, where it is known.
     """
 
     samples: tuple[Sample, ...]
@@ -41,20 +42,17 @@ class Watched:
     complete: GroundTruth | None = None
 
 
-def what_to_watch(config: Config, resume: Path | None, world: World) -> Watched:
-    """Choose what is looked at, before anything of the run is written.
+def what_to_watch(config: Config, resume: Path | None) -> Watched:
+    """Choose what is looked at, before anything of the run is written; every process chooses the same.
 
     Args:
         config: Of the run.
         resume: Folder of the run that goes on; its panel stays.
-        world: The processes.
 
     Raises:
         UserError: The panel cannot be had, or the complete truth lacks an image.
     """
     samples = tuple(eval_subset(config))
-    if not world.is_main:
-        return Watched(samples)
     panel = None
     if config.monitor.every_steps is not None:
         panel = choose_panel(config) if resume is None else panel_again(config, read_manifest(resume))
@@ -83,7 +81,7 @@ def read_manifest(run: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Watch:
-    """Evaluates and dumps when a step is due. All processes must call it, as a sharded model is gathered for it."""
+    """Evaluates and dumps when a step is due. All processes must call it: each asks about its share of the images."""
 
     run: Path
     config: Config
@@ -91,33 +89,56 @@ class Watch:
     world: World
     watched: Watched
     monitor: Monitor | None
+    stop: StopFlag
 
-    def begin(self, start: int, model: Any) -> None:
-        """The dump before the first step, or one that a crash after the checkpoint has left undone."""
-        if not self._dumps(start):
+    def begin(self, start: int, model: Any, metrics: Metrics) -> None:
+        """The dump before the first step, or what an interruption has left undone at the step that it goes on from."""
+        logged = self.world.any(metrics.has_evaluation(start))
+        dumped = self.world.any(self.monitor is not None and self.world.is_main and self.monitor.has(start))
+        dumps = self._dumps(start) and not dumped
+        # A dump keeps failures of the evaluation at its step, so that is made once more, too.
+        evaluates = start > 0 and self._evaluates(start) and (dumps or not logged)
+        if not (evaluates or dumps):
             return
-        with whole_model(model, self.config.model, self.world) as whole:
-            if whole is not None and self.monitor is not None and not self.monitor.has(start):
-                self.monitor.dump(start, whole)
-                self.monitor.wait()  # the data workers are forked next, which a busy thread may not survive
+        self._look(start, model, None if logged else metrics, evaluates=evaluates, dumps=dumps)
+        if self.monitor is not None:
+            self.monitor.wait()  # the data workers are forked next, which a busy thread may not survive
+
+    def due(self, step: int) -> bool:
+        """Whether a step is to be looked at."""
+        return self._evaluates(step) or self._dumps(step)
 
     def after(self, step: int, model: Any, metrics: Metrics) -> bool:
         """Evaluate and dump after a step, where it is due; tells whether anything was."""
         evaluates, dumps = self._evaluates(step), self._dumps(step)
-        if not (evaluates or dumps):
-            return False
-        with whole_model(model, self.config.model, self.world) as whole:
-            if whole is not None:
-                answers: list[Answer] = []
-                if evaluates:
-                    samples, complete = self.watched.samples, self.watched.complete
-                    figures, answers = evaluate_step(
-                        self.run, step, whole, self.encoder, samples, self.config, complete
-                    )
+        if evaluates or dumps:
+            self._look(step, model, metrics, evaluates=evaluates, dumps=dumps)
+        return evaluates or dumps
+
+    def _look(self, step: int, model: Any, metrics: Metrics | None, *, evaluates: bool, dumps: bool) -> None:
+        """Evaluate, then dump; left at once where the run is asked to stop, since it can be made again."""
+        with whole_model(model, self.config.model, self.world, everywhere=True) as whole:
+            assert whole is not None, "every process asks about its share"
+            answers: list[Answer] = []
+            if evaluates:
+                evaluated = evaluate_step(
+                    self.run,
+                    step,
+                    whole,
+                    self.encoder,
+                    self.watched.samples,
+                    self.config,
+                    self.watched.complete,
+                    world=self.world,
+                    stop=self.stop,
+                )
+                if evaluated is None:
+                    return
+                figures, answers = evaluated
+                if metrics is not None and self.world.is_main:
                     metrics.log(step, figures)
-                if dumps and self.monitor is not None:
-                    self.monitor.dump(step, whole, answers)
-        return True
+            if dumps and self.monitor is not None and not self.world.any(self.stop.now):
+                self.monitor.dump(step, whole, answers, together=self.world)
 
     def _evaluates(self, step: int) -> bool:
         steps = self.config.train.steps
@@ -130,11 +151,12 @@ class Watch:
 
 @contextmanager
 def watching(
-    run: Path, start: int, config: Config, encoder: SampleEncoder, world: World, watched: Watched
+    run: Path, start: int, config: Config, encoder: SampleEncoder, world: World, watched: Watched, stop: StopFlag
 ) -> Iterator[Watch]:
     """A watch; its end waits for the dump that is being written."""
     if watched.panel is None:
-        yield Watch(run, config, encoder, world, watched, None)
+        yield Watch(run, config, encoder, world, watched, None, stop)
         return
-    with Monitor(run, start, config, watched.panel, encoder, watched.complete) as monitor:
-        yield Watch(run, config, encoder, world, watched, monitor)
+    keep_from = start if world.is_main else None
+    with Monitor(run, keep_from, config, watched.panel, encoder, watched.complete) as monitor:
+        yield Watch(run, config, encoder, world, watched, monitor, stop)

@@ -1,0 +1,182 @@
+"""All that the steps of a run are made of, built from its config: for training, and for going over a step again."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from apiece.channels.base import TwoChannels
+from apiece.config.schema import Config
+from apiece.data.collate import Batch
+from apiece.data.records import Records, open_records
+from apiece.errors import UserError
+from apiece.losses.compose import Objective
+from apiece.model.encode import Augmentation, PromptTokens, SampleEncoder
+from apiece.model.load import TextSide, load_text_side
+from apiece.model.prompts import prompt_text
+from apiece.train.batches import BatchPlan, micro_batches, sample_lengths
+from apiece.train.channels import build_channels
+from apiece.train.distributed import World
+from apiece.train.optim import build_optimizers
+from apiece.train.sharding import parallelize
+from apiece.train.step import autocast_dtype
+from apiece.train.trainable import trainable_model
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Questions:
+    """What is trained on, and how it becomes tokens; known before any weights are loaded."""
+
+    side: TextSide
+    prompt: PromptTokens
+    records: Records
+    dropped: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Training:
+    """All that a step is made of.
+
+    Attributes:
+        config: Of the run.
+        world: The processes.
+        questions: What is trained on.
+        model: Not wrapped.
+        objective: The weighted terms.
+        channels: Prepare a step.
+        channel: The same, as it is trained here: alone, replicated or sharded.
+        optimizers: Over the trainable parameters.
+        encoder: Samples to tokens.
+        dtype: Of autocast.
+        plan: Which samples make which batch.
+    """
+
+    config: Config
+    world: World
+    questions: Questions
+    model: Any
+    objective: Objective
+    channels: TwoChannels
+    channel: nn.Module
+    optimizers: list[torch.optim.Optimizer]
+    encoder: SampleEncoder
+    dtype: torch.dtype | None
+    plan: BatchPlan
+
+    @property
+    def card(self) -> dict[str, Any]:
+        """What is kept beside the weights: evaluating under another prompt or pixel budget can then be told."""
+        config = self.config
+        return {
+            "prompt": config.prompt.model_dump(mode="json"),
+            "prompt_hash": self.questions.prompt.hash,
+            "max_pixels": config.data.max_pixels,
+            "object_order": str(config.data.object_order),
+        }
+
+    def stream(self, start: int, stop: int, micro: int | None = None) -> Generator[list[Batch]]:
+        """This process's micro-batches of every step after `start` of them, up to `stop`.
+
+        Args:
+            start: Steps done.
+            stop: Steps done at the end.
+            micro: Samples in one forward pass; the config's if `None`.
+        """
+        config, world = self.config, self.world
+        return micro_batches(
+            self.questions.records,
+            self.encoder,
+            Augmentation(
+                flip=config.data.flip,
+                scale_jitter=config.data.scale_jitter,
+                order=config.data.object_order,
+                seed=config.seed,
+            ),
+            self.plan,
+            start=start,
+            stop=stop,
+            rank=world.rank,
+            world=world.size,
+            micro=micro or config.train.micro_batch_size or config.train.batch_size // world.size,
+            workers=config.data.workers,
+        )
+
+
+def read_questions(config: Config) -> Questions:
+    """Read the data and what writes answers; every name is checked against the tokenizer."""
+    side = load_text_side(config.model.checkpoint, config.data.max_pixels)
+    prompt = PromptTokens.of(side, prompt_text(config.prompt.name, config.prompt.text))
+    records, dropped = training_samples(config, side)
+    return Questions(side, prompt, records, dropped)
+
+
+def build_training(config: Config, questions: Questions, world: World) -> Training:
+    """Load the model and put everything around it that a step needs."""
+    side = questions.side
+    model = trainable_model(config, side, world)
+    objective = Objective(
+        config.objective, config.stage2_ab.coord_decode_mode, side.vocab.first_id, side.vocab.num_bins
+    )
+    dtype = autocast_dtype(config.model.precision, world.device)
+    encoder = SampleEncoder(side, questions.prompt, model.config.text_config.max_position_embeddings)
+    channels = build_channels(model, objective, encoder, config, world)
+    channel = parallelize(channels, config.train.parallel, world, dtype)
+    optimizers = build_optimizers(model, config.optim)
+    plan = BatchPlan(
+        sample_lengths(questions.records, encoder),
+        config.train.batch_size,
+        config.train.length_window,
+        config.seed,
+        config.data.shuffle,
+        config.data.buffer_size,
+    )
+    return Training(config, world, questions, model, objective, channels, channel, optimizers, encoder, dtype, plan)
+
+
+def training_samples(config: Config, side: TextSide) -> tuple[Records, int]:
+    """The samples that are trained on, and how many were left out for having too many objects.
+
+    Every name is checked against the tokenizer before anything is trained.
+    """
+    if config.data.train is None:
+        raise UserError("data.train is not set", where="config", fix="name the training JSONL: data.train=X.jsonl")
+    path = Path(config.data.train)
+    records = open_records(path)
+    for desc in sorted(records.table.names):
+        side.renderer.check_desc(desc)
+    kept = np.flatnonzero(records.num_objects <= config.data.max_objects)
+    dropped = len(records) - len(kept)
+    if not len(kept):
+        raise UserError(f"no image to train on: {len(records)} read, {dropped} above data.max_objects", where=path)
+    return records.select(kept), dropped
+
+
+def check_world(config: Config, world: World) -> None:
+    """Refuse numbers of processes that would give ranks different numbers of micro-batches: they would wait forever."""
+    share, rest = divmod(config.train.batch_size, world.size)
+    micro = config.train.micro_batch_size or share
+    if rest or share % micro:
+        raise UserError(
+            f"train.batch_size ({config.train.batch_size}) does not split evenly over {world.size} processes "
+            f"in micro-batches of {micro or 1}",
+            where="config",
+            fix=f"make train.batch_size a multiple of {world.size * max(micro, 1)}",
+        )
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Make every random number of a step, such as of dropout, a function of the seed, the step and the process.
+
+    So a run that goes on needs no generator's state, and a step can be gone over again.
+    """
+    words = np.random.SeedSequence([seed, 0x5EED, step, rank]).generate_state(3)
+    random.seed(int(words[0]))
+    np.random.seed(int(words[1]))
+    torch.manual_seed(int(words[2]))
