@@ -261,6 +261,7 @@ class Measuring:
     repeats: int
     speed: Speed
     cpu_time: bool
+    parts: bool
 
     def clock(self) -> float:
         """Seconds."""
@@ -277,11 +278,13 @@ def measure(work: Work, arms: Sequence[str], model: Any, side: TextSide, how: Me
             before = how.clock()
             run_arm(arm, model, side, work)
             seconds[arm].append(how.clock() - before)
-            parts[arm].append(parts_of(arm, model, side, work, how.device))
+            if how.parts:
+                parts[arm].append(parts_of(arm, model, side, work, how.device))
     useful = sum(len(q.prefix_ids) for q in work.questions) + work.tokens - len(work.answers)
     rows = []
     for arm in arms:
-        took, shares = median(seconds[arm]), median_parts(parts[arm]) | {"data": work.data_seconds}
+        took = median(seconds[arm])
+        shares = median_parts(parts[arm]) | {"data": work.data_seconds} if how.parts else {}
         rows.append(
             {
                 "arm": arm,
@@ -294,7 +297,7 @@ def measure(work: Work, arms: Sequence[str], model: Any, side: TextSide, how: Me
                 "choices_per_object": work.choices / work.objects,
                 "padding_share": 1 - useful / passes[arm].positions,
                 "steps": passes[arm].steps,
-                "parts": part_rows(shares, floors(arm, model, work, passes[arm], how.speed)),
+                "parts": part_rows(shares, floors(arm, model, work, passes[arm], how.speed)) if how.parts else [],
             }
         )
     return rows
@@ -303,11 +306,15 @@ def measure(work: Work, arms: Sequence[str], model: Any, side: TextSide, how: Me
 def main() -> None:
     p = parser((__doc__ or "").strip(), [*CASES, *QWEN_CASES], list(ARMS))
     p.add_argument("--tokenizer", type=Path, default=TOKENIZER, help="folder of Qwen3's tokenizer")
+    p.add_argument("--images", type=int, help="how many; twice the batch if not given")
+    p.add_argument("--objects", type=int, help="at most, an image; 60, and 12 with Qwen's tokenizer, if not given")
+    p.add_argument("--no-parts", action="store_true", help="leave out where the time goes, which takes as long again")
     p.add_argument("--cpu-time", action="store_true", help="seconds of the process, not of the clock")
     options = p.parse_args()
     cases = {"quick": 2} if options.quick else {n: (CASES | QWEN_CASES)[n] for n in options.cases}
     device = pick_device(options.device)
-    how = Measuring(device, 1 if options.quick else options.repeats, machine_speed(device), options.cpu_time)
+    repeats = 1 if options.quick else options.repeats
+    how = Measuring(device, repeats, machine_speed(device), options.cpu_time, not options.no_parts)
     where = conditions(device, how.speed)
     print_conditions(where)
     results = []
@@ -322,8 +329,8 @@ def main() -> None:
             longest = model.config.text_config.max_position_embeddings
             encoder = SampleEncoder(side, PromptTokens.of(side, PROMPTS["plain"]), longest)
             # Enough for places to be refilled.
-            images = size if options.quick else max(2 * size, FEWEST_IMAGES)
-            most = 8 if options.quick else 12 if name in QWEN_CASES else 60
+            images = options.images or (size if options.quick else max(2 * size, FEWEST_IMAGES))
+            most = options.objects or (8 if options.quick else 12 if name in QWEN_CASES else 60)
             samples = scene_samples(Path(folder) / name, images, seed=options.seed, most=most)
             work = Work.of(samples, encoder, size)
             rows = measure(work, options.arms, model, side, how)
@@ -332,7 +339,7 @@ def main() -> None:
                 f"{name}: {images} images, {work.objects} objects",
                 [{k: v for k, v in r.items() if k not in hidden} for r in rows],
             )
-            for row in rows:
+            for row in rows if how.parts else []:
                 print_rows(f"{name}, {row['arm']}: where the time goes, {row['steps']} steps", row["parts"])
             results += [{"case": name, "images": images, "repeats": how.repeats, **row} for row in rows]
     write_report(options.json, "generate", where | {"cpu_time": options.cpu_time}, results)
