@@ -19,6 +19,7 @@ from apiece.train.checkpoint import load_checkpoint
 from apiece.train.distributed import World, join_world, leave_world
 from apiece.train.failures import signal_name, told
 from apiece.train.kept import choose_checkpoint, forget_after
+from apiece.train.memory import give_back
 from apiece.train.meter import Meter, brief
 from apiece.train.optim import lr_scale, set_lr
 from apiece.train.run import Metrics, create_run, log_to, make_manifest
@@ -103,6 +104,7 @@ def train(
                 one_step(training, meter, next(stream), done)
             if done % config.train.log_every == 0 or done == steps:
                 bar.update(task, note=write_figures(meter, metrics, done, rates, world))
+                give_back()
             bar.update(task, completed=done)
             stopped = world.any(stop.now)
             if stopped or done == steps or done % (config.train.save_every or steps) == 0:
