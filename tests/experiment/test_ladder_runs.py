@@ -117,6 +117,17 @@ def test_a_changed_setting_is_named_and_refused_and_put_aside_when_asked(
     assert sorted(path.name for path in aside.iterdir()) == ["begun.json", "result.json", "run"]
 
 
+def test_a_setting_that_there_was_not_yet_is_no_change(tmp_path: Path, tiny_checkpoint: Path, finished: Path) -> None:
+    for folder in ("data", "study"):
+        shutil.copytree(finished / folder, tmp_path / folder)
+    job = jobs_of(write_ladder(tmp_path, tiny_checkpoint))[0]
+    stored = json.loads(job.result.read_text())
+    for key, state in (("optim.clip_norm", State.DONE), ("train.steps", State.CHANGED)):  # at its default; set
+        del stored["made_from"]["settings"][key]
+        job.result.write_text(json.dumps(stored))
+        assert job.state()[0] is state
+
+
 def test_a_spent_budget_begins_nothing_more(tmp_path: Path, tiny_checkpoint: Path, finished: Path) -> None:
     shutil.copytree(finished / "data", tmp_path / "data")
     jobs = jobs_of(write_ladder(tmp_path, tiny_checkpoint))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from apiece.config.benchmark import BenchmarkFile
-from apiece.config.dump import values, yaml_text
+from apiece.config.dump import default_values, values, yaml_text
 from apiece.config.ladder import LadderFile, Match
 from apiece.config.load import load_config, load_file
 from apiece.config.schema import Config
@@ -242,7 +242,12 @@ def _config(ladder: LadderFile, files: LadderFiles, arm: str, *more: str) -> Con
 
 def _settings(config: Config) -> dict[str, Any]:
     """All settings by dotted path that a result depends on."""
-    flat = {".".join(path): value for path, value in values(config).items()}
+    return _flat(values(config))
+
+
+def _flat(settings: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
+    """By dotted path, without those that no figure depends on."""
+    flat = {".".join(path): value for path, value in settings.items()}
     return {key: value for key, value in flat.items() if key not in _NOT_COMPARED}
 
 
@@ -274,11 +279,16 @@ def _made_from(path: Path) -> Any:
     if not path.is_file():
         return None
     try:
-        return json.loads(path.read_text(encoding="utf-8"))["made_from"]
+        return filled(json.loads(path.read_text(encoding="utf-8"))["made_from"])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"cannot be read: {error!r}", where=path, fix="remove it; its run is then begun anew"
         ) from error
+
+
+def filled(made_from: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with settings that the package did not have then, at their defaults: those change nothing."""
+    return {**made_from, "settings": {**_flat(default_values()), **made_from["settings"]}}
 
 
 def differences(found: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> list[str]:

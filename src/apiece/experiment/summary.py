@@ -25,7 +25,7 @@ from apiece.compare.run import DRAWS, image_draws, seeds_rng
 from apiece.compare.telemetry import LEAST_BLOCKS, telemetry_draws
 from apiece.errors import UserError
 from apiece.evaluate.f1 import CROWDING, crowding_of_counts
-from apiece.experiment.jobs import differences
+from apiece.experiment.jobs import differences, filled
 from apiece.experiment.result import Result, read_result
 from apiece.experiment.split import AP, TRUE, Split, same_images
 from apiece.progress import track
@@ -211,7 +211,7 @@ def _require_comparable(grouped: Mapping[str, Sequence[Result]]) -> None:
                 fix="do those again that are of an earlier state: apiece ladder LADDER.yaml --redo",
             )
     for arm, group in grouped.items():
-        settings = [result.made_from.get("settings") for result in group]
+        settings = [filled(result.made_from)["settings"] for result in group]
         if any(one != settings[0] for one in settings):
             raise UserError(f"the seeds of {arm} differ in more than their seed", fix="do them again with --redo")
 
