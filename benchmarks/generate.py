@@ -49,13 +49,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from apiece.config.lora import Part
 from apiece.config.schema import GenerateSection
 from apiece.data.collate import EncodedSample
 from apiece.model.device import pick_device
 from apiece.model.encode import Augmentation, PromptTokens, SampleEncoder
 from apiece.model.load import TextSide, load_model, load_text_side
 from apiece.model.prompts import PROMPTS
-from apiece.planning.shapes import ModelPart
 from apiece.rollout.head import Head
 from apiece.rollout.layers import Layers, layers_of
 from apiece.types import Role, Sample
@@ -239,7 +239,7 @@ def floors(arm: str, model: Any, work: Work, passes: Passes, speed: Speed) -> di
     # Keys and values of a position, the matrices of all layers, and the head's; float32.
     kept = 4 * 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
     matrices = counts.shape.matrices()
-    weights, head = 4 * matrices[ModelPart.LANGUAGE], 4 * matrices[ModelPart.TABLE]
+    weights, head = 4 * matrices[Part.LANGUAGE], 4 * matrices[Part.COORD]
     # The library reads the head at each step and after each prefix, we for many tokens at once.
     calls = passes.steps + -(-len(work.questions) // work.batch_size) if arm in LIBRARY else 1
     moved = {"answer": weights * passes.steps + kept * passes.keys_read, "head": head * calls}

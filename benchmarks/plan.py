@@ -15,8 +15,8 @@ shapes alone (`apiece.planning`), for models of several sizes in float32:
   the count then takes all pairs, as that does.
 
 Arms: `n1`, `n2`, `n4` passes of Channel-A; `_recompute` with gradient checkpointing, `_frozen` with a frozen vision
-tower, `_half` under bf16 autocast, `_padded` with samples of different lengths. `--checkpoint`, `--repeats` and
-`--device` are of no effect here.
+tower, `_lora` with adapters of rank 8, `_half` under bf16 autocast, `_padded` with samples of different lengths.
+`--checkpoint`, `--repeats` and `--device` are of no effect here.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import ctypes
 import multiprocessing
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,26 +37,29 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from apiece.channels.a_soft_context import SoftContext
+from apiece.config.lora import LoraSection, Part
 from apiece.config.schema import CoordDecodeMode, ObjectiveSection, OptimSection, Stage2Section
 from apiece.data.collate import Batch
 from apiece.losses.compose import Objective, total_loss
 from apiece.losses.coord import soft_targets
+from apiece.model.lora import add_adapters
 from apiece.model.tiny import tiny_config
-from apiece.planning.memory import WEIGHT, peak_of, timeline
-from apiece.planning.shapes import ModelPart, ModelShape
+from apiece.planning.footprint import training_footprint
+from apiece.planning.shapes import ModelShape
 from apiece.planning.step import step_flops
 from apiece.planning.work import Recipe, Work
 from apiece.train.distributed import World
-from apiece.train.optim import build_optimizers
+from apiece.train.optim import build_optimizers, freeze_parts
 from apiece.train.step import train_step
 from apiece.types import Role
 from common import Row, conditions, machine_speed, parser, print_conditions, print_rows, write_report
 from proportions import BINS, IMAGE_ID, Proportions, random_batch
 
 CPU = torch.device("cpu")
+LORA = LoraSection(rank=8)
 ARMS = (
     *("n1", "n2", "n4", "n1_padded", "n2_padded", "n1_recompute", "n2_recompute"),
-    *("n1_frozen", "n1_half", "n2_half", "n1_half_recompute"),
+    *("n1_frozen", "n1_lora", "n1_half", "n2_half", "n1_half_recompute", "n1_half_lora"),
 )
 
 
@@ -117,8 +120,12 @@ def case_of(name: str) -> Case:
 
 def recipe_of(arm: str) -> Recipe:
     """What an arm does, as the planner takes it."""
-    trained = {part: part is not ModelPart.VISION or "frozen" not in arm for part in ModelPart}
-    return Recipe(passes=int(arm[1]), trained=trained, recompute="recompute" in arm, half="half" in arm, cuda=False)
+    if "lora" in arm:
+        nothing, adapted = dict.fromkeys(Part, False), frozenset(LORA.targets)
+        base = Recipe(trained=nothing, rank=LORA.rank, adapted=adapted, rows=True)
+    else:
+        base = Recipe(trained={part: part is not Part.VISION or "frozen" not in arm for part in Part})
+    return replace(base, passes=int(arm[1]), recompute="recompute" in arm, half="half" in arm, cuda=False)
 
 
 def work_of(batch: Batch) -> Work:
@@ -144,11 +151,7 @@ def foretold(case: Case, arm: str) -> dict[str, float]:
     """Memory and FLOPs from shapes."""
     shape, recipe = ModelShape.of(case.config().to_dict()), recipe_of(arm)
     work = work_of(case.batch(padded="padded" in arm))
-    parameters = shape.parameters()
-    learnt = sum(n for part, n in parameters.items() if recipe.trained[part])
-    resident = WEIGHT * (sum(parameters.values()) + 2 * learnt)
-    peak = peak_of(timeline(shape, work, recipe))
-    tensors = resident + max(peak.total, WEIGHT * (learnt + 2 * shape.language.table))
+    tensors = training_footprint(shape, work, recipe, 1, accumulates=False).total
     flops = step_flops(shape, work, recipe, causal=False).total
     return {"tensors": tensors, "process": tensors + LIBRARIES, "flops": flops}
 
@@ -173,6 +176,9 @@ class Setup:
 
         recipe = recipe_of(arm)
         model = Qwen3VLForConditionalGeneration._from_config(case.config(), attn_implementation=attention).train()
+        if recipe.rank:
+            add_adapters(model, LORA, case.first_id(), BINS, 0)
+        freeze_parts(model, optim_of(arm))
         if recipe.recompute:
             model.activation_checkpointing_enable({"use_reentrant": False})
         objective = Objective(ObjectiveSection(), CoordDecodeMode.EXP, case.first_id(), BINS)

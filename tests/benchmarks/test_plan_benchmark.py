@@ -23,9 +23,13 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Any:
     return plan
 
 
-@pytest.mark.parametrize(
-    "arm", ["n1", "n2_padded", "n4", "n1_frozen", "n2_recompute", "n1_half", "n2_half_recompute", "n2_frozen_padded"]
+ARMS = (
+    *("n1", "n2_padded", "n4", "n1_frozen", "n2_recompute", "n1_half", "n2_half_recompute", "n2_frozen_padded"),
+    *("n1_lora", "n2_half_lora", "n2_lora_recompute"),
 )
+
+
+@pytest.mark.parametrize("arm", ARMS)
 def test_counts_are_those_of_a_real_step(bench: Any, arm: str) -> None:
     plan = bench.foretold(bench.QUICK, arm)
     assert plan["flops"] == pytest.approx(bench.count_flops(bench.QUICK, arm), rel=1e-6)

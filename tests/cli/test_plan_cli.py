@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from apiece.cli import app
 from apiece.cli.commands import __all__ as commands
+from apiece.config.load import load_config
 from apiece.errors import UserError
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "planning"))
@@ -93,6 +94,9 @@ def test_what_does_not_fit_is_refused_with_what_would(config: Path, data: Path, 
     assert all(change["needs"] <= change["room"] for change in made["changes"])
     first: dict[str, Any] = made["changes"][0]
     assert first["change"] in str(caught.value)
+    for change in made["changes"]:  # every one of them is a config that can be loaded
+        load_config(config, [*settings, *(one for one in change["change"].split() if "=" in one)])
+    assert any("model.lora.rank" in change["settings"] for change in made["changes"])
     typed = [one for one in first["change"].split() if "=" in one]
     assert "fits:" in plan(config, *settings, *typed, "--gpu", first["gpu"])
 

@@ -7,11 +7,12 @@ from dataclasses import replace
 import pytest
 from published import published_config
 
+from apiece.config.lora import Part
 from apiece.planning.footprint import Resident, rollout_footprint, training_footprint
 from apiece.planning.gpus import GPUS, machine_of
 from apiece.planning.lengths import Length
 from apiece.planning.memory import Node, Peak, peak_of, timeline
-from apiece.planning.shapes import ModelPart, ModelShape
+from apiece.planning.shapes import ModelShape
 from apiece.planning.speed import rollout_seconds, step_seconds
 from apiece.planning.step import step_flops
 from apiece.planning.work import Recipe, Work
@@ -28,7 +29,7 @@ WORK = Work(
     padded=False,
 )
 EMPTY = Work(((1, 2, 2),), 20, 1, 1, 0, 0, 0, False)
-FROZEN = {part: part is ModelPart.LANGUAGE for part in ModelPart}
+FROZEN = {part: part is Part.LANGUAGE for part in Part}
 
 
 def test_nothing_has_no_peak() -> None:
@@ -83,7 +84,7 @@ def test_flops_move_as_they_should() -> None:
     assert plain.again == {"vision": 0, "language": 0, "head": 0}
     again = step_flops(SHAPE, WORK, Recipe(recompute=True))
     assert 0 < again.again["language"] < again.forward["language"]
-    nothing = step_flops(SHAPE, WORK, Recipe(trained=dict.fromkeys(ModelPart, False)))
+    nothing = step_flops(SHAPE, WORK, Recipe(trained=dict.fromkeys(Part, False)))
     assert sum(nothing.backward.values()) == 0
     detached = step_flops(SHAPE, WORK, Recipe(passes=4, unroll=False))
     assert detached.total < step_flops(SHAPE, WORK, Recipe(passes=4)).total
@@ -92,13 +93,13 @@ def test_flops_move_as_they_should() -> None:
 
 def test_adapters() -> None:
     """What peft adds to the linear layers of a part, and the coordinate rows; the base gets no gradient."""
-    nothing = dict.fromkeys(ModelPart, False)
-    recipe = Recipe(trained=nothing, rank=16, adapted=frozenset({ModelPart.LANGUAGE}))
+    nothing = dict.fromkeys(Part, False)
+    recipe = Recipe(trained=nothing, rank=16, adapted=frozenset({Part.LANGUAGE}), rows=True)
     # q, k, v, o, gate, up, down of the 2B model: inputs and outputs of 28 layers.
     sides = 28 * ((2048 + 2048) * 2 + (2048 + 1024) * 2 + (2048 + 6144) * 3)
-    assert recipe.learnt(SHAPE)[ModelPart.LANGUAGE] == 16 * sides
-    assert recipe.learnt(SHAPE)[ModelPart.TABLE] == SHAPE.coordinate_rows() == 1000 * 2048
-    assert recipe.learnt(SHAPE)[ModelPart.VISION] == 0
+    assert recipe.learnt(SHAPE)[Part.LANGUAGE] == 16 * sides
+    assert recipe.learnt(SHAPE)[Part.COORD] == SHAPE.coordinate_rows() == 1000 * 2048
+    assert recipe.learnt(SHAPE)[Part.VISION] == 0
     assert sum(recipe.held(SHAPE).values()) == sum(SHAPE.parameters().values()) + sum(recipe.learnt(SHAPE).values())
     whole, adapted = (training_footprint(SHAPE, WORK, r, 1, accumulates=False) for r in (Recipe(), recipe))
     assert adapted.optimizer < 0.05 * whole.optimizer
@@ -116,7 +117,7 @@ def test_what_is_always_there() -> None:
     assert (ddp.weights, ddp.exchange) == (4 * count, 4 * count)  # buckets
     assert (shared.weights, shared.optimizer, shared.exchange) == (count / 2, count, 0)
     muon = Resident.of(SHAPE, Recipe(muon=True), 1)
-    matrices = sum(n for part, n in SHAPE.matrices().items() if part is not ModelPart.TABLE)
+    matrices = sum(n for part, n in SHAPE.matrices().items() if part is not Part.COORD)
     assert muon.optimizer == 8 * count - 4 * matrices
 
 

@@ -11,18 +11,18 @@ import torch
 from published import NAMES, published_config, write_published
 from transformers import Qwen3VLForConditionalGeneration
 
+from apiece.config.lora import Part
 from apiece.errors import UserError
 from apiece.model.load import load_model
-from apiece.planning.shapes import ModelPart, ModelShape
-from apiece.train.optim import Part, part_of
+from apiece.model.parts import part_of
+from apiece.planning.shapes import ModelShape
 
 
-def counted(model: Any) -> dict[ModelPart, int]:
+def counted(model: Any) -> dict[Part, int]:
     """Parameters by part, from the modules."""
-    names = {Part.COORD: ModelPart.TABLE, **{p: ModelPart(p) for p in Part if p is not Part.COORD}}
-    counts: Counter[ModelPart] = Counter()
+    counts: Counter[Part] = Counter()
     for name, parameter in model.named_parameters():
-        counts[names[part_of(name)]] += parameter.numel()
+        counts[part_of(name)] += parameter.numel()
     return dict(counts)
 
 

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
+from apiece.config.lora import Part
 from apiece.config.schema import Config, Parallel
 from apiece.planning.estimate import Batching, Estimate, estimate
 from apiece.planning.gpus import GPUS, MOST, Machine
@@ -15,7 +16,8 @@ from apiece.planning.source import Source
 
 LEAST_PIXELS = 65_536
 """Images are not shrunk further than to this: small objects would go first."""
-SHOWN = 5
+LORA_RANK = 16
+SHOWN = 6
 Settings = Mapping[str, Any]
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -80,11 +82,12 @@ def _candidates(config: Config, machine: Machine) -> Iterator[Settings]:
     yield from (one | two for one in recompute for two in smaller)
     yield from (one | two for one in share for two in (*recompute, *smaller))
     yield from (one | two | three for one in share for two in recompute for three in smaller)
-    yield from pixels
+    adapters = _adapters(config)
+    yield from (*adapters, *pixels)
     last: dict[str, Any] = {}
     for part in (share, recompute, smaller[-1:]):
         last |= part[0] if part else {}
-    yield from (last | one for one in pixels)
+    yield from (last | one for one in (*adapters, *pixels, *(a | p for a in adapters for p in pixels)))
 
 
 def _smaller_micro(config: Config, machine: Machine) -> list[int]:
@@ -92,6 +95,20 @@ def _smaller_micro(config: Config, machine: Machine) -> list[int]:
     now = Batching.of(config, machine.count)
     each = now.batch // machine.count
     return [size for size in range(now.micro - 1, 0, -1) if each % size == 0]
+
+
+def _adapters(config: Config) -> list[dict[str, Any]]:
+    """Adapters instead of all weights, where the other settings go with them."""
+    optim, frozen = config.optim, config.model.freeze
+    targets = [
+        p for p in (Part.MERGER, Part.LANGUAGE) if p not in frozen and (p is Part.LANGUAGE or optim.lr_merger != 0)
+    ]
+    if config.model.lora.rank or optim.name != "adamw" or optim.lr_vision or not targets:
+        return []
+    settings: dict[str, Any] = {"model.lora.rank": LORA_RANK}
+    if targets != list(config.model.lora.targets):
+        settings["model.lora.targets"] = tuple(targets)
+    return [settings]
 
 
 def _fewer_pixels(config: Config) -> list[int]:
@@ -134,4 +151,6 @@ def _with(model: Model, path: list[str], value: Any) -> Model:
 
 
 def _typed(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"[{','.join(map(str, value))}]"
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from apiece.config.lora import Part
 from apiece.planning.memory import WEIGHT, Peak, peak_of, timeline
-from apiece.planning.shapes import ModelPart, ModelShape
+from apiece.planning.shapes import ModelShape
 from apiece.planning.work import Recipe, Work
 
 GROWTH = 1.5
@@ -115,7 +116,7 @@ def _update(shape: ModelShape, recipe: Recipe, rest: Resident) -> Footprint:
     if recipe.cuda:
         working = rest.learnt - (WEIGHT * recipe.muon_matrices(shape) * rest.share if recipe.muon else 0.0)
     else:
-        table = shape.language.table if recipe.trained[ModelPart.TABLE] else shape.language.layer_matrices // 8
+        table = shape.language.table if recipe.trained[Part.COORD] else shape.language.layer_matrices // 8
         working = 2.0 * WEIGHT * table
     return rest.with_peak(Peak(0.0, 0.0, rest.learnt, "update"), working, "update")
 
@@ -129,7 +130,7 @@ def _gathered(shape: ModelShape, recipe: Recipe) -> float:
     inside = t.layers * layer + shape.vision.depth * shape.vision.block_matrices
     outside = sum(parts.values()) - inside
     # Gradients of a layer: whole as computed, then in float32 on their way to the others.
-    on_the_way = layer * (e + WEIGHT) if recipe.trained[ModelPart.LANGUAGE] else 0
+    on_the_way = layer * (e + WEIGHT) if recipe.trained[Part.LANGUAGE] else 0
     return 2.0 * layer * e + on_the_way + WEIGHT * outside
 
 

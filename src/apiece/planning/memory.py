@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from apiece.codec.bins import NUM_BINS
-from apiece.planning.shapes import ModelPart, ModelShape
+from apiece.config.lora import Part
+from apiece.planning.shapes import ModelShape
 from apiece.planning.work import Recipe, Work
 
 WEIGHT = 4
@@ -119,7 +120,7 @@ def timeline(shape: ModelShape, work: Work, recipe: Recipe) -> list[Node]:
     ]
     # The embeddings of prompt and answer are looked up once and wait for later passes until the turn.
     embedded = 4.0 * size * (work.prefix + work.answer) * t.width
-    own = recipe.trained[ModelPart.TABLE]
+    own = recipe.trained[Part.COORD]
     nodes.append(
         Node(
             "embedding",
@@ -148,22 +149,20 @@ def timeline(shape: ModelShape, work: Work, recipe: Recipe) -> list[Node]:
 def _vision(shape: ModelShape, work: Work, recipe: Recipe) -> list[Node]:
     """The tower and its mergers."""
     v, n, e = shape.vision, work.patches, recipe.compute_bytes
-    tower, sides = recipe.learns(ModelPart.VISION), shape.linear_sides()
+    tower, sides = recipe.learns(Part.VISION), shape.linear_sides()
     norm_in = 4 if recipe.half and recipe.cuda else e  # autocast on a GPU hands norms a float32 copy
     # Two norms' inputs and outputs; rotated queries and keys; queries, keys and values in one piece, of which the
     # values are a part; attention's output, and again where images are joined; the MLP before and after its bend.
     block = n * (v.width * (2 * norm_in + (2 + 2 + 3 + 2) * e) + 2 * v.inner * e + 4.0 * (4 + v.heads))
     casts = _casts(recipe, v.block_matrices)
     working = n * (2 * v.inner + 2 * v.width) * e
-    gradient = _gradient(
-        recipe, ModelPart.VISION, v.block_matrices + 9 * v.width + v.inner, sides[ModelPart.VISION] / v.depth
-    )
+    gradient = _gradient(recipe, Part.VISION, v.block_matrices + 9 * v.width + v.inner, sides[Part.VISION] / v.depth)
     places = WEIGHT * float(v.patch_values * v.width + v.width + v.places * v.width)
     patches = Node(
         "patches",
         kept=n * (4.0 * 12 + (2.0 * v.patch_values if recipe.half else 0.0)) if tower else 0.0,
         forward=4.0 * 5 * n * v.width,  # four neighbours in the table of places, and their mean
-        gradient=places if recipe.trained[ModelPart.VISION] else 0.0,
+        gradient=places if recipe.trained[Part.VISION] else 0.0,
     )
     if not tower:
         blocks = [Node("vision", forward=block + casts)]
@@ -178,7 +177,7 @@ def _vision(shape: ModelShape, work: Work, recipe: Recipe) -> list[Node]:
         return [patches, *blocks, Node("merger", forward=kept)]
     held = kept + tokens * v.merged * norm_in + _casts(recipe, v.merger_matrices)
     numbers = v.merger_matrices + 3 * v.merged + v.out
-    learnt = _gradient(recipe, ModelPart.MERGER, numbers, sides[ModelPart.MERGER] / v.mergers)
+    learnt = _gradient(recipe, Part.MERGER, numbers, sides[Part.MERGER] / v.mergers)
     merger = Node("merger", held, tokens * v.out * 4, 2 * tokens * v.merged * e, learnt)
     return [patches, *blocks, *[merger] * v.mergers]
 
@@ -188,7 +187,7 @@ def _casts(recipe: Recipe, numbers: float) -> float:
     return 2.0 * numbers if recipe.half and not recipe.shared else 0.0
 
 
-def _gradient(recipe: Recipe, part: ModelPart, numbers: float, sides: float) -> float:
+def _gradient(recipe: Recipe, part: Part, numbers: float, sides: float) -> float:
     """Gradients of one layer of a part: of its weights, or of the adapters beside them.
 
     Args:
@@ -203,15 +202,15 @@ def _gradient(recipe: Recipe, part: ModelPart, numbers: float, sides: float) -> 
 
 def _layers(shape: ModelShape, work: Work, recipe: Recipe, name: str, *, later: bool, last: bool = True) -> list[Node]:
     """The language model's layers in one pass."""
-    t, trained = shape.language, recipe.trained[ModelPart.LANGUAGE]
+    t, trained = shape.language, recipe.trained[Part.LANGUAGE]
     queries, keys = (work.again if later else work.length), work.length
     rows = work.samples * queries
     masked = (later or work.padded) and not recipe.flash
     kept, working = _layer_bytes(shape, work, recipe, queries, keys, masked)
     # Copies of trained weights are made once for all passes, those of frozen ones in each.
     casts = 0.0 if later and trained else _casts(recipe, t.layer_matrices)
-    numbers, sides = t.layer_matrices + 2 * t.width + 2 * t.head_dim, shape.linear_sides()[ModelPart.LANGUAGE]
-    gradient = 0.0 if later else _gradient(recipe, ModelPart.LANGUAGE, numbers, sides / t.layers)
+    numbers, sides = t.layer_matrices + 2 * t.width + 2 * t.head_dim, shape.linear_sides()[Part.LANGUAGE]
+    gradient = 0.0 if later else _gradient(recipe, Part.LANGUAGE, numbers, sides / t.layers)
     # A later pass hands gradients to the keys and values before it; they wait for the first pass.
     handed = 2.0 * 4 * work.samples * keys * t.key_width
     leaves, takes = handed * (later and last), handed * (recipe.passes > 1 and not later)
@@ -231,8 +230,8 @@ def _layer_bytes(
     shape: ModelShape, work: Work, recipe: Recipe, queries: int, keys: int, masked: bool
 ) -> tuple[float, float]:
     """What a layer keeps, and the most that its backward pass holds beyond that."""
-    t, e, trained = shape.language, recipe.compute_bytes, recipe.trained[ModelPart.LANGUAGE]
-    adapted = ModelPart.LANGUAGE in recipe.adapted
+    t, e, trained = shape.language, recipe.compute_bytes, recipe.trained[Part.LANGUAGE]
+    adapted = Part.LANGUAGE in recipe.adapted
     rows, all_keys = work.samples * queries, work.samples * keys
     # Two norms: input and, for the weight, what it is multiplied with, in float32. Their outputs are the inputs of
     # three and two products: one tensor in float32, a copy for each product under autocast.
@@ -272,14 +271,14 @@ def _head(shape: ModelShape, work: Work, recipe: Recipe, rows: int, *, full_slot
         full_slots: Whether slots have logits of the whole vocabulary.
         first: Whether this is the head whose backward pass comes first: the table's gradient is there from then on.
     """
-    t, vocabulary, trained = shape.language, shape.language.vocabulary, recipe.trained[ModelPart.TABLE]
+    t, vocabulary, trained = shape.language, shape.language.vocabulary, recipe.trained[Part.COORD]
     slots = work.slots if full_slots else 0
     text, gated = 4.0 * vocabulary * rows, 4.0 * vocabulary * slots
     curves = 4.0 * NUM_BINS * work.slots
     hidden = recipe.compute_bytes * t.width * (rows + slots)
     table = float(WEIGHT * t.table) if trained else 0.0
     gradient = table if first else 0.0
-    if first and recipe.rank:
+    if first and recipe.rows:
         gradient = float(WEIGHT * shape.coordinate_rows())
     # A copy of a trained table is made once and freed with autocast's others; of a frozen one each use keeps its own.
     copies = 2.0 * t.table * recipe.half

@@ -70,7 +70,7 @@ def _parameters(parameters: Mapping[str, Any]) -> Table:
 
 
 def _part(name: str, parameters: Mapping[str, Any]) -> str:
-    if name != "table":
+    if name != "coord":
         return name
     return "embedding = head" if parameters["tied"] else "embedding and head"
 

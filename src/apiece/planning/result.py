@@ -178,10 +178,15 @@ def _scaling(config: Config, source: Source, machine: Machine) -> list[dict[str,
 def _change(change: Change, own: Estimate, asked: str) -> dict[str, Any]:
     return {
         "change": change.told(asked),
-        "settings": {path: value if isinstance(value, int) else str(value) for path, value in change.settings.items()},
+        "settings": {path: _plain(value) for path, value in change.settings.items()},
         "gpu": change.gpu,
         "needs": change.estimate.need,
         "room": change.estimate.machine.gpu.room,
         "seconds_per_step": change.estimate.seconds,
         "times_as_long": change.estimate.seconds / own.seconds,
     }
+
+
+def _plain(value: Any) -> Any:
+    """A setting as JSON has it."""
+    return value if isinstance(value, int) else list(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -5,22 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from apiece.codec.bins import NUM_BINS
+from apiece.config.lora import Part
 from apiece.errors import UserError
-
-
-class ModelPart(StrEnum):
-    """Parts that are frozen, trained and counted by themselves."""
-
-    VISION = "vision"
-    MERGER = "merger"
-    LANGUAGE = "language"
-    TABLE = "table"
-    """Embedding and head, which hold the coordinate rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +178,7 @@ class ModelShape:
         """The same with another number of rows in the embedding."""
         return replace(self, language=replace(self.language, vocabulary=vocabulary))
 
-    def parameters(self) -> dict[ModelPart, int]:
+    def parameters(self) -> dict[Part, int]:
         """Parameters by part; a head that is the embedding is counted once."""
         v, t = self.vision, self.language
         merger = v.merger_matrices + v.merged + v.out
@@ -196,37 +186,47 @@ class ModelShape:
         layer = t.layer_matrices + 2 * t.width + 2 * t.head_dim
         layer += (t.query_width + 2 * t.key_width + t.width) if t.biased else 0
         return {
-            ModelPart.VISION: v.patch_values * v.width + v.width + v.places * v.width + v.depth * block,
+            Part.VISION: v.patch_values * v.width + v.width + v.places * v.width + v.depth * block,
             # The merger behind the last block normalises patches, the others what lies side by side.
-            ModelPart.MERGER: v.mergers * merger + 2 * v.width + v.deepstack * 2 * v.merged,
-            ModelPart.LANGUAGE: t.layers * layer + t.width,
-            ModelPart.TABLE: t.table * (1 if t.tied else 2),
+            Part.MERGER: v.mergers * merger + 2 * v.width + v.deepstack * 2 * v.merged,
+            Part.LANGUAGE: t.layers * layer + t.width,
+            Part.COORD: t.table * (1 if t.tied else 2),
         }
 
     def coordinate_rows(self) -> int:
         """Parameters in the rows of the coordinate tokens, which are part of the table."""
         return NUM_BINS * self.language.width * (1 if self.language.tied else 2)
 
-    def matrices(self) -> dict[ModelPart, int]:
+    def matrices(self) -> dict[Part, int]:
         """Numbers in the weight matrices of linear layers by part; the head's are the table's."""
         v, t = self.vision, self.language
         return {
-            ModelPart.VISION: v.depth * v.block_matrices,
-            ModelPart.MERGER: v.mergers * v.merger_matrices,
-            ModelPart.LANGUAGE: t.layers * t.layer_matrices,
-            ModelPart.TABLE: t.table,
+            Part.VISION: v.depth * v.block_matrices,
+            Part.MERGER: v.mergers * v.merger_matrices,
+            Part.LANGUAGE: t.layers * t.layer_matrices,
+            Part.COORD: t.table,
         }
 
-    def linear_sides(self) -> dict[ModelPart, int]:
+    def linear_sides(self) -> dict[Part, int]:
         """Sums of inputs and outputs of linear layers by part: what an adapter has parameters for, for each rank."""
         v, t = self.vision, self.language
         block = (v.width + 3 * v.width) + 2 * v.width + 2 * (v.width + v.inner)
         merger = 2 * v.merged + v.merged + v.out
         layer = 2 * (t.width + t.query_width) + 2 * (t.width + t.key_width) + 3 * (t.width + t.inner)
         return {
-            ModelPart.VISION: v.depth * block,
-            ModelPart.MERGER: v.mergers * merger,
-            ModelPart.LANGUAGE: t.layers * layer,
+            Part.VISION: v.depth * block,
+            Part.MERGER: v.mergers * merger,
+            Part.LANGUAGE: t.layers * layer,
+        }
+
+    def linear_outputs(self) -> dict[Part, int]:
+        """Outputs of linear layers by part, added up."""
+        v, t = self.vision, self.language
+        layer = 2 * t.width + t.query_width + 2 * t.key_width + 2 * t.inner
+        return {
+            Part.VISION: v.depth * (5 * v.width + v.inner),
+            Part.MERGER: v.mergers * (v.merged + v.out),
+            Part.LANGUAGE: t.layers * layer,
         }
 
 

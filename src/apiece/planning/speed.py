@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from apiece.config.lora import Part
 from apiece.planning.flops import ForwardFlops
 from apiece.planning.gpus import MEMORY_SHARE, SINGLE_SHARE, Machine
 from apiece.planning.lengths import Length
 from apiece.planning.memory import WEIGHT
-from apiece.planning.shapes import ModelPart, ModelShape
+from apiece.planning.shapes import ModelShape
 from apiece.planning.work import Recipe
 
 MOVES = 2 * 7
@@ -93,7 +94,7 @@ def rollout_seconds(
     passes = max(count * (max(objects, 1) * FORWARDS if grammar else tokens) / at_once, min(longest, tokens))
     prefix = sum(one.prefix for one in samples) / number
     weights = shape.matrices()
-    moved = WEIGHT * (weights[ModelPart.LANGUAGE] + weights[ModelPart.TABLE])
+    moved = WEIGHT * (weights[Part.LANGUAGE] + weights[Part.COORD])
     moved += 2 * 4 * at_once * (prefix + tokens / 2) * shape.language.key_width * shape.language.layers
     fed = at_once * tokens / max(passes * at_once / count, 1)
     each = max(

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from apiece.config.lora import Part
 from apiece.planning.flops import ForwardFlops
-from apiece.planning.shapes import ModelPart, ModelShape
+from apiece.planning.shapes import ModelShape
 from apiece.planning.work import Recipe, Work
 
 
@@ -51,19 +52,24 @@ def step_flops(shape: ModelShape, work: Work, recipe: Recipe, *, causal: bool = 
 
 
 def _vision(count: ForwardFlops, work: Work, recipe: Recipe) -> tuple[float, float, float]:
-    tower, trained = recipe.learns(ModelPart.VISION), recipe.trained[ModelPart.VISION]
+    tower, trained = recipe.learns(Part.VISION), recipe.trained[Part.VISION]
     patches, blocks, mergers = (f(work.grids) for f in (count.patches, count.blocks, count.mergers))
     v, (products, merger_products) = count.shape.vision, _adapters(count, work, recipe)
     own = 2.0 * work.patches * v.depth * v.block_matrices
     backward = patches * trained + tower * (2 * blocks - own * (not trained)) + 2 * products
     # Gradients reach a merger's first product for the norm before it, its second one for what lies before that.
-    merger = recipe.trained[ModelPart.MERGER]
+    merger = recipe.trained[Part.MERGER]
     second = 2.0 * work.patches / v.merge**2 * v.mergers * v.merged * v.out
     backward += mergers * merger + (mergers - second) * (merger or tower)
-    backward += second * (tower or recipe.learns(ModelPart.MERGER))
+    backward += second * (tower or recipe.learns(Part.MERGER))
     backward += 2 * merger_products
-    # Recomputing stops at the last thing that is kept: the input of the block's last product.
-    last = 2 * work.patches * v.depth * v.width * v.inner
+    # Nor do the first adapters need a gradient of their input where nothing before them learns.
+    if not tower:
+        backward -= 2.0 * work.patches / v.merge**2 * v.mergers * v.merged * recipe.rank * (merger_products > 0)
+    elif not trained:
+        backward -= 2.0 * work.patches * v.width * (3 * v.width + recipe.rank)
+    # Recomputing stops at the last thing that is kept: the input of the block's last product, or of its adapter's.
+    last = 2 * work.patches * v.depth * v.width * (v.inner if trained else recipe.rank)
     forward = patches + blocks + mergers + products + merger_products
     return forward, backward, (blocks - last + products) * (tower and recipe.recompute)
 
@@ -71,14 +77,14 @@ def _vision(count: ForwardFlops, work: Work, recipe: Recipe) -> tuple[float, flo
 def _adapters(count: ForwardFlops, work: Work, recipe: Recipe) -> tuple[float, float]:
     """Forward products of adapters in the tower and in the mergers."""
     sides, tokens = count.shape.linear_sides(), work.patches / count.shape.vision.merge**2
-    parts = ((ModelPart.VISION, work.patches), (ModelPart.MERGER, tokens))
+    parts = ((Part.VISION, work.patches), (Part.MERGER, tokens))
     tower, merger = (2.0 * recipe.rank * sides[part] * rows * (part in recipe.adapted) for part, rows in parts)
     return tower, merger
 
 
 def _language(count: ForwardFlops, work: Work, recipe: Recipe) -> tuple[float, float, float]:
-    trained, below = recipe.trained[ModelPart.LANGUAGE], recipe.input_gradients
-    adapted = ModelPart.LANGUAGE in recipe.adapted
+    trained, below = recipe.trained[Part.LANGUAGE], recipe.input_gradients
+    adapted = Part.LANGUAGE in recipe.adapted
     learnt, t = trained or adapted or below, count.shape.language
     with_gradients = recipe.passes - 1 if recipe.unroll else min(recipe.passes - 1, 1)
     forward = backward = again = 0.0
@@ -87,27 +93,34 @@ def _language(count: ForwardFlops, work: Work, recipe: Recipe) -> tuple[float, f
         (work.again, work.length - work.again, recipe.passes - 1, with_gradients),
     ):
         products, attention = (work.samples * one for one in (count.layers(tokens), count.attention(tokens, before)))
-        sides = count.shape.linear_sides()[ModelPart.LANGUAGE]
+        sides = count.shape.linear_sides()[Part.LANGUAGE]
         beside = 2.0 * recipe.rank * sides * work.samples * tokens * adapted
         forward += times * (products + attention + beside)
         backward += learning * learnt * (products * (1 + trained) + 2 * attention + 2 * beside)
-        last = 2 * work.samples * tokens * t.layers * t.width * t.inner
+        last = 2 * work.samples * tokens * t.layers * t.width * (recipe.rank if adapted else t.inner)
         again += learning * learnt * recipe.recompute * (products + attention + beside - last)
     if not below and not trained:
         # Nothing below the first layer's products learns, not even its norm: they need no gradient of their input.
-        backward -= learnt * 2 * work.samples * work.length * t.width * (t.query_width + 2 * t.key_width)
+        outputs = t.query_width + 2 * t.key_width + 3 * recipe.rank * adapted
+        backward -= learnt * 2 * work.samples * work.length * t.width * outputs
     return forward, backward, again
 
 
 def _head(count: ForwardFlops, work: Work, recipe: Recipe) -> tuple[float, float, float]:
     """Logits of the rows that a loss reads, and the context embeddings between passes."""
-    learnt = recipe.input_gradients or recipe.learns(ModelPart.LANGUAGE)
-    each = recipe.trained[ModelPart.TABLE] + learnt
+    learnt = recipe.input_gradients or recipe.learns(Part.LANGUAGE)
+    table, rows = recipe.trained[Part.COORD] + learnt, (recipe.trained[Part.COORD] or recipe.rows) + learnt
     slots = count.coordinates(work.slots)
-    gated = count.head(work.slots) if recipe.gate else slots
-    if recipe.passes == 1:
-        forward = count.head(work.text_rows) + gated
-        return forward, each * forward, 0.0
-    full = count.head(work.text_rows) + count.head(work.text_rows - work.name_rows) + gated
-    between = (recipe.passes - 1) * slots * (1 + recipe.soft)
-    return full + slots + between, each * (full + slots * recipe.anchored + between * recipe.unroll), 0.0
+    read = float(work.text_rows + work.slots * recipe.gate)
+    narrow = 0.0 if recipe.gate else slots
+    between = 0.0
+    if recipe.passes > 1:
+        read += work.text_rows - work.name_rows
+        between = (recipe.passes - 1) * slots * (1 + recipe.soft)
+    anchors = slots * (recipe.passes > 1)
+    # Beside adapters, logits of the coordinate tokens are made once more, from rows of their own.
+    again = count.coordinates(read) * (recipe.rank > 0)
+    forward = count.head(read) + again + narrow + anchors + between
+    backward = table * count.head(read)
+    backward += rows * (again + narrow + anchors * recipe.anchored + between * recipe.unroll)
+    return forward, backward, 0.0

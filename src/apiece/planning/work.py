@@ -9,9 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Self
 
+from apiece.config.lora import Part
 from apiece.config.schema import Config, SoftContextGrad
+from apiece.config.trainable import trained_parts
 from apiece.planning.flops import Grid
-from apiece.planning.shapes import ModelPart, ModelShape
+from apiece.planning.shapes import ModelShape
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,8 @@ class Recipe:
         shards: Processes that share weights, gradients and optimizer state (FSDP); 1: nothing is shared.
         rank: Of low-rank adapters; 0: none.
         adapted: Parts whose linear layers have adapters.
+        rows: Whether the coordinate rows are trained beside adapters.
+        dora: Whether adapters learn the length of every column as well.
     """
 
     passes: int = 1
@@ -87,7 +91,7 @@ class Recipe:
     gate: bool = True
     text_gate: bool = False
     anchored: bool = False
-    trained: Mapping[ModelPart, bool] = field(default_factory=lambda: dict.fromkeys(ModelPart, True))
+    trained: Mapping[Part, bool] = field(default_factory=lambda: dict.fromkeys(Part, True))
     recompute: bool = False
     half: bool = True
     flash: bool = False
@@ -95,7 +99,9 @@ class Recipe:
     muon: bool = False
     shards: int = 1
     rank: int = 0
-    adapted: frozenset[ModelPart] = frozenset()
+    adapted: frozenset[Part] = frozenset()
+    rows: bool = False
+    dora: bool = False
 
     @classmethod
     def of(cls, config: Config, *, half: bool, cuda: bool = True) -> Self:
@@ -106,13 +112,8 @@ class Recipe:
             half: Whether the device computes in bf16 under its `model.precision`.
             cuda: Whether it is a GPU.
         """
-        optim, stage2, reg, geo = config.optim, config.stage2_ab, config.objective.coord_reg, config.objective.bbox_geo
-        rates = {
-            ModelPart.VISION: optim.lr_vision,
-            ModelPart.MERGER: optim.lr_merger,
-            ModelPart.LANGUAGE: optim.lr,
-            ModelPart.TABLE: optim.lr_coord,
-        }
+        stage2, reg, geo = config.stage2_ab, config.objective.coord_reg, config.objective.bbox_geo
+        learning, lora = trained_parts(config), config.model.lora
         anchors = reg.weight * (reg.config.a1_soft_ce_weight + reg.config.a1_w1_weight)
         anchors += geo.weight * (geo.config.a1_smoothl1_weight + geo.config.a1_ciou_weight)
         return cls(
@@ -122,54 +123,59 @@ class Recipe:
             gate=reg.weight * reg.config.coord_gate_weight > 0,
             text_gate=reg.weight * reg.config.text_gate_weight > 0,
             anchored=anchors > 0,
-            trained={part: rate is None or rate > 0 for part, rate in rates.items()},
+            trained={part: part in learning and not lora.rank for part in Part},
             recompute=config.model.gradient_checkpointing,
             half=half,
             flash=config.model.attention == "flash_attention_2",
             cuda=cuda,
-            muon=optim.name == "muon",
+            muon=config.optim.name == "muon",
+            rank=lora.rank,
+            adapted=frozenset(lora.targets) if lora.rank else frozenset(),
+            rows=lora.rank > 0 and Part.COORD in learning,
+            dora=lora.dora,
         )
 
     @property
     def image_gradients(self) -> bool:
         """Whether gradients reach the image tokens."""
-        return self.learns(ModelPart.MERGER) or self.learns(ModelPart.VISION)
+        return self.learns(Part.MERGER) or self.learns(Part.VISION)
 
     @property
     def input_gradients(self) -> bool:
         """Whether gradients reach the input of the language model."""
-        return self.image_gradients or self.trained[ModelPart.TABLE] or self.rank > 0
+        return self.image_gradients or self.trained[Part.COORD] or self.rows
 
     @property
     def shared(self) -> bool:
         """Whether processes share the model."""
         return self.shards > 1
 
-    def learns(self, part: ModelPart) -> bool:
+    def learns(self, part: Part) -> bool:
         """Whether anything of a part is trained: its weights, or adapters beside them."""
         return self.trained[part] or part in self.adapted
 
-    def added(self, shape: ModelShape) -> dict[ModelPart, int]:
+    def added(self, shape: ModelShape) -> dict[Part, int]:
         """Parameters of adapters by part; with them the coordinate rows are parameters of their own."""
         if not self.rank:
             return {}
-        sides = shape.linear_sides()
-        own = {part: self.rank * sides[part] for part in self.adapted if part in sides}
-        return own | {ModelPart.TABLE: shape.coordinate_rows()}
+        sides, outputs = shape.linear_sides(), shape.linear_outputs()
+        own = {part: self.rank * sides[part] + outputs[part] * self.dora for part in self.adapted}
+        return own | {Part.COORD: shape.coordinate_rows()}
 
-    def held(self, shape: ModelShape) -> dict[ModelPart, int]:
+    def held(self, shape: ModelShape) -> dict[Part, int]:
         """Parameters in memory by part, adapters included."""
         return {part: count + self.added(shape).get(part, 0) for part, count in shape.parameters().items()}
 
-    def learnt(self, shape: ModelShape) -> dict[ModelPart, int]:
+    def learnt(self, shape: ModelShape) -> dict[Part, int]:
         """Trained parameters by part."""
         if self.rank:
-            return {part: self.added(shape).get(part, 0) for part in ModelPart}
+            added = self.added(shape)
+            return {part: added.get(part, 0) * (part is not Part.COORD or self.rows) for part in Part}
         return {part: count * self.trained[part] for part, count in shape.parameters().items()}
 
     def muon_matrices(self, shape: ModelShape) -> int:
         """Numbers in the matrices that Muon trains."""
-        return sum(n for part, n in shape.matrices().items() if self.trained[part] and part is not ModelPart.TABLE)
+        return sum(n for part, n in shape.matrices().items() if self.trained[part] and part is not Part.COORD)
 
     @property
     def compute_bytes(self) -> int:
