@@ -296,6 +296,27 @@ def test_a_folder_that_cannot_be_written_to(make: Callable[..., Config], tmp_pat
         train(make(), "run")
 
 
+def test_a_run_is_trained_by_one_process_at_a_time(make: Callable[..., Config]) -> None:
+    """Such as where a cluster starts a run again while the one before still saves."""
+    run = train(make(), "run").run
+    kept = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    code = (
+        "import fcntl, sys, time\nfile = open(sys.argv[1], 'w')\nfcntl.lockf(file, fcntl.LOCK_EX)\n"
+        "print('held', flush=True)\ntime.sleep(120)\n"
+    )
+    arguments = [sys.executable, "-c", code, str(run / ".held")]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            assert process.stdout.readline() == "held\n"
+            with pytest.raises(UserError, match=r"runs/run: another process is training this run\n  fix: wait"):
+                train(make(), "run", resume=run)
+        finally:
+            process.kill()  # however it ends, it holds nothing any more
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == kept
+    assert train(make(), "run", resume=run).finished
+
+
 def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int | str | None:
     monkeypatch.setattr(sys, "argv", ["apiece", *arguments])
     monkeypatch.delenv("APIECE_DEBUG", raising=False)

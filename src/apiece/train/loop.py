@@ -22,7 +22,7 @@ from apiece.train.kept import choose_checkpoint, forget_after
 from apiece.train.memory import give_back
 from apiece.train.meter import Meter, brief
 from apiece.train.optim import lr_scale, set_lr
-from apiece.train.run import Metrics, create_run, log_to, make_manifest
+from apiece.train.run import Metrics, create_run, held, log_to, make_manifest
 from apiece.train.saving import Saver
 from apiece.train.setup import Questions, Training, build_training, check_world, read_questions, seed_step
 from apiece.train.step import train_step
@@ -69,6 +69,13 @@ def train(
     """
     world = join_world(config.train.device)
     check_world(config, world)
+    with held(resume if world.is_main else None):
+        return _train(config, name, world, resume, step, say)
+
+
+def _train(
+    config: Config, name: str, world: World, resume: Path | None, step: int | None, say: Callable[[str], None]
+) -> Outcome:
     found = None if resume is None else choose_checkpoint(resume, step, world)
     questions = read_questions(config)
     watched = what_to_watch(config, resume)
@@ -80,6 +87,7 @@ def train(
         forget_after(run, start)
 
     with (
+        held(run if world.is_main and resume is None else None),
         closing(training.stream(start, steps)) as stream,
         logged(run, world),
         open_metrics(run, start, config, world) as metrics,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import logging
 import platform
@@ -9,7 +11,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any, Self
@@ -51,6 +54,30 @@ def create_run(parent: Path, name: str, config_yaml: str, manifest: dict[str, An
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return run
+
+
+@contextmanager
+def held(run: Path | None) -> Iterator[None]:
+    """Keep other processes from going on with a run while the block trains it; `None` holds nothing.
+
+    The hold is the operating system's and ends with the process, however that ends. Where the file system has no such
+    holds, there is none.
+
+    Raises:
+        UserError: Another process holds it.
+    """
+    if run is None:
+        yield
+        return
+    with open(run / ".held", "w", encoding="utf-8") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise UserError(
+                    "another process is training this run", where=run, fix="wait until it has ended, or end it"
+                ) from error
+        yield
 
 
 def make_manifest(seed: int, extra: dict[str, Any]) -> dict[str, Any]:
