@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from apiece.config.schema import Config
-from apiece.data.jsonl import read_jsonl
+from apiece.data.records import open_records
 from apiece.model.encode import Augmentation, PromptTokens, SampleEncoder
 from apiece.model.find import resolve_checkpoint
 from apiece.model.load import load_text_side
@@ -53,11 +53,12 @@ def training_work(config: Config, count: int = SAMPLES) -> list[Work]:
     assert config.data.train is not None, "a ladder names a training file"
     side = load_text_side(config.model.checkpoint, config.data.max_pixels)
     prompt = PromptTokens.of(side, prompt_text(config.prompt.name, config.prompt.text))
-    encoder, most = SampleEncoder(side, prompt, 1 << 30), config.data.max_objects
-    samples = [s for s in read_jsonl(Path(config.data.train)) if sum(not o.iscrowd for o in s.objects) <= most]
+    encoder = SampleEncoder(side, prompt, 1 << 30)
+    records = open_records(Path(config.data.train))
+    samples = records.select(np.flatnonzero(records.num_objects <= config.data.max_objects))
     found = []
     for index in np.unique(np.linspace(0, len(samples) - 1, min(count, len(samples))).round().astype(int)):
-        encoded = encoder.training(samples[index], Augmentation(order=config.data.object_order), 0)
+        encoded = encoder.training(samples[int(index)], Augmentation(order=config.data.object_order), 0)
         answer = encoded.answer
         assert answer is not None, "training samples have answers"
         places = answer.slots.position
