@@ -68,7 +68,8 @@ def test_every_arm_and_seed_leaves_a_result_and_is_skipped_then(finished: Path) 
     } <= figures.keys()
     assert figures["f1/true"] == pytest.approx(figures["true/f1/f1"])
     assert "probes/a1/entropy" in figures and "window_var/last/bbox_geo/ciou" not in figures
-    assert jobs[1].result.stat().st_size < 40_000
+    assert result.diagnosis["explanations"].keys() == {"averaging", "chimera", "labels"}
+    assert jobs[1].result.stat().st_size < 45_000
 
 
 def test_a_killed_run_goes_on_from_its_checkpoint(
@@ -95,6 +96,14 @@ def test_a_killed_run_goes_on_from_its_checkpoint(
     assert read_result(job.result).metrics == pytest.approx(
         {**whole.metrics, "speed/samples_per_s": pytest.approx(1, abs=1e3)}
     )
+
+
+def test_a_run_that_no_ladder_began_is_left_alone(tmp_path: Path, tiny_checkpoint: Path, finished: Path) -> None:
+    shutil.copytree(finished / "data", tmp_path / "data")
+    job = jobs_of(write_ladder(tmp_path, tiny_checkpoint))[0]
+    job.run.mkdir(parents=True)
+    with pytest.raises(UserError, match="two_seed0: a run of this name is there that no ladder began"):
+        do_job(job)
 
 
 def test_a_changed_setting_is_named_and_refused_and_put_aside_when_asked(

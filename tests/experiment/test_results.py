@@ -182,6 +182,19 @@ def test_the_tables_name_every_arm_and_their_difference(results: list[Result]) -
     assert f"{cells[0]} [{cells[1]}, {cells[2]}] " in text
 
 
+def test_explanations_are_counted_over_seeds(results: list[Result]) -> None:
+    def said(verdict: str) -> dict[str, Any]:
+        one = {"averaging": {"verdict": verdict}, "chimera": {"verdict": "supported"}}
+        return {"verdict": ["chimera"], "long_boxes": {"value": 0.125}, "explanations": one}
+
+    words = ("refuted", "can't tell", "refuted")
+    explained = [replace(r, diagnosis=said(word)) for r, word in zip(results[:3], words, strict=True)]
+    text = to_markdown(summarise([*explained, *results[3:]], ["a"], draws=100))
+    assert "| a | 0.125 | refuted (2), can't tell (1) | supported (3) | chimera (3) |" in text
+    assert "| b | - |  |  |  |" in text
+    assert "long boxes" not in to_markdown(summarise(results, ["a"], draws=100))
+
+
 def test_telemetry_is_compared_step_by_step(results: list[Result]) -> None:
     key = "window_var/last/bbox_geo/ciou"
     louder = [replace(r, telemetry={key: {s: 3 * v for s, v in r.telemetry[key].items()}}) for r in results[3:]]

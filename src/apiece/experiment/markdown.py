@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -45,6 +46,7 @@ def to_markdown(summary: Summary, title: str = "") -> str:
         if summary.images.get(scope):
             blocks.append(f"### What the predictions are, {where(scope)}\n\n{_means(summary, scope, shapes)}")
     blocks.append(f"### Beliefs at the labels of the panel\n\n{_means(summary, ALL, PROBES)}")
+    blocks += _explained(summary)
     steady = sorted({key for _, _, key in summary.means if key.startswith("window_var/")})
     if steady:
         blocks.append(
@@ -121,6 +123,35 @@ def _arms(summary: Summary) -> str:
             f"{'-' if speed is None or speed.value is None else f'{speed.value:.1f}'} |"
         )
     return "\n".join(lines)
+
+
+def _explained(summary: Summary) -> list[str]:
+    """How the explanations of long boxes stand in each arm, seed by seed; nothing where none were asked for."""
+    known = {arm: [r.diagnosis for r in rows if r.diagnosis] for arm, rows in summary.results.items()}
+    if not any(known.values()):
+        return []
+    names = list(dict.fromkeys(n for rows in known.values() for row in rows for n in row["explanations"]))
+    lines = [
+        "### What explains the long boxes on the panel",
+        "",
+        "Group boxes, and strips that are no true positive, over predictions; then how many seeds support or refute "
+        "each explanation (docs/diagnosing.md).",
+        "",
+        f"| arm | long boxes | {' | '.join(names)} | verdict |",
+        "|---" * (len(names) + 3) + "|",
+    ]
+    for arm, rows in known.items():
+        rates = [row["long_boxes"]["value"] for row in rows if row["long_boxes"]["value"] is not None]
+        rate = number(sum(rates) / len(rates), "rates/group") if rates else "-"
+        cells = [_tally(row["explanations"][name]["verdict"] for row in rows) for name in names]
+        verdict = _tally(" and ".join(row["verdict"]) for row in rows)
+        lines.append(f"| {arm} | {rate} | {' | '.join(cells)} | {verdict} |")
+    return ["\n".join(lines)]
+
+
+def _tally(words: Iterable[str]) -> str:
+    """`refuted (2), can't tell (1)`."""
+    return ", ".join(f"{word} ({count})" for word, count in Counter(words).most_common())
 
 
 def _means(summary: Summary, scope: str, keys: Sequence[str]) -> str:

@@ -19,8 +19,10 @@ from apiece.compare.dumps import probe_ratios
 from apiece.compare.evaluations import evaluation_source
 from apiece.compare.source import Source
 from apiece.config.schema import Config
-from apiece.evaluate.complete import load_complete
-from apiece.evaluate.detections import samples_to_ground_truth
+from apiece.diagnosis.result import diagnose
+from apiece.errors import UserError
+from apiece.evaluate.complete import align_complete, load_complete
+from apiece.evaluate.detections import predictions_to_detections, samples_to_ground_truth
 from apiece.evaluate.metrics import evaluate_detections
 from apiece.evaluate.predict import evaluate_checkpoint, load_predictor, read_split
 from apiece.experiment.jobs import Job
@@ -41,6 +43,8 @@ def do_job(job: Job) -> bool:
     """Do what is left of a job; false if it was interrupted, and goes on from there the next time."""
     job.run.parent.mkdir(parents=True, exist_ok=True)
     if not job.begun.is_file():
+        if job.run.exists():
+            raise UserError("a run of this name is there that no ladder began", where=job.run, fix="move it away")
         write_json(job.begun, {"made_from": job.made_from})
     if job.step < job.config.train.steps:
         resumed = job.run if job.run.exists() else None
@@ -56,7 +60,7 @@ def measure(job: Job) -> Result:
     source = _evaluated(job)
     test = judged_split(source.truth, source.detections, source.complete, dropped=source.dropped)
     evaluated = time.perf_counter()
-    panel = _probed(job)
+    panel, diagnosis = _probed(job)
     probed = time.perf_counter()
     rows = [json.loads(line) for line in (job.run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return Result(
@@ -83,6 +87,7 @@ def measure(job: Job) -> Result:
         machine=_machine(),
         test=test,
         panel=panel,
+        diagnosis=diagnosis,
     )
 
 
@@ -111,20 +116,41 @@ def _metrics(source: Source) -> dict[str, float]:
     return figures
 
 
-def _probed(job: Job) -> Split:
-    """Beliefs at the labels of the panel, under the reference's settings: one ruler for all arms."""
+def _probed(job: Job) -> tuple[Split, dict[str, Any]]:
+    """Beliefs at the labels of the panel, under the reference's settings, and what they say of long boxes there.
+
+    One ruler for all arms.
+    """
     settings = replace(ProbeSettings.of(job.reference), seed=0, batch_size=_PROBED_AT_ONCE)
     predictor, _ = load_predictor(str(job.run), job.config.generate, device=job.config.train.device)
     samples = read_split(job.files.panel)
     prober = Prober(predictor.engine.model, predictor.encoder, settings)  # type: ignore[attr-defined]
-    records: list[Any] = [
-        (_objects(sample), None if found is None else found.record())
+    probes: dict[str, Any] = {
+        sample.id: None if found is None else found.record()
         for sample, found in zip(samples, prober.iter_labels(samples), strict=True)
-    ]
-    truth = samples_to_ground_truth(samples)
+    }
+    truth, complete = samples_to_ground_truth(samples), None
     if job.files.panel_complete is not None:
-        truth = load_complete(job.files.panel_complete, truth)[1]
-    return Split(truth.objects_per_image.astype(np.int64), probe_ratios(records))
+        truth, complete = load_complete(job.files.panel_complete, truth)
+    answers = list(predictor.answers(samples))
+    truth, detections = predictions_to_detections(truth, {a.sample.id: a.detections for a in answers})
+    if complete is not None:
+        truth, complete = align_complete(complete, truth)  # with the classes that only answers name
+    found = diagnose(
+        truth,
+        detections,
+        probes,
+        policy=answers[0].policy,
+        complete=complete,
+        sigma=settings.sigma,
+        training=job.files.train,
+    )
+    everything = truth if complete is None else complete
+    split = Split(
+        everything.objects_per_image.astype(np.int64),
+        probe_ratios([(_objects(sample), probes[sample.id]) for sample in samples]),
+    )
+    return split, {key: found[key] for key in ("verdict", "long_boxes", "explanations")}
 
 
 def _objects(sample: Sample) -> list[Any]:

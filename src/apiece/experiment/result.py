@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ class Result:
         machine: Where it was made.
         test: The test set.
         panel: The panel with its probes.
+        diagnosis: What explains the long boxes on it: `verdict`, `long_boxes` and `explanations` of docs/diagnosing.md.
     """
 
     ladder: str
@@ -66,6 +67,7 @@ class Result:
     machine: Mapping[str, Any]
     test: Split
     panel: Split
+    diagnosis: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -124,6 +126,7 @@ def write_result(path: Path, result: Result) -> None:
             "by_crowding": {name: _rounded({**crowded[name], **probed.get(name, {})}) for name in crowded},
             "telemetry_window": result.telemetry_window,
             "telemetry": {k: {str(s): _round(v) for s, v in row.items()} for k, row in result.telemetry.items()},
+            "diagnosis": dict(result.diagnosis),
             "seconds": _rounded(result.seconds),
             "machine": dict(result.machine),
             "protocol": dict(result.protocol),
@@ -166,6 +169,7 @@ def read_result(path: Path) -> Result:
             machine=data["machine"],
             test=Split.from_json(data["test"], str(path)),
             panel=Split.from_json(data["panel"], str(path)),
+            diagnosis=data.get("diagnosis", {}),
         )
     except OSError as error:
         raise UserError(f"cannot be read: {error.strerror}", where=path) from error
