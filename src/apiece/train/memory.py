@@ -1,7 +1,7 @@
 """Memory that the C library keeps for itself when tensors are freed.
 
 Steps differ in length, so freed pieces seldom fit again, and a process on a CPU grows for hundreds of steps with
-nothing in it: after four steps of Channel-B, 840 of 1,510 MB were free. Asked for it, the GNU C library gives them back.
+nothing in it: after four steps of Channel-B, 840 of 1,510 MB were free. When asked, the GNU C library gives them back.
 """
 
 from __future__ import annotations
