@@ -112,7 +112,7 @@ def _about(summary: Summary) -> str:
 
 def _arms(summary: Summary) -> str:
     lines = [
-        "| arm | seeds | steps of | GFLOP a step | of the reference's compute | samples/s |",
+        "| arm | seeds | steps x batch | GFLOP a step | of the reference's compute | samples/s |",
         "|---|---|---|---|---|---|",
     ]
     for arm, rows in summary.results.items():
