@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from transformers import (
     PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
     Qwen2VLImageProcessorPil,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
@@ -33,7 +35,28 @@ def without_coords(tiny_checkpoint: Path, folder: Path) -> PreTrainedTokenizerFa
     return tokenizer
 
 
-def write_narrow(tokenizer: Any, rows: int, tied: bool, out: Path, dtype: torch.dtype = torch.bfloat16) -> None:
+def as_qwen2_5(text: dict[str, Any], vision: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The same sizes for the other family: no head width, no deep stack, windows in the tower."""
+    rope = {k: v for k, v in text["rope_parameters"].items() if k != "mrope_interleaved"}
+    text = {k: v for k, v in text.items() if k != "head_dim"} | {"rope_parameters": rope}
+    own = ("num_position_embeddings", "deepstack_visual_indexes")
+    vision = {k: v for k, v in vision.items() if k not in own} | {
+        "window_size": 2 * vision["patch_size"] * vision["spatial_merge_size"],
+        "fullatt_block_indexes": [vision["depth"] - 1],
+    }
+    return text, vision
+
+
+def write_narrow(
+    tokenizer: Any,
+    rows: int,
+    tied: bool,
+    out: Path,
+    dtype: torch.dtype = torch.bfloat16,
+    *,
+    family: str = "qwen3_vl",
+    context: int = 512,
+) -> None:
     """Save a random model of `rows` embedding rows with this tokenizer."""
     vocabulary = tokenizer.get_vocab()
     text = {
@@ -44,7 +67,7 @@ def write_narrow(tokenizer: Any, rows: int, tied: bool, out: Path, dtype: torch.
         "num_attention_heads": 2,
         "num_key_value_heads": 1,
         "head_dim": 16,
-        "max_position_embeddings": 512,
+        "max_position_embeddings": context,
         "rope_parameters": {
             "rope_type": "default",
             "rope_theta": 10000.0,
@@ -69,7 +92,11 @@ def write_narrow(tokenizer: Any, rows: int, tied: bool, out: Path, dtype: torch.
     }
     names = ("image_pad", "video_pad", "vision_start", "vision_end")
     image, video, start, end = (vocabulary[f"<|{name}|>"] for name in names)
-    config = Qwen3VLConfig(
+    config_class, model_class = Qwen3VLConfig, Qwen3VLForConditionalGeneration
+    if family == "qwen2_5_vl":
+        config_class, model_class = Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+        text, vision = as_qwen2_5(text, vision)
+    config = config_class(
         text_config=text,
         vision_config=vision,
         image_token_id=image,
@@ -79,7 +106,7 @@ def write_narrow(tokenizer: Any, rows: int, tied: bool, out: Path, dtype: torch.
         tie_word_embeddings=tied,
     )
     torch.manual_seed(0)
-    model = Qwen3VLForConditionalGeneration(config).to(dtype)
+    model = model_class(config).to(dtype)
     with torch.no_grad():  # rows of pretrained models are neither centred nor of the initial size
         model.get_input_embeddings().weight.mul_(1.5).add_(0.01)
         if not tied:

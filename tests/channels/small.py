@@ -9,15 +9,22 @@ from unittest import mock
 
 import torch
 from torch import Tensor
-from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+from transformers import (
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+)
+from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl as other_library
 from transformers.models.qwen3_vl import modeling_qwen3_vl as library
 
 from apiece.model.tiny import tiny_config
+from narrow import as_qwen2_5
 
 WIDTH = 32
 
 
-def small_model(side: Any, *, tied: bool = True, seed: int = 0, layers: int = 2) -> Any:
+def small_model(side: Any, *, tied: bool = True, seed: int = 0, layers: int = 2, family: str = "qwen3_vl") -> Any:
     """Random weights, much larger than an initialisation's, so that what stands in the input matters."""
     config: dict[str, Any] = tiny_config(len(side.tokenizer), side.tokenizer.get_vocab()).to_dict()
     config["tie_word_embeddings"] = tied
@@ -40,7 +47,14 @@ def small_model(side: Any, *, tied: bool = True, seed: int = 0, layers: int = 2)
         "num_position_embeddings": 16,
     }
     torch.manual_seed(seed)
-    model = Qwen3VLForConditionalGeneration._from_config(Qwen3VLConfig(**config), attn_implementation="sdpa").double()
+    if family == "qwen2_5_vl":
+        ids = {key: value for key, value in config.items() if key.endswith("_token_id")}
+        text, vision = as_qwen2_5(_plain(config["text_config"]), _plain(config["vision_config"]))
+        other = Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=tied, **ids)
+        model = Qwen2_5_VLForConditionalGeneration._from_config(other, attn_implementation="sdpa").double()
+    else:
+        model = Qwen3VLForConditionalGeneration._from_config(Qwen3VLConfig(**config), attn_implementation="sdpa")
+        model = model.double()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -48,6 +62,13 @@ def small_model(side: Any, *, tied: bool = True, seed: int = 0, layers: int = 2)
             matrix = parameter.dim() > 1 and "norm" not in name
             parameter.copy_(noise * 0.3 if matrix else parameter + noise * 0.1)
     return model
+
+
+def _plain(section: dict[str, Any]) -> dict[str, Any]:
+    """Without what names the family."""
+    return {
+        key: value for key, value in section.items() if key not in ("model_type", "layer_types", "transformers_version")
+    }
 
 
 def _rms_norm(self: Any, hidden: Tensor) -> Tensor:
@@ -65,5 +86,7 @@ def float64_throughout() -> Iterator[None]:
     with (
         mock.patch.object(library.Qwen3VLTextRMSNorm, "forward", _rms_norm),
         mock.patch.object(library, "apply_rotary_pos_emb_vision", _rotate),
+        mock.patch.object(other_library.Qwen2_5_VLRMSNorm, "forward", _rms_norm),
+        mock.patch.object(other_library, "apply_rotary_pos_emb_vision", _rotate),
     ):
         yield

@@ -128,8 +128,8 @@ def test_another_model_is_refused(tmp_path) -> None:
     with pytest.raises(UserError) as caught:
         extend_checkpoint(str(source), tmp_path / "out")
     assert str(caught.value) == (
-        f"{source}/config.json: expected a model of type qwen3_vl, found 'qwen2'\n"
-        "  fix: start from a Qwen3-VL checkpoint"
+        f"{source}/config.json: expected a model of type qwen3_vl, qwen2_5_vl, found 'qwen2'\n"
+        "  fix: start from a checkpoint of Qwen3-VL or Qwen2.5-VL"
     )
 
 

@@ -52,7 +52,7 @@ def logits(model: Any, side: Any) -> torch.Tensor:
 
 
 def answers(model: Any, side: Any) -> list[Any]:
-    settings = GenerateSection(max_objects=3, max_new_tokens=40, temperature=1.0)  # what is drawn is seeded
+    settings = GenerateSection(max_objects=3, temperature=1.0, labels=("book", "car"))  # what is drawn is seeded
     questions = [encoder(side).question(s) for s in ALL]
     return [one for drawn in LocalEngine(model, side, settings).generate_several(questions, 3) for one in drawn]
 

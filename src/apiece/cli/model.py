@@ -39,7 +39,7 @@ def extend(
     source: Annotated[str, typer.Option("--from", help="Checkpoint folder or downloaded Hugging Face id.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="New folder.")],
 ) -> None:
-    """Add the 1000 coordinate tokens to a Qwen3-VL checkpoint.
+    """Add the 1000 coordinate tokens to a Qwen3-VL or Qwen2.5-VL checkpoint.
 
     Example: `apiece model extend --from Qwen/Qwen3-VL-2B-Instruct --out models/qwen3vl-2b`
     """

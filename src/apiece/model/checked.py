@@ -83,8 +83,12 @@ def read_card(folder: Path) -> dict[str, Any]:
     return {key: value for key, value in (card | known).items() if value is not None}
 
 
-def read_model_config(folder: Path, supported: Mapping[str, Any]) -> Any:
+def read_model_config(folder: Path, supported: Mapping[str, str]) -> Any:
     """A checkpoint's `config.json`, of a supported kind of model.
+
+    Args:
+        folder: Of the checkpoint.
+        supported: Names of the kinds by `model_type`.
 
     Raises:
         UserError: It cannot be read, describes no model, or one of another kind.
@@ -95,7 +99,7 @@ def read_model_config(folder: Path, supported: Mapping[str, Any]) -> Any:
         raise UserError(
             f"expected a model of type {', '.join(supported)}, found {'none' if kind is None else repr(kind)}",
             where=path,
-            fix="start from a Qwen3-VL checkpoint",
+            fix=f"start from a checkpoint of {' or '.join(supported.values())}",
         )
     with told_of(path, "does not describe a model", fix):
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding, linear
 
+from apiece.model.families import language_of
+
 
 class CoordEmbedding(nn.Module):
     """An embedding with other rows for the coordinate tokens.
@@ -55,7 +57,7 @@ def separate_coord_rows(model: Any, first: int, bins: int) -> None:
     rows_KD = nn.Parameter(table.weight.detach()[first : first + bins].clone())
     tied = head.weight is table.weight
     head_KD = rows_KD if tied else nn.Parameter(head.weight.detach()[first : first + bins].clone())
-    model.model.language_model.embed_tokens = CoordEmbedding(table, first, rows_KD)
+    language_of(model).embed_tokens = CoordEmbedding(table, first, rows_KD)
     model.lm_head = CoordHead(head, first, head_KD)
 
 

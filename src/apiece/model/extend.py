@@ -1,4 +1,4 @@
-"""Adding the coordinate tokens to a Qwen3-VL checkpoint: embedding and head rows, tokenizer, verified by reloading."""
+"""Adding the coordinate tokens to a checkpoint: embedding and head rows, tokenizer, verified by reloading."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def extend_checkpoint(source: str, out: Path) -> Extended:
     bit-equal to the source's, in the source's dtype.
 
     Raises:
-        UserError: `out` exists, the source is not a Qwen3-VL checkpoint or has the tokens already.
+        UserError: `out` exists, the source is of no supported family or has the tokens already.
     """
     require_new(out)
     folder = resolve_checkpoint(source)

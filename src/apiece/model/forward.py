@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from apiece.data.collate import Prefix
+from apiece.model.families import family_of
 
 
 def rope_positions(model: Any, prefix: Prefix, num_answer: int) -> Tensor:
@@ -18,9 +19,7 @@ def rope_positions(model: Any, prefix: Prefix, num_answer: int) -> Tensor:
 
     They are always passed: the model drops to plain positions silently where it is left to find them by itself.
     """
-    positions, _ = model.model.get_rope_index(
-        prefix.ids, prefix.image_mask.int(), image_grid_thw=prefix.grid_thw, attention_mask=prefix.mask.int()
-    )
+    positions = family_of(model).rope_positions(model, prefix)
     start = positions.amax(dim=(0, 2)) + 1
     answer = start[:, None] + torch.arange(num_answer, device=start.device)
     return torch.cat([positions, answer.expand(3, -1, -1)], dim=2)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import Qwen2VLImageProcessorPil, Qwen3VLForConditionalGeneration
+from transformers import Qwen2VLImageProcessorPil
 from transformers.utils import is_flash_attn_2_available
 from transformers.utils import logging as transformers_logging
 
@@ -29,12 +29,12 @@ from apiece.model.checked import (
     read_weights,
     require_fitting,
 )
+from apiece.model.families import FAMILIES
 from apiece.model.find import resolve_checkpoint
 from apiece.model.image import ImageEncoder
 from apiece.model.lora import fingerprint, is_adapted, is_adapter, merged, read_adapter_config, save_adapter
 from apiece.model.shards import PATTERN, read_shards
 
-SUPPORTED = {"qwen3_vl": Qwen3VLForConditionalGeneration}
 
 # Loading and saving take a second; our own progress bars are enough.
 transformers_logging.disable_progress_bar()
@@ -73,7 +73,7 @@ def load_text_side(checkpoint: str, max_pixels: int | None = None) -> TextSide:
         UserError: Not a supported model, files missing, or no coordinate tokens (with the command that adds them).
     """
     folder = resolve_checkpoint(checkpoint)
-    config = read_model_config(folder, SUPPORTED)
+    config = _read_config(folder)
     tokenizer = read_tokenizer(folder)
     images = ImageEncoder(read_image_processor(folder))
     vocab = CoordVocab.of(tokenizer, where=str(checkpoint))
@@ -92,7 +92,7 @@ def load_text_side(checkpoint: str, max_pixels: int | None = None) -> TextSide:
 
 def context_length(checkpoint: str) -> int:
     """How many tokens the model of a checkpoint takes, image, prompt and answer together."""
-    return int(read_model_config(resolve_checkpoint(checkpoint), SUPPORTED).text_config.max_position_embeddings)
+    return int(_read_config(resolve_checkpoint(checkpoint)).text_config.max_position_embeddings)
 
 
 def load_model(
@@ -111,7 +111,7 @@ def load_model(
         base: Of an adapter, where it is not where it was.
     """
     folder = resolve_checkpoint(checkpoint)
-    config = read_model_config(folder, SUPPORTED)
+    config = _read_config(folder)
     if is_adapter(folder):
         return _load_adapted(folder, attention, dtype, base)
     if not list(folder.glob("*.safetensors")):
@@ -123,7 +123,7 @@ def load_model(
     _require_whole(folder)
     if attention == "auto":
         attention = "flash_attention_2" if is_flash_attn_2_available() else "sdpa"
-    cls = SUPPORTED[config.model_type]
+    cls = FAMILIES[config.model_type].model_class
     told = {"attn_implementation": attention, "output_loading_info": True, "ignore_mismatched_sizes": True}
     if list(folder.glob(PATTERN)):
         parts = read_shards(folder)
@@ -181,7 +181,7 @@ def _load_adapted(folder: Path, attention: str, dtype: torch.dtype | Literal["au
 
 
 def _file_dtype(checkpoint: str) -> torch.dtype:
-    return read_model_config(resolve_checkpoint(checkpoint), SUPPORTED).dtype or torch.float32
+    return _read_config(resolve_checkpoint(checkpoint)).dtype or torch.float32
 
 
 def _require_whole(folder: Path) -> None:
@@ -196,3 +196,11 @@ def _require_whole(folder: Path) -> None:
                 where=path,
                 fix="copy or download this file again; of a run, name an older one: RUN/checkpoints/step_N/model",
             ) from error
+
+
+def _read_config(folder: Path) -> Any:
+    config = read_model_config(folder, {kind: family.name for kind, family in FAMILIES.items()})
+    if (problem := FAMILIES[config.model_type].unsupported(config)) is not None:
+        fix = "no published model of this family needs it"
+        raise UserError(f"{problem} is not supported", where=folder / "config.json", fix=fix)
+    return config

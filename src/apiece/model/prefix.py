@@ -9,7 +9,6 @@ predicts answer token t: that shift is made in `first_pass` and nowhere else.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from apiece.data.collate import Batch, Prefix
+from apiece.model.families import family_of, language_of
 from apiece.model.forward import rope_positions
 
 KeysValues = tuple[Tensor, Tensor]
@@ -81,7 +81,7 @@ class FirstPass:
 
 def allow_shared_prefix(model: Any) -> None:
     """Let checkpointed layers read and keep keys and values: the stand-ins above may be called twice."""
-    for layer in model.model.language_model.layers:
+    for layer in language_of(model).layers:
         layer._can_checkpoint_with_cache = True
 
 
@@ -114,7 +114,7 @@ def first_pass(model: Any, batch: Batch) -> FirstPass:
         torch.nn.functional.pad(prefix.image_mask, (0, num_answer - 1)),
         deepstack,
     )
-    hidden_BTD = model.model.language_model.norm(hidden[:, num_prefix - 1 :])
+    hidden_BTD = language_of(model).norm(hidden[:, num_prefix - 1 :])
     return FirstPass(hidden_BTD, embeds_BTD, positions, key_mask, kept, first_slot)
 
 
@@ -137,7 +137,7 @@ def later_pass(model: Any, first: FirstPass, embeds_BTD: Tensor) -> Tensor:
         attention_mask(model, first.key_mask, start, total, hidden_device=embeds_BTD.device),
         ReadPrefix(first.kept, start),
     )
-    hidden = model.model.language_model.norm(hidden)
+    hidden = language_of(model).norm(hidden)
     return torch.cat([first.hidden_BTD[:, : first.first_slot + 1], hidden], dim=1)
 
 
@@ -162,16 +162,11 @@ def attention_mask(
     return ((causal & key_mask[:, None, :]) | itself)[:, None]
 
 
-def _image_embeds(model: Any, prefix: Prefix, embeds: Tensor) -> tuple[Tensor, list[Tensor]]:
+def _image_embeds(model: Any, prefix: Prefix, embeds: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Prefix embeddings with the image's features in place, and the features for the first layers."""
-    features = model.model.get_image_features(prefix.pixel_values, prefix.grid_thw, return_dict=True)
-    image = _joined(features.pooler_output).to(embeds.dtype)
-    return embeds.masked_scatter(prefix.image_mask[..., None], image), [_joined(f) for f in features.deepstack_features]
-
-
-def _joined(features: Tensor | Sequence[Tensor]) -> Tensor:
-    """Features of all images in one table, `[V, D]`; the library gives them whole or split by image."""
-    return features if isinstance(features, Tensor) else torch.cat(list(features))
+    features = family_of(model).image_features(model, prefix)
+    image = features.embeds_VD.to(embeds.dtype)
+    return embeds.masked_scatter(prefix.image_mask[..., None], image), features.deepstack
 
 
 def run_layers(
@@ -181,14 +176,14 @@ def run_layers(
     mask: Tensor | None,
     cache: KeepPrefix | ReadPrefix,
     image_mask: Tensor | None = None,
-    deepstack: list[Tensor] | None = None,
+    deepstack: tuple[Tensor, ...] = (),
 ) -> Tensor:
     """The language model's layers, without its final norm."""
-    language = model.model.language_model
+    language = language_of(model)
     rotary = language.rotary_emb(hidden, positions)
     for index, layer in enumerate(language.layers):
         hidden = layer(hidden, attention_mask=mask, position_embeddings=rotary, past_key_values=cache)
-        if deepstack is not None and index < len(deepstack):
+        if index < len(deepstack):
             assert image_mask is not None, "deep-stack features come with the mask of their positions"
             hidden = hidden.clone()
             hidden[image_mask] = hidden[image_mask] + deepstack[index].to(hidden.dtype)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from apiece.model.families import language_of
 from apiece.model.prefix import FirstPass, ReadPrefix, run_layers
 
 
@@ -50,7 +51,7 @@ def window_pass(model: Any, first: FirstPass, embeds_NLD: Tensor, sample_N: Tens
             _mask(first.key_mask, begin, length, total),
             ReadPrefix(first.kept, None),
         )
-    hidden = model.model.language_model.norm(hidden).view(samples, most, length, width)
+    hidden = language_of(model).norm(hidden).view(samples, most, length, width)
     return hidden[sample_N, place_N]
 
 

@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from apiece.config.schema import ModelSection
 from apiece.config.training import Parallel
+from apiece.model.families import family_of, language_of
 from apiece.model.load import load_model
 from apiece.model.lora import adapter_weights, add_adapters_like, from_peft_name, is_adapted
 from apiece.train.distributed import World
@@ -42,8 +43,8 @@ def parallelize(channel: nn.Module, parallel: Parallel, world: World, dtype: tor
     reduce = None if dtype is None else torch.float32
     # Autocast casts where it must; casting a layer's input would round the residual stream as well.
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=reduce, cast_forward_inputs=False)
-    core: Any = channel.get_submodule("model.model")
-    for layer in [*core.visual.blocks, *core.language_model.layers]:
+    model: Any = channel.get_submodule("model")
+    for layer in [*family_of(model).vision_layers(model), *language_of(model).layers]:
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     fully_shard(channel, mesh=mesh)
     return channel
