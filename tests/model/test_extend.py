@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, Qwen3VLForConditionalGeneration
 
 from apiece.codec import parse_ids
 from apiece.errors import UserError
@@ -15,6 +15,7 @@ from apiece.model.extend import extend_checkpoint
 from apiece.model.load import load_model, load_text_side
 from apiece.model.prompts import COCO_80
 from narrow import WIDTH, without_coords, write_narrow
+from planning.published import NAMES, published_config
 
 
 def check_extended(source: Path, out: Path, used: int, rows_before: int, rows_after: int, tied: bool) -> None:
@@ -89,6 +90,48 @@ def test_extend(tiny_checkpoint, tmp_path, tied, spare) -> None:
     )
     check_extended(source, out, used, used + spare, rows_after, tied)
     check_side(source, out, used)
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_extend_weights_in_several_files(tiny_checkpoint, tmp_path, tied) -> None:
+    tokenizer = without_coords(tiny_checkpoint, tmp_path)
+    source, out, used = tmp_path / "source", tmp_path / "out", len(tokenizer)
+    write_narrow(tokenizer, used, tied, source)
+    model = load_model(str(source), dtype="auto")
+    (source / "model.safetensors").unlink()
+    model.save_pretrained(source, max_shard_size="40KB")
+    shards = sorted(source.glob("model-*.safetensors"))
+    assert len(shards) > 2
+    extend_checkpoint(str(source), out)
+    check_extended(source, out, used, used, -(-(used + 1000) // 128) * 128, tied)
+    shards[1].unlink()
+    with pytest.raises(UserError, match=f"1 of {len(shards)} files of weights are missing: {shards[1].name}"):
+        extend_checkpoint(str(source), tmp_path / "again")
+    (source / "model.safetensors.index.json").write_text("[]")
+    with pytest.raises(UserError, match="is no index of weights"):
+        extend_checkpoint(str(source), tmp_path / "again")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_extend_the_published_shapes(tiny_checkpoint, tmp_path, name) -> None:
+    """Layers, heads, deep-stack levels, tied or separate tables as published; only widths are narrowed."""
+    tokenizer = without_coords(tiny_checkpoint, tmp_path)
+    source, out, used = tmp_path / "source", tmp_path / "out", len(tokenizer)
+    write_narrow(tokenizer, used, True, source)
+    config = published_config(name)
+    text, vision = config.text_config, config.vision_config
+    text.vocab_size, text.hidden_size, text.intermediate_size, text.head_dim = used, WIDTH, 16, 8
+    text.rope_parameters = text.rope_parameters | {"mrope_section": [2, 1, 1]}
+    vision.hidden_size, vision.intermediate_size, vision.num_heads, vision.out_hidden_size = 16, 16, 2, WIDTH
+    model = Qwen3VLForConditionalGeneration(config).to(torch.bfloat16)
+    (source / "model.safetensors").unlink()
+    model.save_pretrained(source)
+    done = extend_checkpoint(str(source), out)
+    assert done.tied is (name != "8b")
+    check_extended(source, out, used, used, done.rows_after, done.tied)
+    again = load_model(str(out)).config
+    assert (again.text_config.num_hidden_layers, again.vision_config.depth) == (text.num_hidden_layers, vision.depth)
+    assert again.vision_config.deepstack_visual_indexes == vision.deepstack_visual_indexes
 
 
 @pytest.mark.real_data

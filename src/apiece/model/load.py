@@ -185,7 +185,24 @@ def _file_dtype(checkpoint: str) -> torch.dtype:
 
 
 def _require_whole(folder: Path) -> None:
-    """Open each file of weights and read its header, which also tells how long the file must be."""
+    """Open each file of weights and read its header, which also tells how long the file must be.
+
+    Where weights are in several files, an index names them all.
+    """
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            named = set(json.loads(index.read_bytes())["weight_map"].values())
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+            raise UserError(
+                f"is no index of weights: {error}", where=index, fix="copy or download this file again"
+            ) from error
+        if missing := sorted(str(name) for name in named if not (folder / str(name)).is_file()):
+            raise UserError(
+                f"{len(missing)} of {len(named)} files of weights are missing: {', '.join(missing[:3])}",
+                where=folder,
+                fix="copy or download them",
+            )
     for path in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(path, framework="pt"):
