@@ -35,7 +35,7 @@ def test_a_name_that_means_nothing(tmp_path, monkeypatch, name: str, said: str) 
     [
         ('{"model_type": ', "broken JSON: Expecting value in line 1, column 16\n  fix: copy config.json"),
         ("[]", "expected a model's settings .*found a list"),
-        ('{"a": 1}', "expected a model of type qwen3_vl, found none"),
+        ('{"a": 1}', "expected a model of type qwen3_vl, qwen2_5_vl, found none"),
     ],
 )
 def test_a_broken_config_is_told_in_one_sentence(tmp_path, text: str, said: str) -> None:

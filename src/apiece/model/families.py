@@ -86,7 +86,7 @@ FAMILIES = {
     "qwen3_vl": Family(
         "Qwen3-VL",
         Qwen3VLForConditionalGeneration,
-            lambda model: model.model.language_model,
+        lambda model: model.model.language_model,
         lambda model: model.model.visual.blocks,
         _features_with_deepstack,
         _three_axes,
@@ -95,7 +95,7 @@ FAMILIES = {
     "qwen2_5_vl": Family(
         "Qwen2.5-VL",
         Qwen2_5_VLForConditionalGeneration,
-            lambda model: model.model.language_model,
+        lambda model: model.model.language_model,
         lambda model: model.model.visual.blocks,
         _features,
         _three_axes,
@@ -113,4 +113,3 @@ def family_of(model: Any) -> Family:
 def language_of(model: Any) -> Any:
     """The language model of a loaded model."""
     return family_of(model).language(model)
-
