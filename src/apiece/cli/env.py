@@ -57,6 +57,7 @@ EXTRAS = (
         "FlashAttention on NVIDIA GPUs (model.attention)",
         "pip install flash-attn --no-build-isolation",
     ),
+    Extra("peft", "adapters: LoRA and DoRA (model.lora)", "pip install -c constraints.txt -e '.[lora]'"),
     Extra("pycocotools", "the reference that the tests compare AP with", "pip install -e '.[test]'"),
     Extra("pytest", "`make test`", "pip install -e '.[test]'"),
     Extra("fastapi", "`transformers serve`, which a test asks", "pip install -c constraints.txt -e '.[test-server]'"),

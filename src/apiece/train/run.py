@@ -21,7 +21,7 @@ from apiece.errors import UserError
 from apiece.files import sync_path, sync_tree, write_json, write_text
 from apiece.train.trackers import Tracker
 
-PACKAGES = ("apiece", "torch", "transformers", "tokenizers", "hotcoco", "numpy", "scipy", "pillow", "pydantic")
+PACKAGES = ("apiece", "torch", "transformers", "tokenizers", "peft", "hotcoco", "numpy", "scipy", "pillow", "pydantic")
 log = logging.getLogger("apiece")
 
 
