@@ -42,13 +42,13 @@ def narrow(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def sizes(root: Path, checkpoint: Path, b_steps: bool) -> list[str]:
+def sizes(root: Path, checkpoint: Path, data: Path, b_steps: bool) -> list[str]:
     """All that a narrow model, few images and one core change of a recipe."""
     small = {
         "run.dir": root / "runs",
         "model.checkpoint": checkpoint,
-        "data.train": root / "data" / "complete.jsonl",
-        "data.eval": root / "data" / "complete.jsonl",
+        "data.train": data,
+        "data.eval": data,
         "data.workers": 0,
         "data.max_objects": 12,
         "optim.warmup_steps": 1,
@@ -77,7 +77,8 @@ def logged(run: Path) -> list[dict[str, float]]:
 @pytest.mark.parametrize("size", ["2b", "4b"])
 def test_a_recipe_from_download_to_report(narrow: Path, tmp_path: Path, size: str) -> None:
     first, second = (RECIPES / f"qwen3vl_{size}_coco_stage{n}.yaml" for n in (1, 2))
-    apiece("train", first, *sizes(tmp_path, narrow / "extended", False))
+    data = narrow / "data" / "complete.jsonl"
+    apiece("train", first, *sizes(tmp_path, narrow / "extended", data, False))
     run = tmp_path / "runs" / first.stem
     assert all(key.startswith("a1/") for line in logged(run) for key in line if key.count("/") == 3)
     start = run
@@ -85,12 +86,12 @@ def test_a_recipe_from_download_to_report(narrow: Path, tmp_path: Path, size: st
         assert list(run.glob("checkpoints/step_*/model/adapter_model.safetensors"))
         start = tmp_path / "merged"
         apiece("model", "merge", run, "--out", start)
-    apiece("train", second, *sizes(tmp_path, start, True))
+    apiece("train", second, *sizes(tmp_path, start, data, True))
     run = tmp_path / "runs" / second.stem
     lines = logged(run)
     assert [line.get("b/step_share", 0.0) for line in lines if "loss/total" in line] == [0.0, 1.0]
     assert any(key.startswith("loss/a2/") for line in lines for key in line)
-    apiece("evaluate", run, "--data", narrow / "data" / "complete.jsonl", "--out", tmp_path / "results",
+    apiece("evaluate", run, "--data", data, "--out", tmp_path / "results",
            "--max-objects", "2", "--device", "cpu")  # fmt: skip
     assert "f1/f1" in json.loads((tmp_path / "results" / "metrics.json").read_text())
     apiece("report", run, "--out", tmp_path / "page")
