@@ -107,7 +107,7 @@ def test_extend_weights_in_several_files(tiny_checkpoint, tmp_path, tied) -> Non
     shards[1].unlink()
     with pytest.raises(UserError, match=f"1 of {len(shards)} files of weights are missing: {shards[1].name}"):
         extend_checkpoint(str(source), tmp_path / "again")
-    (source / "model.safetensors.index.json").write_text("[]")
+    (source / "model.safetensors.index.json").write_text("{}")
     with pytest.raises(UserError, match="is no index of weights"):
         extend_checkpoint(str(source), tmp_path / "again")
 

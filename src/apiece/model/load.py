@@ -19,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from apiece.codec import CoordVocab, Renderer
 from apiece.errors import UserError
-from apiece.files import write_json
+from apiece.files import read_json_object, write_json
 from apiece.model.checked import (
     CARD,
     read_card,
@@ -34,7 +34,6 @@ from apiece.model.find import resolve_checkpoint
 from apiece.model.image import ImageEncoder
 from apiece.model.lora import fingerprint, is_adapted, is_adapter, merged, read_adapter_config, save_adapter
 from apiece.model.shards import PATTERN, read_shards
-
 
 # Loading and saving take a second; our own progress bars are enough.
 transformers_logging.disable_progress_bar()
@@ -191,13 +190,11 @@ def _require_whole(folder: Path) -> None:
     """
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        try:
-            named = set(json.loads(index.read_bytes())["weight_map"].values())
-        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-            raise UserError(
-                f"is no index of weights: {error}", where=index, fix="copy or download this file again"
-            ) from error
-        if missing := sorted(str(name) for name in named if not (folder / str(name)).is_file()):
+        found = read_json_object(index, "an index of weights", fix="copy or download this file again").get("weight_map")
+        if not isinstance(found, dict):
+            raise UserError("is no index of weights", where=index, fix="copy or download this file again")
+        named = {str(name) for name in found.values()}
+        if missing := sorted(name for name in named if not (folder / name).is_file()):
             raise UserError(
                 f"{len(missing)} of {len(named)} files of weights are missing: {', '.join(missing[:3])}",
                 where=folder,
