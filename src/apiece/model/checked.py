@@ -58,6 +58,7 @@ class _Card(BaseModel):
     max_pixels: PositiveInt | None = None
     object_order: ObjectOrder | None = None
     step: int | None = None
+    base: dict[str, str] | None = None
 
 
 def read_card(folder: Path) -> dict[str, Any]:
