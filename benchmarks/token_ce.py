@@ -1,4 +1,4 @@
-"""What cross-entropy in pieces (`linear_cross_entropy`) costs and saves against logits of all rows, at Qwen's vocabulary.
+"""What cross-entropy in pieces (`linear_cross_entropy`) costs and saves against whole logits, at Qwen's vocabulary.
 
 Each arm runs in a process of its own, as the peak of a process's memory never goes back.
 """
