@@ -25,7 +25,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 ARMS = (
     *("n1", "n2_padded", "n4", "n1_frozen", "n2_recompute", "n1_half", "n2_half_recompute", "n2_frozen_padded"),
-    *("n1_lora", "n2_half_lora", "n2_lora_recompute"),
+    *("n1_lora", "n2_half_lora", "n2_lora_recompute", "n2_half_lora_recompute"),
 )
 
 

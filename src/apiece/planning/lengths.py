@@ -11,6 +11,7 @@ import numpy as np
 
 from apiece.codec.render import BOX_OPEN, OPEN, RECORD_OPEN, Renderer
 from apiece.data.jsonl import iter_records
+from apiece.data.problems import remedy
 from apiece.errors import UserError
 from apiece.model.image import target_size
 from apiece.planning.flops import Grid
@@ -150,7 +151,8 @@ def _samples(path: Path) -> Iterator[Sample]:
     for line in iter_records(path):
         if line.errors:
             fix = f"see all with `apiece data check {path}`; drop them with `--fix drop --out clean.jsonl`"
-            raise UserError(str(line.errors[0].message), where=line.errors[0].where, fix=fix)
+            first = line.errors[0]
+            raise UserError(first.message, where=first.where, fix=remedy(line.errors, path, fix))
         if line.sample is not None:
             yield line.sample
 

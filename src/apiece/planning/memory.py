@@ -168,7 +168,8 @@ def _vision(shape: ModelShape, work: Work, recipe: Recipe) -> list[Node]:
         blocks = [Node("vision", forward=block + casts)]
     elif recipe.recompute:
         backward = block + casts + working
-        blocks = [Node("vision", n * v.width * e, 0.0, backward, gradient, until_turn=casts)] * v.depth
+        until = casts * recipe.trained[Part.VISION]
+        blocks = [Node("vision", n * v.width * e, casts, backward, gradient, until_turn=until)] * v.depth
     else:
         blocks = [Node("vision", block + casts, working / 2, working, gradient)] * v.depth
     tokens = n / v.merge**2
@@ -218,8 +219,9 @@ def _layers(shape: ModelShape, work: Work, recipe: Recipe, name: str, *, later: 
     if recipe.recompute:
         waits = recipe.passes > 1 and not later
         backward = kept + working + _casts(recipe, t.layer_matrices)
-        until = casts + (0.0 if waits or later else stored)
-        node = Node(name, 4.0 * rows * t.width + stored * waits, kept, backward, gradient, until, leaves, takes)
+        # Autocast keeps its copies of trained weights until the turn; those of frozen ones go with the layer.
+        until = casts * trained + (0.0 if waits or later else stored)
+        node = Node(name, 4.0 * rows * t.width + stored * waits, kept + casts, backward, gradient, until, leaves, takes)
     else:
         until = stored / 2 if recipe.half and not later else 0.0  # rotated keys in float32; values are kept anyway
         node = Node(name, kept + casts, 2.0 * 4 * rows * t.width, working, gradient, until, leaves, takes)
