@@ -137,6 +137,22 @@ def test_a_setting_that_there_was_not_yet_is_no_change(tmp_path: Path, tiny_chec
         assert job.state()[0] is state
 
 
+def test_one_that_fails_does_not_stop_the_others(tmp_path: Path, tiny_checkpoint: Path, finished: Path) -> None:
+    shutil.copytree(finished / "data", tmp_path / "data")
+    jobs = jobs_of(write_ladder(tmp_path, tiny_checkpoint))
+    told: list[str] = []
+
+    def breaking(job: Job) -> bool:
+        if job.arm == "one":
+            raise UserError("the loss is not finite")
+        return True
+
+    progress = work(jobs, run=breaking, tell=told.append)
+    assert [job.name for job in progress.done] == ["two_seed0", "two_seed1"]
+    assert [job.name for job, _ in progress.failed] == ["one_seed0", "one_seed1"]
+    assert "[2/4] the loss is not finite" in told
+
+
 def test_a_spent_budget_begins_nothing_more(tmp_path: Path, tiny_checkpoint: Path, finished: Path) -> None:
     shutil.copytree(finished / "data", tmp_path / "data")
     jobs = jobs_of(write_ladder(tmp_path, tiny_checkpoint))

@@ -101,6 +101,12 @@ def ladder(
     if progress.elsewhere:
         typer.echo(f"done here; {progress.elsewhere} are being run elsewhere, {progress.left} are not done yet")
     _finish(asked, jobs)
+    if progress.failed:
+        names = ", ".join(job.name for job, _ in progress.failed)
+        raise UserError(
+            f"{len(progress.failed)} of {len(chosen)} failed: {names}; what was wrong is above",
+            fix="mend it and give the same command again: what is done is skipped",
+        )
 
 
 def _list(jobs: list[Job]) -> None:

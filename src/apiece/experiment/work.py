@@ -32,6 +32,7 @@ class Progress:
         left: Jobs that nobody has begun, or not finished.
         why: Why it stopped before the end; `None` if it did not.
         interrupted: Whether it was told to stop.
+        failed: Jobs that failed, each with what was wrong; those after them were done nevertheless.
     """
 
     done: tuple[Job, ...]
@@ -40,6 +41,7 @@ class Progress:
     left: int
     why: str | None = None
     interrupted: bool = False
+    failed: tuple[tuple[Job, UserError], ...] = ()
 
 
 def work(
@@ -60,12 +62,13 @@ def work(
         tell: Told what happens.
 
     Raises:
-        UserError: Results of other settings, data or start are there, and `redo` is false; or a job failed.
+        UserError: Results of other settings, data or start are there, and `redo` is false.
     """
     refuse_changed(jobs, redo=redo)
     started = time.monotonic()
     seconds: list[float] = []
     done: list[Job] = []
+    failed: list[tuple[Job, UserError]] = []
     before = elsewhere = 0
     for number, job in enumerate(jobs):
         with locked(job.run.with_name(f".{job.name}.lock"), wait=False) as ours:
@@ -85,12 +88,18 @@ def work(
             verb = "goes on" if state is State.BEGUN and job.run.exists() else "begins"
             tell(f"[{number + 1}/{len(jobs)}] {job.name} {verb}: {job.config.train.steps} steps")
             at = time.monotonic()
-            if not (run or in_a_process)(job):
+            try:
+                finished = (run or in_a_process)(job)
+            except UserError as error:  # told at the end: one arm that breaks must not cost a night
+                failed.append((job, error))
+                tell(f"[{number + 1}/{len(jobs)}] {error}")
+                continue
+            if not finished:
                 return Progress(tuple(done), before, elsewhere, _left(jobs), f"interrupted in {job.name}", True)
             seconds.append(time.monotonic() - at)
             done.append(job)
             tell(f"[{number + 1}/{len(jobs)}] {job.name} done in {seconds[-1] / 60:.1f} min: {job.result}")
-    return Progress(tuple(done), before, elsewhere, _left(jobs))
+    return Progress(tuple(done), before, elsewhere, _left(jobs), failed=tuple(failed))
 
 
 def _left(jobs: Sequence[Job]) -> int:
