@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -128,6 +128,30 @@ def sync_path(path: Path) -> None:
         _sync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def require_free(out: Path, *, overwrite: bool, made_from: Sequence[Path] = ()) -> None:
+    """Refuse to write over a file that is there, unless that is asked for; never over what it is made from.
+
+    Args:
+        out: File to write.
+        overwrite: Whether it was asked for.
+        made_from: What is read.
+
+    Raises:
+        UserError: It is not free.
+    """
+    if any(os.path.realpath(out) == os.path.realpath(source) for source in made_from):
+        raise UserError(
+            "it would replace the file that it is made from", where=out, fix="choose another name", exit_code=2
+        )
+    if out.is_file() and not overwrite:
+        raise UserError(
+            "this file is there already and is not overwritten",
+            where=out,
+            fix="choose another name, or add --overwrite",
+            exit_code=2,
+        )
 
 
 def file_hash(path: Path) -> str:

@@ -126,7 +126,9 @@ class CommandLine:
         left = [name for name in after if name not in before and not any(fnmatch(name, p) for p in case.writes)]
         assert not lost, f"lost or changed: {lost}"
         assert not left, f"left behind: {left}"
-        assert not set(threading.enumerate()) - threads, "a thread goes on"
+        for thread in set(threading.enumerate()) - threads:
+            thread.join(timeout=10)  # the one that feeds a closed queue needs a moment
+            assert not thread.is_alive(), f"a thread goes on: {thread}"
         assert not multiprocessing.active_children(), "a process goes on"
 
 

@@ -124,7 +124,7 @@ def test_import_yolo_and_voc(tmp_path: Path, run: Run) -> None:
         (["check", "none.jsonl"], 1, "a JSONL data file not found"),
         (["check", "x.jsonl", "--fix", "drop"], 2, "--fix drop and --out go together"),
         (["check", "x.jsonl", "--out", "y.jsonl"], 2, "--fix drop and --out go together"),
-        (["check", "x.jsonl", "--fix", "drop", "--out", "x.jsonl"], 1, "would replace the file itself"),
+        (["check", "x.jsonl", "--fix", "drop", "--out", "x.jsonl"], 2, "would replace the file that it is made from"),
         (["import", "coco", "--annotations", "x.jsonl", "--images", ".", "--out", "y"], 1, "missing 'images'"),
     ],
 )
@@ -181,5 +181,5 @@ def test_an_import_replaces_a_file_only_when_told_to(tmp_path: Path, run: Run) -
     words = ("data", "import", "coco", "--annotations", source, "--images", tmp_path / "images", "--out", out)
     code, _, err = run(*words)
     assert code == 2 and out.read_text() == "kept"
-    assert f"error: {out}: this file is there already and is not overwritten\n  fix: choose another --out, or" in err
+    assert f"error: {out}: this file is there already and is not overwritten\n  fix: choose another name, or" in err
     assert run(*words, "--overwrite")[0] == 0 and out.read_text() != "kept"

@@ -69,7 +69,7 @@ def _in_words(error: typer.BadParameter) -> str:
         return error.message
     found = error.__cause__.errors()[0]
     if found["type"] not in _EXPECTED:
-        return error.message
+        return error.message.replace("Value error, ", "")
     return f"expected {_EXPECTED[found['type']].format(**found.get('ctx', {}))}, found {found['input']}"
 
 

@@ -29,6 +29,7 @@ def config(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="FILE", help="Write it here.", show_default=False)
     ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it is there.")] = False,
 ) -> None:
     """Print a config in full as YAML, with where each value comes from; or every mistake in it, all at once.
 
@@ -48,6 +49,10 @@ def config(
     if len(modes + views) > 1 or (modes and arguments):
         together = " and ".join([*modes, *views, *(["FILE or KEY=VALUE"] if modes and arguments else [])])
         raise UserError(f"these do not go together: {together}", fix="ask for one at a time", exit_code=2)
+    from apiece.files import require_free
+
+    if out is not None:
+        require_free(out, overwrite=overwrite)
     from apiece.config.reference import config_schema
     from apiece.config.reference import reference as reference_text
 

@@ -49,8 +49,9 @@ def coco(
     Example: `apiece data import coco --annotations instances_val2017.json --images val2017 --out val.jsonl`
     """
     from apiece.data.coco import import_coco
+    from apiece.files import require_free
 
-    _require_new(out, overwrite)
+    require_free(out, overwrite=overwrite, made_from=[annotations])
     _finish(import_coco(annotations, images), out, skip_bad)
 
 
@@ -70,8 +71,9 @@ def yolo(
     Example: `apiece data import yolo --images images/train --labels labels/train --names data.yaml --out train.jsonl`
     """
     from apiece.data.yolo import import_yolo
+    from apiece.files import require_free
 
-    _require_new(out, overwrite)
+    require_free(out, overwrite=overwrite, made_from=[names])
     _finish(import_yolo(images, labels, names), out, skip_bad)
 
 
@@ -88,8 +90,9 @@ def voc(
     Example: `apiece data import voc --annotations Annotations --images JPEGImages --out train.jsonl`
     """
     from apiece.data.voc import import_voc
+    from apiece.files import require_free
 
-    _require_new(out, overwrite)
+    require_free(out, overwrite=overwrite)
     _finish(import_voc(annotations, images), out, skip_bad)
 
 
@@ -109,6 +112,7 @@ def check(
     json_out: Annotated[Path | None, typer.Option("--json", help="Write all numbers and problems as JSON.")] = None,
     images: Annotated[bool, typer.Option("--images/--no-images", help="Open every image file.")] = True,
     max_objects: Annotated[int, typer.Option("--max-objects", min=1, help="Warn of images with more objects.")] = 60,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what --out and --json name.")] = False,
     show: Annotated[int, typer.Option("--show", min=-1, help="Warnings to list of each kind; -1 for all.")] = 5,
 ) -> None:
     """Check a data file: list every error with its line, and describe the set.
@@ -123,16 +127,19 @@ def check(
     """
     from rich.console import Console
 
-    from apiece.data.check import check_jsonl, require_other
+    from apiece.data.check import check_jsonl
     from apiece.data.check_report import kinds, plain_line, print_report
     from apiece.data.problems import Level, counted, remedy
     from apiece.errors import UserError
-    from apiece.files import write_json
+    from apiece.files import require_free, write_json
 
     if (fix is None) != (out is None):
         raise UserError("--fix drop and --out go together", fix="give both or neither", exit_code=2)
-    if out is not None:
-        require_other(out, path)
+    for target in (out, json_out):
+        if target is not None:
+            require_free(target, overwrite=overwrite, made_from=[path])
+    if out is not None and json_out is not None:
+        require_free(out, overwrite=True, made_from=[json_out])
     report = check_jsonl(path, open_images=images, max_objects=max_objects)
     console = Console()
     print_report(report, console, show=show)
@@ -182,18 +189,6 @@ def _write_clean(report: CheckReport, out: Path) -> None:
     )
     if root := _common_root({report.path.parent}, out):
         print(f"if its images lie outside {out.parent}: to read this file, export {ROOT_VARIABLE}={root}")
-
-
-def _require_new(out: Path, overwrite: bool) -> None:
-    from apiece.errors import UserError
-
-    if out.exists() and not overwrite:
-        raise UserError(
-            "this file is there already and is not overwritten",
-            where=out,
-            fix="choose another --out, or add --overwrite",
-            exit_code=2,
-        )
 
 
 def _finish(imported: Imported, out: Path, skip_bad: bool) -> None:

@@ -80,6 +80,12 @@ def load_file(path: Path, model: type[M], overrides: Sequence[str] = ()) -> M:
     return found
 
 
+MAX_BYTES = 1_000_000
+"""Of a config file; the longest one is a hundredth of that, and a file of data takes minutes to be read as one."""
+MAX_LISTED = 100
+"""Mistakes that are told at once."""
+
+
 def require_data(loaded: LoadedConfig) -> None:
     """Raise a `UserError` that names every data file of a config that is not there, and where it was set."""
     data = loaded.config.data
@@ -142,7 +148,14 @@ def _read_file(path: Path, named_at: Source | None, problems: list[Problem]) -> 
             relative_to = "the current folder" if named_at is None else "the file that it stands in"
             fix = f"check the path; it is relative to {relative_to}"
             raise UserError(f"{what}config file not found{nearest(path.name, beside)}", where=where, fix=fix)
-        text = path.read_bytes().decode("utf-8-sig")
+        if (size := path.stat().st_size) > MAX_BYTES:
+            message = f"{what}expected a config, found a file of {size / 1e6:.1f} MB"
+            raise UserError(message, where=where, fix="name the YAML file with the settings")
+        content = path.read_bytes()
+        if b"\0" in content:
+            message = f"{what}expected a YAML file, found a binary file (or UTF-16: save it as UTF-8)"
+            raise UserError(message, where=where)
+        text = content.decode("utf-8-sig")
     except OSError as error:
         raise UserError(f"{what}cannot be read: {error.strerror}", where=where) from error
     except UnicodeDecodeError as error:
@@ -162,5 +175,6 @@ def _error(problems: Sequence[Problem], files: Sequence[Path]) -> UserError:
     order = {str(file): number for number, file in enumerate(files)}
     told = sorted(problems, key=lambda one: (order.get(one.source.origin, len(order)), one.source.line or 0))
     lines = list(dict.fromkeys(str(problem) for problem in told))
-    head = [] if len(lines) == 1 else [f"{len(lines)} mistakes in the config"]
-    return UserError("\n  ".join([*head, *lines]))
+    head = [] if len(lines) == 1 else [f"{len(lines):,} mistakes in the config"]
+    rest = [f"and {len(lines) - MAX_LISTED:,} more"] if len(lines) > MAX_LISTED else []
+    return UserError("\n  ".join([*head, *lines[:MAX_LISTED], *rest]))

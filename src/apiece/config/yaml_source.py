@@ -32,7 +32,7 @@ KeyPath = tuple[str | int, ...]
 
 MAX_DEPTH = 32
 """Levels of nesting; also what stops an alias that contains itself."""
-MAX_NODES = 100_000
+MAX_NODES = 10_000
 """Values in one file, aliases written out: stops aliases of aliases from filling the memory."""
 
 _NULL = {"", "~", "null", "Null", "NULL"}
@@ -173,9 +173,13 @@ class _Builder:
     def build(self, node: yaml.Node, source: Source, path: KeyPath, depth: int = 0) -> Node | None:
         """`node` as a tree; `None` where its value cannot be used and a problem was noted."""
         self.count += 1
-        if depth > MAX_DEPTH or self.count > MAX_NODES:
+        if depth > MAX_DEPTH:
             raise yaml.MarkedYAMLError(
                 problem="an alias contains itself, or aliases are nested too deep", problem_mark=node.start_mark
+            )
+        if self.count > MAX_NODES:
+            raise yaml.MarkedYAMLError(
+                problem=f"more than {MAX_NODES:,} values, aliases written out", problem_mark=node.start_mark
             )
         if isinstance(node, yaml.MappingNode):
             return Node(self.mapping(node, path, depth), source)
@@ -256,4 +260,5 @@ def read_yaml(text: str, locate: Callable[[int], Source], problems: list[Problem
         ) from error
     except (ValueError, OverflowError) as error:
         # PyYAML turns an escape such as "\UFFFFFFFF" into a character without looking whether there is one.
-        raise UserError(f"broken YAML: {error}", where=str(locate(1)), fix="look at the \\U escapes") from error
+        message = f"broken YAML: an escape stands for no character ({error})"
+        raise UserError(message, where=str(locate(1)), fix="look at the \\U escapes") from error

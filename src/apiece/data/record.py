@@ -131,7 +131,7 @@ def _parse_object(raw: Any, size_wh: tuple[int, int]) -> tuple[Instance | None, 
     faults: list[Fault] = []
     if not raw.keys() <= _OBJECT_SET or "desc" not in raw or "bbox" not in raw:
         faults += _key_faults(raw, _OBJECT_SET, OBJECT_KEYS, ("desc", "bbox"))
-    desc, box, iscrowd = raw.get("desc", "-"), (0.0, 0.0, 1.0, 1.0), raw.get("iscrowd", False)
+    desc, box, iscrowd = raw.get("desc", "none"), (0.0, 0.0, 1.0, 1.0), raw.get("iscrowd", False)
     if not isinstance(desc, str):
         faults.append((ProblemKind.WRONG_TYPE, f"'desc': expected text, found {_kind(desc)}"))
     else:
@@ -321,7 +321,9 @@ def _kind(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int | float):
-        return f"the number {value:g}" if isinstance(value, float) or abs(value) < 10**15 else "a huge number"
+        if isinstance(value, int) and abs(value) >= 10**15:
+            return "a huge number"
+        return f"the number {value!r}" if isinstance(value, int) or value.is_integer() else f"the number {value:g}"
     if isinstance(value, str):
         return f"the text {value if len(value) <= 30 else value[:30] + '...'!r}"
     return "a list" if isinstance(value, list) else "a JSON object"

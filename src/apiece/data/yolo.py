@@ -61,6 +61,8 @@ def import_yolo(images: Path, labels: Path, names: Path) -> Imported:
         objects: list[Instance] = []
         if label.is_file():
             polygons += _read_label(label, classes, size_wh, result, objects)
+        elif label.exists():
+            result.add(ProblemKind.BROKEN_FILE, str(label), "expected a label file, found a folder")
         else:
             unlabelled += 1
         result.samples.append(Sample(stem.as_posix(), images / found[0], size_wh, tuple(objects)))
@@ -90,8 +92,12 @@ def read_names(path: Path) -> list[str]:
             names = _yaml_names(yaml.load(text, Loader=yaml.BaseLoader), path)
     except UnicodeDecodeError as error:
         raise UserError(f"not UTF-8 text (byte {error.start})", where=path) from error
-    except yaml.YAMLError as error:
-        raise UserError(f"not valid YAML: {error}", where=path) from error
+    except yaml.MarkedYAMLError as error:
+        where = path if error.problem_mark is None else f"{path}:{error.problem_mark.line + 1}"
+        raise UserError(f"not valid YAML: {error.problem}", where=where, fix="mend its syntax") from error
+    except (yaml.YAMLError, RecursionError) as error:
+        said = str(error).partition("\n")[0]
+        raise UserError(f"not valid YAML: {said}", where=path, fix="mend its syntax") from error
     if not names or not all(names):
         raise UserError("expected one class name a line, found none or an empty one", where=path)
     return names

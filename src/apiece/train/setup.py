@@ -154,7 +154,8 @@ def training_samples(config: Config, side: TextSide) -> tuple[Records, int]:
     kept = np.flatnonzero(records.num_objects <= config.data.max_objects)
     dropped = len(records) - len(kept)
     if not len(kept):
-        raise UserError(f"no image to train on: {len(records)} read, {dropped} above data.max_objects", where=path)
+        message = f"no image to train on: {len(records)} read, {dropped} above data.max_objects"
+        raise UserError(message, where=path, fix="raise data.max_objects")
     return records.select(kept), dropped
 
 
