@@ -194,6 +194,12 @@ def test_what_is_no_adapter_is_not_merged(tmp_path: Path, tiny_checkpoint: Path)
         merge_checkpoint(str(tiny_checkpoint), tmp_path / "m", "float32")
 
 
+def test_settings_of_an_adapter_import_nothing(saved: Path) -> None:
+    change(saved / "adapter_config.json", megatron_config={"x": 1}, megatron_core="evil")
+    with pytest.raises(UserError, match="names a module to import, which is never done"):
+        load_model(str(saved))
+
+
 def test_pickles_and_other_kinds_of_adapters_are_refused(saved: Path) -> None:
     (saved / "adapter_model.safetensors").rename(saved / "adapter_model.bin")
     (saved / "x.safetensors").write_bytes(b"")

@@ -178,7 +178,7 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     """The description of a saved adapter.
 
     Raises:
-        UserError: Broken, of another kind than LoRA, or with pickled weights only.
+        UserError: Broken, of another kind than LoRA, with pickled weights only, or one that would have code imported.
     """
     path = folder / ADAPTER_CONFIG
     try:
@@ -188,6 +188,9 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     if not isinstance(found, dict) or found.get("peft_type") != "LORA":
         kind = found.get("peft_type") if isinstance(found, dict) else type(found).__name__
         raise UserError(f"expected an adapter of type LORA, found {kind}", where=path, fix="name one of LoRA or DoRA")
+    # peft imports the module that `megatron_core` names.
+    if found.get("megatron_config") is not None:
+        raise UserError("names a module to import, which is never done", where=path, fix="set megatron_config to null")
     if not (folder / ADAPTER_WEIGHTS).is_file():
         raise UserError(
             f"the adapter has no {ADAPTER_WEIGHTS}",
