@@ -26,6 +26,7 @@ REQUIRED = (
     "httpx2",
     "pillow",
     "pydantic",
+    "msgspec",
     "pyyaml",
     "jinja2",
     "rich",
