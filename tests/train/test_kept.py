@@ -221,6 +221,15 @@ def test_the_last_evaluation_is_made_when_a_finished_run_goes_on(
     assert (whole / "eval" / "step_000004" / "metrics.json").is_file()
 
 
+def test_what_was_to_be_let_go_is_let_go_when_a_finished_run_goes_on(run: Path) -> None:
+    """It was killed after its last checkpoint and before the oldest was removed."""
+    from apiece.config.load import load_config
+
+    shutil.copytree(run / LAST, run / "checkpoints" / "step_000002")
+    assert train(load_config(run / "config.yaml").config, "copy", resume=run).finished
+    assert [step_of(folder) for folder in complete_checkpoints(run)] == [3, 4]
+
+
 def test_random_numbers_are_a_function_of_the_step(
     tmp_path: Path, tiny_checkpoint: Path, scenes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -103,6 +103,7 @@ def _train(
         saver = Saver(run, training, meter, metrics)
         saver.restore(state)
         watch.begin(start, training.model, metrics)
+        saver.prune()
         done, stopped = start, world.any(stop.now)
         task = bar.add_task("train", total=steps, completed=start, note="")
         while done < steps and not stopped:
