@@ -245,3 +245,9 @@ def test_a_missing_docstring_is_found(tmp_path: Path) -> None:
     (tmp_path / "src" / "apiece").mkdir(parents=True)
     (tmp_path / "src" / "apiece" / "match.py").write_text("# nothing\n")
     assert violations(tmp_path) == ["src/apiece/match.py:1: no docstring: say in one line what the module is for"]
+
+
+def test_every_test_file_has_a_name_of_its_own() -> None:
+    """Tests are collected by file name, without packages: two of one name and none is run."""
+    names = [path.name for path in (REPOSITORY / "tests").rglob("test_*.py")]
+    assert [name for name in sorted(set(names)) if names.count(name) > 1] == []
