@@ -135,8 +135,8 @@ def test_broken_detections(change, message, write) -> None:
     [
         (COCO, "expected a list of detections, found an object with keys"),
         (3, "expected a list of detections, found a int"),
-        ("[" * 100_000, "text that is not JSON"),
-        ("[", "expected a COCO results file, found text that is not JSON"),
+        ("[" * 100_000, "broken JSON: nested too deep"),
+        ("[", "broken JSON: .*\n  fix: name a COCO results file"),
     ],
 )
 def test_not_a_results_file(content, message, write) -> None:

@@ -27,7 +27,9 @@ def scenes(
         float, typer.Option(help="Probability that labelled neighbours in a row become one box.")
     ] = 0.0,
     iscrowd_rows: Annotated[float, typer.Option(help="Probability that a row becomes one iscrowd region.")] = 0.0,
-    workers: Annotated[int, typer.Option(help="Processes; the files do not depend on it. 0: two, or one if few.")] = 0,
+    workers: Annotated[
+        int, typer.Option(min=0, help="Processes; the files do not depend on it. 0: two, or one if few.")
+    ] = 0,
     benchmark: Annotated[
         Path | None,
         typer.Option(help="Draw the scenes that this file describes; nothing else is to be said.", show_default=False),

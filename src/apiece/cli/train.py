@@ -63,6 +63,7 @@ def train(
         assert config is not None, "checked above"
         loaded = load_config(config, settings)
         name = loaded.config.run.name or config.stem
+        _require_name(name)
     require_data(loaded)
     from apiece.train.loop import train as run_training  # loads torch: only once the config is known to be right
 
@@ -82,6 +83,13 @@ def _told(run: Path, step: int, finished: bool, data: str | None) -> list[str]:
     if not finished:
         return [f"stopped after step {step}, which is saved; go on with: apiece train --resume {run}"]
     return [f"done: {step} steps in {run}", *_closing(run, data)]
+
+
+def _require_name(name: str) -> None:
+    """Raise a `UserError` unless a run's folder would lie in `run.dir`."""
+    if name in (".", "..") or set(name) & set("/\\\0") or not name.strip():
+        message = f"run.name: expected the name of a folder in run.dir, found {name!r}"
+        raise UserError(message, fix="give it a name without `/`; run.dir sets another place", exit_code=2)
 
 
 def _closing(run: Path, data: str | None) -> list[str]:

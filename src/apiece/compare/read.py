@@ -49,7 +49,8 @@ def read_sources(paths: Sequence[Path], step: int | None = None) -> list[Source]
 
 def _kind(path: Path) -> _Kind:
     if not path.is_dir():
-        raise UserError("expected a folder, found none", where=path, exit_code=2)
+        found = "a file" if path.is_file() else "none"
+        raise UserError(f"expected a folder, found {found}", where=path, exit_code=2)
     if (path / PROTOCOL_FILE).is_file() and (path / RECORDS_FILE).is_file():
         return _Kind.DUMP
     if (path / METRICS_FILE).is_file():

@@ -170,4 +170,5 @@ def _broken(error: RuleError, tree: Node, bad: set[KeyPath]) -> Iterator[Problem
         places = [setting_source(path, tree) for path in paths]
         first = next((number for number, place in enumerate(places) if place != DEFAULT), 0)
         others = [f"{name}: {places[n]}" for n, name in enumerate(broken.reads) if n != first]
-        yield Problem(places[first], paths[first], f"{broken.message} [{'; '.join(others)}]")
+        beside = f" [{'; '.join(others)}]" if others else ""
+        yield Problem(places[first], paths[first], f"{broken.message}{beside}")

@@ -6,7 +6,6 @@ numbers) is an error here that names the entry, what was expected and what was f
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import numpy as np
 from apiece.boxes import xyxy_to_xywh
 from apiece.errors import UserError, nearest, require_file
 from apiece.evaluate.forms import Category, Detections, GroundTruth, ImageInfo
-from apiece.files import write_json
+from apiece.files import read_json, write_json
 from apiece.types import Detection, Sample
 
 Row = dict[str, Any]
@@ -284,10 +283,7 @@ class _Lookup:
 
 
 def _read_json(path: Path, what: str) -> Any:
-    try:
-        return json.loads(require_file(path, what).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"expected {what}, found text that is not JSON: {error}", where=path) from error
+    return read_json(require_file(path, what), fix=f"name {what}")
 
 
 def _image(row: Any, where: str) -> ImageInfo:

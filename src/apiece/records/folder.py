@@ -182,7 +182,8 @@ def read_dump(folder: Path) -> Dump:
     try:
         protocol = parse_protocol(file.read_bytes(), file)
     except (OSError, BrokenLineError) as error:
-        raise UserError(f"not the folder of a dump: {PROTOCOL_FILE} cannot be read: {error}", where=folder) from error
+        said = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"not the folder of a dump: {PROTOCOL_FILE} cannot be read: {said}", where=folder) from error
     gaps: list[str] = []
     records = _records(folder / RECORDS_FILE, gaps)
     elsewhere = _records(folder / ELSEWHERE_FILE, gaps) if (folder / ELSEWHERE_FILE).exists() else ()
