@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from compared import Picture, book, shelves, split_of, write_evaluation
 
 from apiece.compare.arms import group_seeds
 from apiece.compare.interval import Verdict
@@ -19,6 +18,7 @@ from apiece.errors import UserError
 from apiece.evaluate.metrics import evaluate_detections
 from apiece.files import file_hash
 from apiece.types import Detection, Instance
+from compared import Picture, book, shelves, split_of, write_evaluation
 
 
 def compared(a: Path, b: Path, **options: Any) -> Comparison:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from compared import book, record_of, shelves, write_evaluation, write_run
 
 from apiece.compare.arms import group_seeds
 from apiece.compare.read import read_sources
@@ -20,6 +19,7 @@ from apiece.errors import UserError
 from apiece.evaluate.outcomes import Outcome
 from apiece.records.folder import open_run
 from apiece.types import Instance
+from compared import book, record_of, shelves, write_evaluation, write_run
 from made_runs import Made, make_run
 
 CONFIG = "seed: {seed}\nrun:\n  name: {name}\noptim:\n  lr: {lr}\ntrain:\n  telemetry_window: 20\n"
