@@ -2,7 +2,7 @@
 #   PYTHON=python3.12 make setup   another interpreter (3.11 or newer)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench clean
+.PHONY: help setup demo test lint bench fuzz clean
 .DELETE_ON_ERROR:
 
 PYTHON ?= python3
@@ -35,6 +35,9 @@ lint: $(INSTALLED) ## Check style, format and types
 
 bench: $(INSTALLED) ## Run every benchmark with short settings
 	@set -e; for script in $(filter-out benchmarks/common.py benchmarks/dictated.py benchmarks/proportions.py,$(sort $(wildcard benchmarks/*.py))); do echo "== $$script"; $(BIN)/python $$script --quick; done
+
+fuzz: $(INSTALLED) ## Spoil input of every kind for ten minutes: only told errors may come out
+	$(BIN)/python tests/fuzz/run.py --minutes 10
 
 clean: ## Remove caches, builds and the demo; keep .venv, data, models and runs
 	rm -rf demo build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis src/*.egg-info

@@ -16,7 +16,7 @@ import yaml
 
 from apiece.data.shards import is_image_file
 from apiece.errors import UserError
-from apiece.records.record import BrokenLineError, Protocol, Record, parse_protocol, parse_record
+from apiece.records.record import BrokenLineError, Protocol, Record, loads_finite, parse_protocol, parse_record
 
 DUMPS = "dumps"
 PROTOCOL_FILE = "protocol.json"
@@ -234,8 +234,8 @@ def _rows(file: Path, gaps: list[str]) -> Iterator[Row]:
     """The rows of a JSONL file; a figure that is not finite is `None`."""
     for number, raw in _lines(file, gaps):
         try:
-            row = json.loads(raw, parse_constant=lambda _: None)
-        except ValueError as error:
+            row = loads_finite(raw)
+        except (ValueError, RecursionError) as error:
             gaps.append(f"{file}:{number}: left out: not valid JSON ({error})")
             continue
         if isinstance(row, dict):
@@ -271,7 +271,7 @@ def _mapping(file: Path, gaps: list[str]) -> Row:
     except OSError as error:
         gaps.append(f"{file}: cannot be read: {error.strerror}")
         return {}
-    except (ValueError, yaml.YAMLError) as error:
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
         gaps.append(f"{file}: cannot be read: {error}")
         return {}
     if not isinstance(value, dict):

@@ -271,9 +271,22 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def loads_finite(text: str | bytes) -> Any:
+    """A JSON value in which NaN, infinity and numbers beyond a float are `None`."""
+    return json.loads(text, parse_constant=lambda _: None, parse_int=_whole, parse_float=_fraction)
+
+
+def _whole(digits: str) -> int | None:
+    return int(digits) if len(digits) < 20 else None
+
+
+def _fraction(digits: str) -> float | None:
+    return value if math.isfinite(value := float(digits)) else None
+
+
 def _decode(text: str | bytes) -> Any:
     try:
-        value = json.loads(text, parse_constant=lambda _: None)
+        value = loads_finite(text)
     except (ValueError, RecursionError) as error:
         raise BrokenLineError(f"not valid JSON ({error})") from error
     if not isinstance(value, dict):
