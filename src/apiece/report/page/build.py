@@ -206,7 +206,7 @@ def _run(page: RunPages, out: Path) -> dict[str, Any]:
         "facts": {
             "created": manifest.get("created"),
             "seed": manifest.get("seed"),
-            "commit": git.get("commit", "")[:10] if isinstance(git, dict) else None,
+            "commit": str(git.get("commit") or "")[:10] if isinstance(git, dict) else None,
             "panel of": protocol.get("data"),
             "scores": protocol.get("score_policy"),
         },
