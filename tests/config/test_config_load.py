@@ -153,7 +153,8 @@ def test_a_broken_pair_is_told_beside_wrong_values() -> None:
 
 def test_a_broken_pair_points_at_what_was_set() -> None:
     assert message_of("seed: 0\n", ["train.steps=10"]) == (
-        "command line: train.steps: optim.warmup_steps (50) must be below train.steps (10)"
+        "command line: train.steps: optim.warmup_steps (50) must be below train.steps (10): "
+        "for a run this short, set optim.warmup_steps=1 too"
         " [optim.warmup_steps: default]"
     )
 

@@ -81,7 +81,8 @@ def test_what_to_set_for_images_outside_is_said(tmp_path: Path, run: Run, monkey
     words = ("data", "import", "coco", "--annotations", source, "--images", tmp_path / "images", "--out")
     assert "outside" not in run(*words, tmp_path / "x.jsonl")[1]
     said = run(*words, out)[1]
-    assert f"some images lie outside {out.parent}: to read this file, export APIECE_DATA_ROOT={tmp_path}" in said
+    assert f"some images lie outside {out.parent}: whatever reads this file needs APIECE_DATA_ROOT" in said
+    assert f"next: export APIECE_DATA_ROOT={tmp_path} && apiece data check {out}" in said
     code, said, _ = run("data", "check", out)
     assert code == 1 and "leads out of this file's folder: '../images/a.jpg'" in said
     monkeypatch.setenv("APIECE_DATA_ROOT", str(tmp_path))

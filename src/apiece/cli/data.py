@@ -230,8 +230,10 @@ def _finish(imported: Imported, out: Path, skip_bad: bool) -> None:
     for note in imported.notes:
         print(note)
     if root := _common_root({sample.image.parent for sample in imported.samples}, out):
-        print(f"some images lie outside {out.parent}: to read this file, export {ROOT_VARIABLE}={root}")
-    print(f"next: apiece data check {out}")
+        print(f"some images lie outside {out.parent}: whatever reads this file needs {ROOT_VARIABLE}")
+        print(f"next: export {ROOT_VARIABLE}={root} && apiece data check {out}")
+    else:
+        print(f"next: apiece data check {out}")
 
 
 def _common_root(folders: set[Path], out: Path) -> str | None:

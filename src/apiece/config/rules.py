@@ -51,7 +51,10 @@ def _panel_of_something(config: Config) -> str | None:
 @rule("optim.warmup_steps", "train.steps")
 def _warmup_ends(config: Config) -> str | None:
     warmup, steps = config.optim.warmup_steps, config.train.steps
-    return None if warmup < steps else f"optim.warmup_steps ({warmup}) must be below train.steps ({steps})"
+    if warmup < steps:
+        return None
+    remedy = f"for a run this short, set optim.warmup_steps={steps // 10} too"
+    return f"optim.warmup_steps ({warmup}) must be below train.steps ({steps}): {remedy}"
 
 
 @rule("data.buffer_size", "data.shuffle", "train.batch_size")

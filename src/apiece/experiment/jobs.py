@@ -14,7 +14,7 @@ from apiece.config.dump import default_values, values, yaml_text
 from apiece.config.ladder import LadderFile, Match
 from apiece.config.load import load_config, load_file
 from apiece.config.schema import Config
-from apiece.data.scenes.benchmark import prepare, split_files
+from apiece.data.scenes.benchmark import prepare, split_files, undrawn
 from apiece.errors import UserError, require_file
 from apiece.files import file_hash
 from apiece.model.find import resolve_checkpoint
@@ -156,6 +156,9 @@ def ladder_files(ladder: LadderFile, workers: int = 1, tell: Any = lambda _: Non
         folder = Path(data.scenes.dir) / benchmark.name
         way = (data.scenes.unlabelled, data.scenes.group_boxes)
         split_files(benchmark, folder, "test", *way)  # a way that there is none of is told before anything is drawn
+        if missing := undrawn(folder):
+            scenes = sum(getattr(benchmark, split).n for split in missing)
+            tell(f"drawing {scenes:,} scenes of {benchmark.name} ({', '.join(missing)}), once: a minute or two")
         drawn = prepare(benchmark, folder, workers).drawn
         if drawn:
             tell(f"drew {', '.join(drawn)} of {benchmark.name} into {folder}")

@@ -116,6 +116,11 @@ def prepare(benchmark: BenchmarkFile, folder: Path, workers: int = 1) -> Prepare
     return Prepared(folder, tuple(drawn), counts)
 
 
+def undrawn(folder: Path) -> list[str]:
+    """The splits that are not there yet."""
+    return [split for split in SPLITS if not (folder / split).exists()]
+
+
 def _about(benchmark: BenchmarkFile, split: str) -> dict[str, Any]:
     """What decides the files of a split."""
     size: SplitSection = getattr(benchmark, split)
