@@ -318,10 +318,7 @@ def main() -> None:
     results: list[Row] = []
     warm_up()
     for case in ["quick"] if options.quick else options.cases:
-        rows = []
-        for arm in options.arms[:1] if options.quick else options.arms:
-            rows.append(measure(case, arm))
-        # rows = [measure(case, arm) for arm in (options.arms[:1] if options.quick else options.arms)]
+        rows = [measure(case, arm) for arm in (options.arms[:1] if options.quick else options.arms)]
         print_rows(f"{case}: foretold and measured", [{k: v for k, v in r.items() if k != "case"} for r in rows])
         results += rows
     where = conditions(CPU, machine_speed(CPU))  # last: the processes above start as copies of this one
