@@ -234,3 +234,10 @@ def test_uneven_ranks_are_refused(
     config = small_config(tmp_path, tiny_checkpoint, tmp_path / "x.jsonl", **changes)
     with pytest.raises(UserError, match=f"does not split evenly over {ranks} processes(?s:.*){fix}"):
         check_world(config, World(0, ranks, torch.device("cpu")))
+
+
+@pytest.mark.slow
+def test_processes_end_when_their_run_does(tmp_path: Path) -> None:
+    done = on_two(str(HERE / "leaving_rank.py"), str(tmp_path), timeout_s=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("left 100 times") == 2

@@ -19,6 +19,9 @@ PATIENCE = timedelta(hours=2)
 
 T = TypeVar("T")
 
+_left: list[Any] = []
+"""Groups that were closed: see `leave_world`."""
+
 
 @dataclass(frozen=True, slots=True)
 class World:
@@ -99,6 +102,12 @@ def join_world(device: str) -> World:
 
 
 def leave_world(world: World) -> None:
-    """Close what `join_world` opened."""
+    """Close what `join_world` opened.
+
+    The group itself is kept to the end of the process. A replicated model holds on to it, and whoever drops it last
+    waits, with Python's lock, for gloo's threads; one of those may be waiting for that lock, to give back the tensors
+    of the last exchange, and neither ever ends (pytorch/pytorch#56297).
+    """
     if world.size > 1:
+        _left.append(dist.group.WORLD)
         dist.destroy_process_group()

@@ -1,0 +1,35 @@
+"""One of two processes that join and leave again and again; run by torchrun from test_train_ranks.py.
+
+torchrun leaving_rank.py FOLDER
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from apiece.train.distributed import join_world, leave_world
+
+ROUNDS = 100
+
+
+def once(meeting: Path) -> None:
+    """A replicated step and an exchange right before the end, as in a run."""
+    # In a file of its own: torchrun's store remembers the addresses of the round before.
+    dist.init_process_group("gloo", init_method=meeting.as_uri(), rank=int(os.environ["RANK"]), world_size=2)
+    world = join_world("cpu")
+    model = world.wrap(nn.Linear(8, 8))
+    model(torch.ones(2, 8)).sum().backward()
+    world.share({"rank": world.rank})
+    assert not world.any(False)
+    leave_world(world)
+
+
+for number in range(ROUNDS):
+    once(Path(sys.argv[1]) / str(number))
+sys.stdout.write(f"left {ROUNDS} times\n")
