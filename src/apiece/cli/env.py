@@ -73,7 +73,7 @@ class Device:
         id: As `train.device` and torch name it.
         name: Of the product.
         memory_gb: In units of 2**30 bytes, to a tenth.
-        bf16: Whether it multiplies bf16 natively, which `model.precision=auto` goes by.
+        bf16: Whether `model.precision=auto` is bf16 there.
         cores: CPU cores open to this process; `None` for a GPU.
     """
 
@@ -162,7 +162,7 @@ def describe(found: Environment) -> str:
     lines += ["", "Devices"]
     for device in found.devices:
         cores = "" if device.cores is None else f"{device.cores} cores, "
-        precision = "bf16" if device.bf16 else "no native bf16: float32"
+        precision = "bf16" if device.bf16 else "float32"
         lines.append(f"  {device.id:<14} {device.name}, {cores}{device.memory_gb:.0f} GB, {precision}")
     if len(found.devices) < 2:
         lines.append("  no GPU")

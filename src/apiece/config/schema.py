@@ -90,7 +90,7 @@ class ModelSection(Section):
     gradient_checkpointing: bool = False
     """Recompute layers in the backward pass: less memory, about a third more time."""
     precision: Precision = Precision.AUTO
-    """`auto` is bf16 autocast where the device computes bf16 natively, else fp32. Weights stay float32."""
+    """`auto` is bf16 autocast on a GPU that computes bf16 natively, else fp32. Weights stay float32."""
     freeze: tuple[Part, ...] = ()
     """Parts that stay as they are: `vision`, `merger`, `language` (layers and norms), `coord` (embedding and head)."""
     lora: LoraSection = LoraSection()

@@ -49,19 +49,14 @@ class StepResult:
 def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:
     """The dtype that matrix products run in, or `None` for plain float32.
 
-    `auto` is bf16 where the device multiplies bf16 natively.
+    `auto` is bf16 on a GPU that multiplies bf16 natively. A CPU may, too, and was slower: see docs/performance.md.
     """
     if precision is Precision.FP32:
         return None
     if precision is Precision.BF16:
         return torch.bfloat16
-    native = torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else _cpu_has_bf16()
+    native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.bfloat16 if native else None
-
-
-def _cpu_has_bf16() -> bool:
-    capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
 
 
 def train_step(
