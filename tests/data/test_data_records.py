@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_jsonl import BAD_LINES, instances
 
-from apiece.data import index
+from apiece.data import index, quick
 from apiece.data.jsonl import read_jsonl, write_jsonl
 from apiece.data.problems import Level
 from apiece.data.record import box_faults, boxes_with_errors
@@ -82,7 +82,7 @@ def test_what_is_no_file_is_named(tmp_path: Path) -> None:
 def test_records_are_those_of_the_strict_reader(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: list[object], block: int
 ) -> None:
-    monkeypatch.setattr(index, "_BLOCK_BYTES", block)
+    monkeypatch.setattr(quick, "_BLOCK_BYTES", block)
     path = write_lines(tmp_path / "x.jsonl", *content)
     path.write_bytes(path.read_bytes().rstrip(b"\n"))
     assert_equal_to_strict(path)
@@ -193,6 +193,15 @@ def builds(monkeypatch: pytest.MonkeyPatch, path: Path) -> int:
 def test_an_index_is_made_once(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [builds(monkeypatch, kept) for _ in range(3)] == [1, 0, 0]
     assert [p.name for p in kept.parent.iterdir() if p != kept] == [".x.jsonl.records.safetensors"]
+
+
+def test_a_kept_index_is_the_one_that_was_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index, "KEEP_FROM_BYTES", 0)
+    path = write_lines(tmp_path / "x.jsonl", *(record(f"{i}.jpg", (64 + i, 48), [DOG] * (i % 3)) for i in range(9)))
+    made, kept = index._build(path), index.index_of(path)
+    assert kept.size_wh.tolist() == [[64 + i, 48] for i in range(9)]
+    for key in ("start", "size", "size_wh", "first", "name"):
+        np.testing.assert_array_equal(getattr(kept, key), made[key])
 
 
 def test_a_kept_index_does_not_open_what_is_not_allowed_any_more(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:

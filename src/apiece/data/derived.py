@@ -26,7 +26,7 @@ from apiece.files import atomic_open
 Arrays = dict[str, np.ndarray]
 log = logging.getLogger("apiece")
 
-_FORMAT = "1"
+_FORMAT = "2"
 _END_BYTES = 1 << 16
 _MAX_HEADER = 1 << 20
 _DTYPES = {"I64": np.int64, "I32": np.int32, "U8": np.uint8, "U64": np.uint64}
@@ -36,6 +36,11 @@ def state_of(file: BinaryIO) -> tuple[int, int]:
     """Size in bytes and time of change in nanoseconds of an open file: what tells that it is another one now."""
     status = os.fstat(file.fileno())
     return status.st_size, status.st_mtime_ns
+
+
+def packed(arrays: Arrays, metadata: dict[str, str] | None = None) -> bytes:
+    """Arrays as safetensors, row by row: the library writes memory as it lies, whatever the strides say."""
+    return save({key: np.ascontiguousarray(values) for key, values in arrays.items()}, metadata=metadata)
 
 
 def kept_arrays(
@@ -109,9 +114,9 @@ def _fingerprint(source: Path, settings: str) -> dict[str, str]:
 def _packed(arrays: Arrays, fingerprint: dict[str, str]) -> bytes:
     """A safetensors file; its header also holds the checksum of what follows."""
     # The header's own text changes nothing behind it, so packing twice gives the same data.
-    plain = save(arrays)
+    plain = packed(arrays)
     start = 8 + int.from_bytes(plain[:8], "little")
-    return save(arrays, metadata=fingerprint | {"crc32": str(zlib.crc32(memoryview(plain)[start:]))})
+    return packed(arrays, fingerprint | {"crc32": str(zlib.crc32(memoryview(plain)[start:]))})
 
 
 def _read(place: Path, fingerprint: dict[str, str]) -> Arrays | None:

@@ -1,8 +1,8 @@
 """The index of a data file: where each record lies, and what batches and checks need to know of it.
 
-A million records are read strictly in seconds: a typed decoder reads each line, and arrays of boxes are held against
-the contract at once. Where anything is odd, the file is read again by the one reader that says what a valid record is
-(`jsonl.py`), which names the errors, or finds that there are none.
+A million records are read strictly in seconds, by the quick pass (`quick.py`). Where anything is odd, the file is read
+again by the one reader that says what a valid record is (`jsonl.py`), which names the errors, or finds that there are
+none.
 """
 
 from __future__ import annotations
@@ -10,26 +10,21 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import msgspec
 import numpy as np
 
 from apiece.data.derived import Arrays, kept_arrays
 from apiece.data.jsonl import valid_lines, without_cycle_search
-from apiece.data.problems import Level
-from apiece.data.record import MAX_AREA, MAX_SIDE, ROOT_VARIABLE, boxes_with_errors, desc_faults, texts_are_plain
+from apiece.data.quick import OddError, blocks, read_quickly
+from apiece.data.record import ROOT_VARIABLE
 from apiece.errors import UserError, require_file
 from apiece.types import IntArray
 
 KEEP_FROM_BYTES = 32_000_000
 """From this size of the data file its index is kept; below, it is made in half a second."""
-_BLOCK_BYTES = 4 << 20
-_NO_ID = -(2**63)
 _TYPES = {
     "start": np.int64,
     "size": np.int32,
@@ -39,25 +34,6 @@ _TYPES = {
     "names": np.uint8,
     "sha256": np.uint8,
 }
-
-
-class _Object(msgspec.Struct, gc=False, forbid_unknown_fields=True):
-    desc: str
-    bbox: tuple[float, float, float, float]
-    iscrowd: bool = False
-    area: Annotated[float, msgspec.Meta(ge=0, lt=MAX_AREA)] = 0.0
-    id: Annotated[int, msgspec.Meta(ge=_NO_ID + 1, le=2**63 - 1)] = _NO_ID
-
-
-class _Record(msgspec.Struct, gc=False, forbid_unknown_fields=True):
-    image: str
-    width: Annotated[int, msgspec.Meta(ge=1, le=MAX_SIDE)]
-    height: Annotated[int, msgspec.Meta(ge=1, le=MAX_SIDE)]
-    objects: list[_Object]
-    id: str | None = None
-
-
-_decode = msgspec.json.Decoder(_Record).decode
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -149,105 +125,15 @@ def _names(arrays: Arrays) -> tuple[str, ...]:
     return tuple(name for name in names if isinstance(name, str)) if isinstance(names, list) else ()
 
 
-class _OddError(Exception):
-    """Something that the quick pass cannot judge."""
-
-
-class _Names(dict[str, int]):
-    """Numbers of names, given as they are met."""
-
-    def __missing__(self, name: str) -> int:
-        if any(kind.level is Level.ERROR for kind, _ in desc_faults(name)):
-            raise _OddError
-        self[name] = number = len(self)
-        return number
-
-
 def _build(path: Path) -> Arrays:
-    with without_cycle_search():
-        try:
-            arrays = _quick(path)
-        except (_OddError, msgspec.DecodeError, UnicodeError):
+    try:
+        arrays = _arrays(*read_quickly(path))
+    except OddError:
+        with without_cycle_search():
             arrays = _thorough(path)
     if not len(arrays["start"]):
         raise UserError("expected one image a line, found an empty file", where=path)
     return arrays
-
-
-def _quick(path: Path) -> Arrays:
-    """The arrays of a file without errors.
-
-    Raises:
-        _OddError, msgspec.DecodeError, UnicodeError: There may be an error.
-    """
-    names = _Names()
-    digest = hashlib.sha256()
-    parts: dict[str, list[np.ndarray]] = {
-        key: [] for key in ("start", "size", "size_wh", "count", "name", "record", "object")
-    }
-    offset = 0
-    for block in _blocks(path):
-        digest.update(block)
-        for key, values in _quick_block(block, offset, names, path.parent).items():
-            parts[key].append(values)
-        offset += len(block)
-    joined = {key: np.concatenate(values) if values else np.zeros(0, np.int64) for key, values in parts.items()}
-    numbered = joined["object"]
-    for ids in (joined["record"], numbered[numbered != _NO_ID]):
-        if (np.diff(ids) <= 0).any() and len(np.unique(ids)) < len(ids):
-            raise _OddError  # an id that appears twice
-    return _arrays(joined, names, digest.digest())
-
-
-def _quick_block(block: bytes, offset: int, names: _Names, folder: Path) -> Arrays:
-    lines = block.removesuffix(b"\n").split(b"\n")
-    sizes = np.fromiter(map(len, lines), np.int64, len(lines))
-    starts = offset + np.cumsum(sizes + 1) - sizes - 1
-    if b"\n\n" in block or b"\r\n" in block or block[:1].isspace():
-        written = np.fromiter((bool(line.strip()) for line in lines), bool, len(lines))
-        lines, sizes, starts = [line for line in lines if line.strip()], sizes[written], starts[written]
-    records = [_decode(line) for line in lines]
-    images, ids = [r.image for r in records], [r.id for r in records]
-    if not texts_are_plain(images, ids, folder):
-        raise _OddError
-    objects = [o for r in records for o in r.objects]
-    count = np.fromiter([len(r.objects) for r in records], np.int64, len(records))
-    size_wh = np.empty((2, len(records)), np.int64)
-    size_wh[:] = [r.width for r in records], [r.height for r in records]
-    corners = chain.from_iterable([o.bbox for o in objects])
-    boxes_xyxy = np.fromiter(corners, np.float64, 4 * len(objects)).reshape(-1, 4)
-    if boxes_with_errors(boxes_xyxy, np.repeat(size_wh, count, axis=1).T).any():
-        raise _OddError
-    name = np.fromiter(map(names.__getitem__, [o.desc for o in objects]), np.int32, len(objects))
-    crowd = np.fromiter([o.iscrowd for o in objects], bool, len(objects))
-    if crowd.any():
-        owner = np.repeat(np.arange(len(records)), count)
-        name, count = name[~crowd], np.bincount(owner[~crowd], minlength=len(records))
-    return {
-        "start": starts,
-        "size": sizes,
-        "size_wh": size_wh.T,
-        "count": count,
-        "name": name,
-        # Ids are compared by hash: one that seems to appear twice is judged by the thorough pass.
-        "record": np.fromiter([hash(i if d is None else d) for i, d in zip(images, ids, strict=True)], np.int64),
-        "object": np.fromiter([o.id for o in objects], np.int64, len(objects)),
-    }
-
-
-def _blocks(path: Path) -> Iterator[bytes]:
-    """The file in blocks of whole lines, about `_BLOCK_BYTES` each."""
-    with open(path, "rb") as file:
-        rest = [b""]
-        while chunk := file.read(_BLOCK_BYTES):
-            cut = chunk.rfind(b"\n") + 1
-            if not cut:
-                rest.append(chunk)
-                continue
-            yield b"".join([*rest, chunk[:cut]])
-            rest = [chunk[cut:]]
-        if last := b"".join(rest):
-            yield last
 
 
 def _thorough(path: Path) -> Arrays:
@@ -265,7 +151,7 @@ def _thorough(path: Path) -> Arrays:
         rows["name"] += [numbers[o.desc] for o in written]
     digest = hashlib.sha256()
     sizes = []
-    for block in _blocks(path):
+    for block in blocks(path, 0, path.stat().st_size):
         digest.update(block)
         sizes += [len(line) + 1 for line in block.removesuffix(b"\n").split(b"\n")]
     ends = np.cumsum(np.array(sizes, np.int64))
