@@ -65,11 +65,6 @@ def test_the_mixed_config_is_the_baseline_and_a_ratio() -> None:
 
 
 @pytest.mark.parametrize("name", ["ab_mixed", "b_only"])
-def test_a_child_for_this_machine_keeps_the_objective_and_the_channels(name: str) -> None:
+def test_a_child_for_this_machine_changes_what_that_of_the_baseline_does(name: str) -> None:
     changed = differences(CONFIGS / "tiny" / f"{name}.yaml", PROD / f"{name}.yaml")
-    ours = differences(CONFIGS / "tiny" / "a_only.yaml", PROD / "desc_first_a_only.yaml")
-    # A step that writes answers costs more: the length of the schedule is its own, all else is Channel-A's child's.
-    schedule = {"train", "optim", "eval", "monitor"}
-    assert changed.keys() == ours.keys()
-    assert all(changed[section] == ours[section] for section in changed.keys() - schedule)
-    assert changed["optim"] | {"warmup_steps": 20} == ours["optim"]
+    assert changed == differences(CONFIGS / "tiny" / "a_only.yaml", PROD / "desc_first_a_only.yaml")
