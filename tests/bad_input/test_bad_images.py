@@ -7,7 +7,8 @@ import struct
 import zlib
 
 import numpy as np
-from cases import Bad, CommandLine, Make, Pins, Said, link, mkdir, rows, write, write_lines
+import pytest
+from cases import Bad, CommandLine, Make, Pins, Said, link, mkdir, problems, rows, write, write_lines
 from dirt import photo, photo_bytes, record
 from PIL import Image
 
@@ -97,3 +98,14 @@ FINE = {
 @rows("images", CASES)
 def test_bad_photos(apiece: CommandLine, pins: Pins, area: str, case: Bad, said: Said) -> None:
     apiece.refuses(case, said, pins[area])
+
+
+@pytest.mark.parametrize("kind", FINE)
+def test_odd_photos_that_are_fine(apiece: CommandLine, kind: str) -> None:
+    FINE[kind](apiece.folder)
+    (name,) = (path.name for path in apiece.folder.iterdir())
+    write_lines("x.jsonl", record(image=name))(apiece.folder)
+    code, out, err = apiece(*CHECK.split())
+    assert (code, err) == (0, "")
+    assert out.endswith("x.jsonl: no errors\n")
+    assert all(line.endswith("[converted_to_rgb]") for line in problems(out))  # said, and no error

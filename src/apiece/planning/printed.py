@@ -108,7 +108,7 @@ def _time(plan: Mapping[str, Any]) -> Table:
 
 
 def _seconds(value: float) -> str:
-    return "-" if not value else f"{value:,.3f}" if value < 10 else f"{value:,.1f}"
+    return "-" if not value else f"{value:.1e}" if value < 5e-4 else f"{value:,.3f}" if value < 10 else f"{value:,.1f}"
 
 
 def _scaling(plan: Mapping[str, Any]) -> Table:
