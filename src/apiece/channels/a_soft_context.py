@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import embedding
 
 from apiece.channels.answer import CoordRows, answer_terms, slot_logits
 from apiece.channels.base import Prepared
@@ -40,22 +41,26 @@ class Context:
 
 
 def self_context(logits_SK: Tensor, truth_S: Tensor, table_KD: Tensor, config: Stage2Section) -> Context:
-    """What stands at the slots of the next pass, from the beliefs of the pass before."""
+    """What stands at the slots of the next pass, from the beliefs of the pass before.
+
+    Rows are looked up by `embedding`, not by index: many slots have the same bin, and the gradients of an index are
+    added up in any order by the threads of a CPU, so that no two runs would have the same bits.
+    """
     logits_SK = at_least_float32(logits_SK)
     mode, best_S = config.coord_ctx_embed_mode, logits_SK.argmax(-1)
     if mode is ContextEmbedMode.HARD:
-        embeds_SD = table_KD[best_S]
+        embeds_SD = embedding(best_S, table_KD)
     else:
         belief_SK = (logits_SK / config.softctx_temperature).softmax(-1)
         with torch.autocast(belief_SK.device.type, enabled=False):  # a sum of 1000 embeddings needs float32
             embeds_SD = belief_SK.to(table_KD.dtype) @ table_KD
         if mode is ContextEmbedMode.ST:
-            embeds_SD = table_KD[best_S] + (embeds_SD - embeds_SD.detach())
+            embeds_SD = embedding(best_S, table_KD) + (embeds_SD - embeds_SD.detach())
     if config.softctx_grad_mode is SoftContextGrad.EM_DETACH:
         embeds_SD = embeds_SD.detach()
     if config.softctx_replace is SoftContextReplace.NEAR_GT:
         near_S = (best_S - truth_S).abs() <= config.softctx_radius
-        embeds_SD = torch.where(near_S[:, None], embeds_SD, table_KD[truth_S])
+        embeds_SD = torch.where(near_S[:, None], embeds_SD, embedding(truth_S, table_KD))
         best_S = torch.where(near_S, best_S, truth_S)
     return Context(embeds_SD, best_S)
 
