@@ -122,6 +122,8 @@ CASES = [
     Bad("config: another architecture", LOOK, model(changed("config.json", lambda v: v.update(model_type="llama")))),
     Bad("config: an unknown architecture", LOOK, model(changed("config.json",
         lambda v: v.update(model_type="detr9000")))),
+    Bad("config: an architecture that is no text", LOOK, model(changed("config.json",
+        lambda v: v.update(model_type={"llama": 1})))),
     Bad("config: no text part", LOOK, model(changed("config.json", lambda v: v.update(text_config="none")))),
     Bad("config: hidden size as text", LOOK, model(changed("config.json",
         lambda v: v["text_config"].update(hidden_size="wide")))),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -81,13 +82,16 @@ def test_what_to_set_for_images_outside_is_said(tmp_path: Path, run: Run, monkey
     words = ("data", "import", "coco", "--annotations", source, "--images", tmp_path / "images", "--out")
     assert "outside" not in run(*words, tmp_path / "x.jsonl")[1]
     said = run(*words, out)[1]
-    assert f"some images lie outside {out.parent}: whatever reads this file needs APIECE_DATA_ROOT" in said
-    assert f"next: export APIECE_DATA_ROOT={tmp_path} && apiece data check {out}" in said
-    code, said, _ = run("data", "check", out)
+    assert f"images lie outside the folder of {out}: whatever reads this file needs APIECE_DATA_ROOT" in said
+    assert f"next: export APIECE_DATA_ROOT={tmp_path / 'images'} && apiece data check {out}" in said
+    code, said, err = run("data", "check", out)
     assert code == 1 and "leads out of this file's folder: '../images/a.jpg'" in said
-    monkeypatch.setenv("APIECE_DATA_ROOT", str(tmp_path))
+    assert "if you trust this file: export APIECE_DATA_ROOT=FOLDER, a folder that holds its images\n" in err
+    monkeypatch.setenv("APIECE_DATA_ROOT", str(tmp_path / "images"))
     code, said, _ = run("data", "check", out, "--fix", "drop", "--out", clean)
-    assert code == 0 and f"to read this file, export APIECE_DATA_ROOT={tmp_path}" in said
+    roots = os.pathsep.join([str(tmp_path / "images"), str(tmp_path / "labels")])
+    assert code == 0 and f"to read this file, export APIECE_DATA_ROOT={roots}\n" in said
+    assert run("data", "check", clean)[0] == 0
 
 
 def test_import_refuses_with_at_most_20_listed_or_skips_with_all(tmp_path: Path, run: Run) -> None:

@@ -123,7 +123,7 @@ def check(
 
     `apiece data check train.jsonl`
 
-    `apiece data check train.jsonl --fix drop --out clean.jsonl`
+    `apiece data check train.jsonl --fix drop --out train_clean.jsonl`
     """
     from rich.console import Console
 
@@ -153,7 +153,7 @@ def check(
         _write_clean(report, out)
     elif errors:
         message = f"{counted(errors.total(), 'error')}: {kinds(errors)}"
-        mend = remedy(report.errors, path, "mend them, or drop them with `--fix drop --out clean.jsonl`")
+        mend = remedy(report.errors, path, "mend them, or")
         raise UserError(message, where=path, fix=mend)
 
 
@@ -179,16 +179,20 @@ def pack(
 
 def _write_clean(report: CheckReport, out: Path) -> None:
     from apiece.data.check import write_clean
-    from apiece.data.problems import counted
-    from apiece.data.record import ROOT_VARIABLE
+    from apiece.data.problems import ROOT_VARIABLE, counted
 
     images, objects = write_clean(report, out)
     print(
         f"wrote {out} without the errors above: dropped {counted(images, 'image')}"
         f" and {counted(objects, 'object')} of other images"
     )
-    if root := _common_root({report.path.parent}, out):
-        print(f"if its images lie outside {out.parent}: to read this file, export {ROOT_VARIABLE}={root}")
+    allowed = [root for root in os.environ.get(ROOT_VARIABLE, "").split(os.pathsep) if root]
+    source = report.path.parent.resolve()
+    if not any(source.is_relative_to(folder.resolve()) for folder in (out.parent, *map(Path, allowed))):
+        allowed.append(str(source))
+    if allowed:
+        roots = os.pathsep.join(allowed)
+        print(f"if its images lie outside {out.parent}: to read this file, export {ROOT_VARIABLE}={roots}")
 
 
 def _finish(imported: Imported, out: Path, skip_bad: bool) -> None:
@@ -197,8 +201,7 @@ def _finish(imported: Imported, out: Path, skip_bad: bool) -> None:
 
     from apiece.data.check_report import kinds, print_problems, printable
     from apiece.data.jsonl import write_jsonl
-    from apiece.data.problems import Level, counted
-    from apiece.data.record import ROOT_VARIABLE
+    from apiece.data.problems import ROOT_VARIABLE, Level, counted
     from apiece.errors import UserError
 
     errors = imported.errors
@@ -229,15 +232,15 @@ def _finish(imported: Imported, out: Path, skip_bad: bool) -> None:
         print(f"{counted(imported.clipped, 'box')} stuck out of the image by at most one pixel and were cut to it")
     for note in imported.notes:
         print(note)
-    if root := _common_root({sample.image.parent for sample in imported.samples}, out):
-        print(f"some images lie outside {out.parent}: whatever reads this file needs {ROOT_VARIABLE}")
+    if root := _root_outside({sample.image.parent for sample in imported.samples}, out):
+        print(f"images lie outside the folder of {out}: whatever reads this file needs {ROOT_VARIABLE}")
         print(f"next: export {ROOT_VARIABLE}={root} && apiece data check {out}")
     else:
         print(f"next: apiece data check {out}")
 
 
-def _common_root(folders: set[Path], out: Path) -> str | None:
-    """The folder that holds both the data file and its images, where that is not the file's own."""
+def _root_outside(folders: set[Path], out: Path) -> str | None:
+    """The folder that holds all images that do not lie in the data file's own."""
     own = os.path.realpath(out.parent)
-    root = os.path.commonpath([own, *(os.path.realpath(folder) for folder in folders)])
-    return None if root == own else root
+    outside = [folder for folder in map(os.path.realpath, folders) if not Path(folder).is_relative_to(own)]
+    return os.path.commonpath(outside) if outside else None

@@ -66,7 +66,9 @@ def demo(
     """
     if out.exists():
         raise UserError(
-            "the folder exists already and is not overwritten", where=out, fix="remove it or choose another --out"
+            "the folder exists already and is not overwritten",
+            where=out,
+            fix="remove it (`make clean` does) or choose another --out",
         )
     train, test = out / "scenes_train", out / "scenes_eval"
     _run("scenes", train, "--n", scenes, "--seed", 11, "--unlabelled", 0.4)

@@ -18,8 +18,8 @@ import numpy as np
 
 from apiece.data.derived import Arrays, kept_arrays
 from apiece.data.jsonl import valid_lines, without_cycle_search
+from apiece.data.problems import ROOT_VARIABLE
 from apiece.data.quick import OddError, blocks, read_quickly
-from apiece.data.record import ROOT_VARIABLE
 from apiece.errors import UserError, require_file
 from apiece.types import IntArray
 

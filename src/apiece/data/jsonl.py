@@ -63,9 +63,7 @@ def valid_lines(path: Path) -> Iterator[Line]:
     if errors:
         count = "at least " if len(errors) >= MAX_LISTED else ""
         listed = "".join(f"\n  {error}" for error in errors[:MAX_LISTED])
-        fix = remedy(
-            errors, path, f"see all with `apiece data check {path}`; drop them with `--fix drop --out clean.jsonl`"
-        )
+        fix = remedy(errors, path, f"see all with `apiece data check {path}`;")
         noun = "error" if len(errors) == 1 else "errors"
         raise UserError(f"{count}{len(errors[:MAX_LISTED])} {noun}:{listed}", where=path, fix=fix)
     if not found:

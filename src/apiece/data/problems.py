@@ -91,13 +91,25 @@ class ImageError(UserError):
 
 
 IMPORT_COCO = "apiece data import coco"
+ROOT_VARIABLE = "APIECE_DATA_ROOT"
+ALLOW_OUTSIDE = f"{ROOT_VARIABLE}=FOLDER"
 
 
-def remedy(errors: Sequence[Problem], path: Path, otherwise: str) -> str:
-    """How to mend the errors of a data file: a COCO file is imported, whatever else is wrong with it."""
+def remedy(errors: Sequence[Problem], path: Path, look: str) -> str:
+    """How to mend the errors of a data file.
+
+    A COCO file is imported, whatever else is wrong with it; images that lie elsewhere are allowed, not dropped.
+
+    Args:
+        errors: At least one.
+        path: Of the file.
+        look: What comes before dropping them: looking at them, or mending them.
+    """
     if any(IMPORT_COCO in problem.message for problem in errors):
         return f"{IMPORT_COCO} --annotations {path} --images FOLDER --out data.jsonl"
-    return otherwise
+    if all(ALLOW_OUTSIDE in problem.message for problem in errors):
+        return f"{look} if you trust this file: export {ALLOW_OUTSIDE}, a folder that holds its images"
+    return f"{look} drop them with `--fix drop --out {path.stem}_clean.jsonl`"
 
 
 _WARNINGS = frozenset(

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from apiece.data.problems import IMPORT_COCO, Level, Problem, ProblemKind
+from apiece.data.problems import ALLOW_OUTSIDE, IMPORT_COCO, ROOT_VARIABLE, Level, Problem, ProblemKind
 from apiece.errors import nearest
 from apiece.types import BoxXYXY, Instance, Sample
 
@@ -32,7 +32,6 @@ ROUNDING_PX = 1.0
 MAX_AREA = 1e15
 """Square pixels of an annotation, which must be below."""
 
-ROOT_VARIABLE = "APIECE_DATA_ROOT"
 """Environment variable: folders (parted as in PATH) that images may lie in, beside the folder of their data file."""
 
 _HUGE = 1e12  # beyond it, a whole number may not even fit a float
@@ -292,8 +291,8 @@ def _path_faults(image: str, folder: Path) -> list[Fault]:
         message = f"'image': expected a path relative to this file's folder, found the absolute {image!r}"
         return [(ProblemKind.BAD_PATH, message)]
     if leads_out(image, folder):
-        remedy = f"allow it by {ROOT_VARIABLE}=FOLDER in the environment, a folder that holds them both"
-        return [(ProblemKind.BAD_PATH, f"'image': leads out of this file's folder: {image!r}; {remedy}")]
+        allow = f"allow it by {ALLOW_OUTSIDE} in the environment, a folder that holds the image"
+        return [(ProblemKind.BAD_PATH, f"'image': leads out of this file's folder: {image!r}; {allow}")]
     return []
 
 

@@ -96,7 +96,7 @@ def read_model_config(folder: Path, supported: Mapping[str, str]) -> Any:
     """
     path, fix = folder / "config.json", _COPY.format("config.json")
     kind = read_json_object(path, "a model's settings", fix=fix).get("model_type")
-    if kind not in supported:
+    if not isinstance(kind, str) or kind not in supported:
         raise UserError(
             f"expected a model of type {', '.join(supported)}, found {'none' if kind is None else repr(kind)}",
             where=path,

@@ -150,9 +150,9 @@ class Measure:
 def _samples(path: Path) -> Iterator[Sample]:
     for line in iter_records(path):
         if line.errors:
-            fix = f"see all with `apiece data check {path}`; drop them with `--fix drop --out clean.jsonl`"
             first = line.errors[0]
-            raise UserError(first.message, where=first.where, fix=remedy(line.errors, path, fix))
+            fix = remedy(line.errors, path, f"see all with `apiece data check {path}`;")
+            raise UserError(first.message, where=first.where, fix=fix)
         if line.sample is not None:
             yield line.sample
 

@@ -65,7 +65,7 @@ def train(
         name: Name of a new run's folder.
         resume: Folder of an interrupted run.
         step: Go on from this step's checkpoint; from the newest if `None`.
-        say: Told where a run goes on from.
+        say: Told where a run begins, or goes on from.
     """
     world = join_world(config.train.device)
     check_world(config, world)
@@ -99,6 +99,8 @@ def _train(
         log.info(describe_parameters(training.model))
         if resume is not None:
             say(f"going on from {found or 'the beginning: there is no checkpoint yet'}")
+        else:
+            say(f"training {steps} steps; log: {run / 'train.log'}")
         meter = Meter(config, world)
         saver = Saver(run, training, meter, metrics)
         saver.restore(state)
