@@ -49,7 +49,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def require_file(path: Path, what: str) -> Path:
     """Return `path` if it is an existing file, else raise a `UserError` that names it."""
     if path.is_dir():
-        raise UserError(f"expected {what}, found a folder", where=path)
+        raise UserError(f"expected {what}, found a folder", where=path, fix="name the file in it")
     if not path.is_file():
         raise UserError(
             f"{what} not found", where=path, fix="check the path; it is read relative to the current folder"

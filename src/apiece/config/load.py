@@ -142,7 +142,7 @@ def _read_file(path: Path, named_at: Source | None, problems: list[Problem]) -> 
     where, what = (str(path), "") if named_at is None else (str(named_at), f"`extends` names {path}: ")
     try:
         if path.is_dir():
-            raise UserError(f"{what}expected a YAML file, found a folder", where=where)
+            raise UserError(f"{what}expected a YAML file, found a folder", where=where, fix="name the file in it")
         if not path.is_file():
             beside = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
             relative_to = "the current folder" if named_at is None else "the file that it stands in"

@@ -126,7 +126,7 @@ def error_tables(metrics: Mapping[str, Any]) -> list[Table]:
 
 def error_lines(metrics: Mapping[str, Any]) -> list[str]:
     """What the tables have no place for: the range of F1, and the shapes."""
-    f1 = f"F1 from {metrics['f1/f1']:.3f} to {metrics['f1/lenient']:.3f} (lenient)"
+    f1 = f"F1 {metrics['f1/f1']:.3f}, {metrics['f1/lenient']:.3f} if confident background is unlabelled objects"
     if "f1/true" in metrics:
         f1 += f", {metrics['f1/true']:.3f} on complete truth"
     shape = (

@@ -71,7 +71,8 @@ def _elsewhere(name: str) -> Path:
         return Path(snapshot_download(name, local_files_only=True))
     except (HFValidationError, LocalEntryNotFoundError):
         raise UserError(
-            "expected a checkpoint folder, a run folder, `tiny`, or a downloaded Hugging Face id; found nothing",
+            "expected a checkpoint folder, a run folder, `tiny`, or a downloaded Hugging Face id; found nothing"
+            + nearest(name, ["tiny"]),
             where=name,
             fix="check the path, or download the model first: hf download " + name,
         ) from None
