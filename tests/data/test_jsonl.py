@@ -300,6 +300,14 @@ def test_a_number_that_json_lacks_is_not_written(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_name_that_is_not_unicode_is_told(tmp_path: Path) -> None:
+    # As the file system gives the name of a file whose bytes are not UTF-8.
+    bad = Sample("9", tmp_path / "a\udcff.jpg", (64, 48), ())
+    with pytest.raises(UserError, match="sample '9': a name in it is not Unicode text"):
+        write_jsonl(tmp_path / "x.jsonl", [bad])
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_paths_lead_to_the_image_from_wherever_the_file_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     image = tmp_path / "photos" / "a.jpg"
     image.parent.mkdir()

@@ -15,7 +15,7 @@ from typing import Any
 from apiece.data.images import ImageError, image_size
 from apiece.data.imported import Imported, require_folder
 from apiece.data.problems import ProblemKind
-from apiece.data.record import MAX_SIDE, area_faults, parse_box
+from apiece.data.record import MAX_SIDE, area_faults, parse_box, text_faults
 from apiece.errors import UserError, require_file
 from apiece.types import Instance, Sample
 
@@ -138,7 +138,13 @@ class _Reader:
             self._result.add(ProblemKind.DUPLICATE_ID, where, f"image id {image_id!r} appears twice")
             return False
         self._refused.add(image_id)  # until all is known to be well
-        if not isinstance(file_name, str) or not file_name or "\0" in file_name:
+        faults = text_faults("id", image_id) if isinstance(image_id, str) else []
+        if isinstance(file_name, str) and file_name:
+            faults += text_faults("file_name", file_name)
+        if faults:
+            self._result.add(faults[0][0], where, faults[0][1])
+            return False
+        if not isinstance(file_name, str) or not file_name:
             self._result.add(ProblemKind.WRONG_TYPE, where, f"'file_name': expected text, found {file_name!r}")
             return False
         if PurePosixPath(file_name).is_absolute() or ".." in PurePosixPath(file_name).parts:

@@ -130,7 +130,7 @@ def write_jsonl(path: Path, samples: Iterable[Sample]) -> None:
         samples: What to write, one line each, in order.
 
     Raises:
-        UserError: The disk is full or the folder cannot be written.
+        UserError: The disk is full, the folder cannot be written, or a name is not Unicode text.
         ValueError: A number is NaN or infinite.
     """
     path = Path(path)
@@ -147,6 +147,9 @@ def write_jsonl(path: Path, samples: Iterable[Sample]) -> None:
             }
             try:
                 file.write(encode(record) + "\n")
+            except UnicodeEncodeError as error:
+                message = f"sample {sample.id!r}: a name in it is not Unicode text"
+                raise UserError(message, where=sample.image, fix="rename the file or the class") from error
             except ValueError as error:
                 raise ValueError(f"sample {sample.id!r}: a box or area is NaN or infinite") from error
 

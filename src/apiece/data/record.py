@@ -110,9 +110,9 @@ def _record_faults(value: Any, folder: Path) -> list[Fault]:
         hint = f"this is a COCO file: convert it with `{IMPORT_COCO}`"
         return [(ProblemKind.UNKNOWN_KEY, f"expected one image a line; {hint}")]
     if "id" in value:
-        faults += _text_faults("id", value["id"])
+        faults += text_faults("id", value["id"])
     if "image" in value:
-        faults += _text_faults("image", value["image"]) or _path_faults(value["image"], folder)
+        faults += text_faults("image", value["image"]) or _path_faults(value["image"], folder)
     for key in ("width", "height"):
         if key in value and (type(value[key]) is not int or not 1 <= value[key] <= MAX_SIDE):
             found = value[key] if type(value[key]) is int and abs(value[key]) < 10**9 else _kind(value[key])
@@ -263,7 +263,8 @@ def _key_faults(
     return faults
 
 
-def _text_faults(key: str, value: Any) -> list[Fault]:
+def text_faults(key: str, value: Any) -> list[Fault]:
+    """What is wrong with the text of a key: its type, nothing in it, or letters that no line may hold."""
     if not isinstance(value, str):
         return [(ProblemKind.WRONG_TYPE, f"'{key}': expected text, found {_kind(value)}")]
     if not value.strip():
