@@ -31,6 +31,17 @@ def test_a_whole_run_is_read(tmp_path: Path) -> None:
     assert run.dump().gaps == ()
 
 
+@pytest.mark.parametrize("ids", [None, "a", [["a"], "b"], [1]])
+def test_a_panel_without_ids_is_a_gap(tmp_path: Path, ids: object) -> None:
+    folder = write_run(tmp_path / "run")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["panel"]["ids"] = ids
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    run = open_run(folder)
+    assert run.panel is None and run.series("eval/f1/f1") == [(20, 0.25)]
+    assert run.gaps == (f"{folder / 'manifest.json'}: panel.ids: expected a list of ids; the panel is left out",)
+
+
 @pytest.mark.parametrize("name", ["config.yaml", "manifest.json", "metrics.jsonl"])
 def test_a_missing_file_is_a_gap(tmp_path: Path, name: str) -> None:
     folder = write_run(tmp_path / "run")

@@ -168,8 +168,15 @@ def open_run(path: Path) -> RunFolder:
     gaps: list[str] = []
     config = _mapping(path / files[0], gaps)
     manifest = _mapping(path / files[1], gaps)
+    if isinstance(panel := manifest.get("panel"), dict) and not _are_texts(panel.get("ids")):
+        gaps.append(f"{path / files[1]}: panel.ids: expected a list of ids; the panel is left out")
+        manifest = {key: value for key, value in manifest.items() if key != "panel"}
     metrics = tuple(row for row in _rows(path / files[2], gaps) if isinstance(row.get("step"), int))
     return RunFolder(path, config, manifest, metrics, dumped_steps(path), tuple(gaps))
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(entry, str) for entry in value)
 
 
 def read_dump(folder: Path) -> Dump:
