@@ -37,7 +37,7 @@ def test_shares_are_whole_lines_and_all_of_the_file(tmp_path: Path) -> None:
         spans = quick._spans(path, len(data), shares)
         assert b"".join(data[first:last] for first, last in spans) == data
         assert all(data[last - 1 : last] == b"\n" for _, last in spans)
-        assert len(spans) == min(shares, 30) or shares > 7
+        assert shares > 7 or len(spans) == shares  # of more, some have no line of their own
 
 
 @pytest.mark.usefixtures("shared")
@@ -69,7 +69,7 @@ def test_several_processes_read_what_one_reads(tmp_path: Path, monkeypatch: pyte
 def test_errors_in_one_share_are_told_as_ever(tmp_path: Path, last: object, said: str) -> None:
     with pytest.raises(UserError) as told:
         index._build(many(tmp_path / "x.jsonl", last))
-    assert said in str(told.value) or "line 1" in str(told.value)
+    assert said in str(told.value)
 
 
 @pytest.mark.usefixtures("shared")

@@ -92,6 +92,7 @@ class ImageError(UserError):
 
 IMPORT_COCO = "apiece data import coco"
 ROOT_VARIABLE = "APIECE_DATA_ROOT"
+"""Environment variable: folders (parted as in PATH) that images may lie in, beside the folder of their data file."""
 ALLOW_OUTSIDE = f"{ROOT_VARIABLE}=FOLDER"
 
 

@@ -32,8 +32,6 @@ ROUNDING_PX = 1.0
 MAX_AREA = 1e15
 """Square pixels of an annotation, which must be below."""
 
-"""Environment variable: folders (parted as in PATH) that images may lie in, beside the folder of their data file."""
-
 _HUGE = 1e12  # beyond it, a whole number may not even fit a float
 
 Fault = tuple[ProblemKind, str]
