@@ -11,7 +11,7 @@ from small import small_model
 import toy
 from apiece.config.training import Parallel
 from apiece.model.load import load_text_side
-from apiece.train.distributed import join_world, leave_world
+from apiece.train.distributed import end_process, join_world, leave_world
 from apiece.train.sharding import parallelize
 
 UNROLL = {"n_softctx_iter": 2}
@@ -52,3 +52,4 @@ def main(checkpoint: str, out: str) -> None:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    end_process(0)

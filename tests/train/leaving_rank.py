@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from apiece.train.distributed import join_world, leave_world
+from apiece.train.distributed import end_process, join_world, leave_world
 
 ROUNDS = 100
 
@@ -33,3 +33,4 @@ def once(meeting: Path) -> None:
 for number in range(ROUNDS):
     once(Path(sys.argv[1]) / str(number))
 sys.stdout.write(f"left {ROUNDS} times\n")
+end_process(0)

@@ -22,7 +22,7 @@ from apiece.config.schema import Config
 from apiece.data.collate import Batch
 from apiece.errors import UserError
 from apiece.train import loop, watch
-from apiece.train.distributed import join_world, leave_world
+from apiece.train.distributed import end_process, join_world, leave_world
 from apiece.train.loop import train
 from apiece.types import LossTerm
 
@@ -126,3 +126,4 @@ def interrupted(where: str, step: int) -> Iterator[None]:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    end_process(0)

@@ -241,3 +241,9 @@ def test_processes_end_when_their_run_does(tmp_path: Path) -> None:
     done = on_two(str(HERE / "leaving_rank.py"), str(tmp_path), timeout_s=120)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("left 100 times") == 2
+
+
+@pytest.mark.slow
+def test_a_process_that_has_left_ends_with_its_own_code() -> None:
+    done = on_two(str(HERE / "ending_rank.py"), timeout_s=120)
+    assert (done.returncode, done.stdout.count("left")) == (0, 2), done.stderr[-2000:]

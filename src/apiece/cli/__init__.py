@@ -125,7 +125,18 @@ def root(
 
 
 def main() -> None:
-    """Entry point: run the command; a `UserError` becomes one message and an exit code.
+    """Entry point: run the command, and end with its exit code."""
+    try:
+        _run()
+    except SystemExit as end:
+        # One process of a training among several: it has left the others by now, but must not end as others do.
+        if distributed := sys.modules.get("apiece.train.distributed"):
+            distributed.end_process(end.code)
+        raise
+
+
+def _run() -> None:
+    """Run the command; a `UserError` becomes one message and an exit code.
 
     So does an error of the file system that names its file, wherever it is met: permissions, a name too long, a disk
     that fails. All other exceptions are mistakes of ours and keep their traceback.
