@@ -118,9 +118,9 @@ def leave_world(world: World) -> None:
 def end_process(status: int) -> None:
     """End a process that was one of several, at once; one that was alone goes on to its ordinary end.
 
-    The handlers that wait for the end run and what was printed is written, but Python is not taken apart. gloo's threads
-    give back the tensors of an exchange a little after it, with Python's lock; whoever asks for that lock while Python
-    is taken apart is ended (up to Python 3.13), and a thread of C++ that is ended so aborts the whole process.
+    The handlers that wait for the end run and what was printed is written, but Python is not taken apart. gloo's
+    threads give back the tensors of an exchange a little after it, with Python's lock; whoever asks for that lock while
+    Python is taken apart is ended (up to Python 3.13), and a thread of C++ that is ended so aborts the whole process.
 
     Args:
         status: The exit code.
