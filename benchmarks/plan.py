@@ -42,6 +42,7 @@ from apiece.config.schema import CoordDecodeMode, ObjectiveSection, OptimSection
 from apiece.data.collate import Batch
 from apiece.losses.compose import Objective, total_loss
 from apiece.losses.coord import soft_targets
+from apiece.model.families import FAMILIES
 from apiece.model.lora import add_adapters
 from apiece.model.tiny import tiny_config
 from apiece.planning.footprint import training_footprint
@@ -104,11 +105,13 @@ CASES = {
     "tiny": Case(None, (184, 154, 130, 184, 154, 130, 184, 184), (400, 300, 150, 200, 100, 320, 50, 75)),
     "narrow-256": Case(Proportions(), (360, 280), (160, 110)),
     "narrow-384": Case(Proportions(384, 5, 6, 160, 4, 20_000, (1, 2)), (200, 240, 140), (260, 310, 60)),
+    "narrow-2.5": Case(Proportions(deepstack=(2,), family="qwen2_5_vl"), (360, 280), (160, 110)),
 }
 _PR_SET_THP_DISABLE = 41  # of Linux
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 SMALLEST = Case(Proportions(64, 1, 2, 32, 1, 1_700, (0,)), (60, 50), (40, 30))
 QUICK = Case(Proportions(128, 3, 2, 64, 2, 4_000, (0,)), (140, 100), (110, 60))
+QUICK_OTHER = Case(Proportions(128, 3, 2, 64, 3, 4_000, (1,), "qwen2_5_vl"), (140, 100), (110, 60))
 
 
 def case_of(name: str) -> Case:
@@ -172,10 +175,9 @@ class Setup:
     @classmethod
     def of(cls, case: Case, arm: str, attention: str) -> Setup:
         """Build model and batch."""
-        from transformers import Qwen3VLForConditionalGeneration
-
-        recipe = recipe_of(arm)
-        model = Qwen3VLForConditionalGeneration._from_config(case.config(), attn_implementation=attention).train()
+        recipe, config = recipe_of(arm), case.config()
+        model_class = FAMILIES[config.model_type].model_class
+        model = model_class._from_config(config, attn_implementation=attention).train()
         if recipe.rank:
             add_adapters(model, LORA, case.first_id(), BINS, 0)
         freeze_parts(model, optim_of(arm))

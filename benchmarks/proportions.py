@@ -1,4 +1,4 @@
-"""Random Qwen3-VL weights in the proportions of the 2B model, but narrow, and batches of random images and answers."""
+"""Random weights in the proportions of Qwen3-VL 2B, but narrow, and batches of random images and answers."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+from transformers import Qwen2_5_VLConfig, Qwen3VLConfig
 
 from apiece.data.collate import Batch, EncodedSample, collate
+from apiece.model.families import FAMILIES
 from apiece.types import Encoded, Role, Slots
 
 BINS, IMAGE_ID = 1000, 11
@@ -28,7 +29,8 @@ class Proportions:
         vision_width: Of the tower; its MLP is four times as wide.
         depth: Of the tower.
         vocabulary: Rows of the table, the coordinate tokens last.
-        deepstack: Blocks of the tower that are handed on as well.
+        deepstack: Blocks of the tower that are handed on as well; of Qwen2.5-VL, those that see the whole image.
+        family: `qwen3_vl` or `qwen2_5_vl`.
     """
 
     width: int = 256
@@ -38,6 +40,7 @@ class Proportions:
     depth: int = 3
     vocabulary: int = 15_000
     deepstack: tuple[int, ...] = (0, 1)
+    family: str = "qwen3_vl"
 
     @property
     def first_id(self) -> int:
@@ -46,7 +49,7 @@ class Proportions:
 
     def config(self) -> Any:
         """As the library takes it."""
-        text = {
+        text: dict[str, Any] = {
             "vocab_size": self.vocabulary,
             "hidden_size": self.width,
             "intermediate_size": 3 * self.width,
@@ -63,7 +66,7 @@ class Proportions:
             },
             "tie_word_embeddings": True,
         }
-        vision = {
+        vision: dict[str, Any] = {
             "depth": self.depth,
             "hidden_size": self.vision_width,
             "intermediate_size": 4 * self.vision_width,
@@ -75,7 +78,12 @@ class Proportions:
             "num_position_embeddings": 48**2,
             "deepstack_visual_indexes": list(self.deepstack),
         }
-        return Qwen3VLConfig(
+        config_class: Any = Qwen3VLConfig
+        if self.family == "qwen2_5_vl":
+            config_class = Qwen2_5_VLConfig
+            del text["head_dim"], text["rope_parameters"]["mrope_interleaved"], vision["num_position_embeddings"]
+            vision |= {"window_size": 64, "fullatt_block_indexes": vision.pop("deepstack_visual_indexes")}
+        return config_class(
             text_config=text, vision_config=vision, image_token_id=IMAGE_ID, video_token_id=12,
             vision_start_token_id=13, vision_end_token_id=14, tie_word_embeddings=True,
         )  # fmt: skip
@@ -83,7 +91,7 @@ class Proportions:
     def model(self, device: torch.device, attention: str = "sdpa") -> Any:
         """Random weights, in training mode."""
         torch.manual_seed(0)
-        model = Qwen3VLForConditionalGeneration._from_config(self.config(), attn_implementation=attention)
+        model = FAMILIES[self.family].model_class._from_config(self.config(), attn_implementation=attention)
         return model.to(device).train()
 
 

@@ -36,6 +36,16 @@ def test_counts_are_those_of_a_real_step(bench: Any, arm: str) -> None:
     assert plan["tensors"] == pytest.approx(bench.count_tensors(bench.QUICK, arm), rel=0.1)
 
 
+OTHER_ARMS = ("n1", "n2_padded", "n1_frozen", "n2_recompute", "n2_half_recompute", "n1_lora")
+
+
+@pytest.mark.parametrize("arm", OTHER_ARMS)
+def test_counts_of_the_other_family(bench: Any, arm: str) -> None:
+    plan = bench.foretold(bench.QUICK_OTHER, arm)
+    assert plan["flops"] == pytest.approx(bench.count_flops(bench.QUICK_OTHER, arm), rel=1e-6)
+    assert plan["tensors"] == pytest.approx(bench.count_tensors(bench.QUICK_OTHER, arm), rel=0.1)
+
+
 @pytest.mark.slow
 def test_the_script(tmp_path: Path) -> None:
     # In a process of its own: those that it measures start as copies of it, and pytest's has free memory to lend.

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from published import NAMES, published_config, write_published
-from transformers import Qwen3VLForConditionalGeneration
+from published import NAMES, flat_config, published_config, write_published
 
 from apiece.config.lora import Part
 from apiece.errors import UserError
+from apiece.model.families import FAMILIES
 from apiece.model.load import load_model
 from apiece.model.parts import part_of
 from apiece.planning.shapes import ModelShape
@@ -29,7 +29,7 @@ def counted(model: Any) -> dict[Part, int]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "qwen2_5_vl"}, "expected a model of type qwen3_vl, found 'qwen2_5_vl'"),
+        ({"model_type": "llava"}, "expected a model of type qwen3_vl or qwen2_5_vl, found 'llava'"),
         ({"text_config": None}, "text_config is missing"),
         ({"vision_config": {}}, r"vision_config.depth: expected a whole number from 1, found None"),
         ({"text_config": {"num_attention_heads": "16"}}, "num_attention_heads: expected a whole number from 1"),
@@ -46,11 +46,18 @@ def test_what_is_no_model_is_refused(change: dict[str, Any], message: str) -> No
 def test_parameters_of_published_sizes(name: str) -> None:
     config = published_config(name)
     with torch.device("meta"):
-        model = Qwen3VLForConditionalGeneration(config)
+        model = FAMILIES[config.model_type].model_class(config)
     shape = ModelShape.of(config.to_dict())
     assert shape.parameters() == counted(model)
     matrices = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear))
     assert sum(shape.matrices().values()) == matrices
+
+
+def test_a_config_without_a_section_for_the_language_model() -> None:
+    flat = flat_config("2.5-7b")
+    assert ModelShape.of(flat) == ModelShape.of(published_config("2.5-7b").to_dict())
+    with pytest.raises(UserError, match=r"qwen2_5_vl.hidden_size: expected a whole number from 1, found None"):
+        ModelShape.of({k: v for k, v in flat.items() if k != "hidden_size"})
 
 
 def test_parameters_of_loaded_models(model_and_side: tuple[Any, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Arithmetic of a forward pass through parts of a Qwen3-VL, by count.
+"""Arithmetic of a forward pass through parts of a model, by count.
 
 A multiplication and an addition are two FLOPs. Norms, activations and rotations are left out: they are small.
 """
@@ -33,10 +33,13 @@ class ForwardFlops:
         return 2.0 * _count(grids_thw) * self.shape.vision.patch_values * self.shape.vision.width
 
     def blocks(self, grids_thw: Sequence[Grid]) -> float:
-        """The blocks of the tower; every image attends to itself."""
+        """The blocks of the tower; every image attends to itself, in some models within windows."""
         v = self.shape.vision
-        pairs = sum((t * h * w) ** 2 for t, h, w in grids_thw)
-        return 2.0 * _count(grids_thw) * v.depth * v.block_matrices + 4.0 * v.width * v.depth * pairs
+        pairs = v.whole * sum((t * h * w) ** 2 for t, h, w in grids_thw)
+        if v.window:
+            windows = sum(t * _squares(h, v.window) * _squares(w, v.window) for t, h, w in grids_thw)
+            pairs += (v.depth - v.whole) * windows
+        return 2.0 * _count(grids_thw) * v.depth * v.block_matrices + 4.0 * v.width * pairs
 
     def mergers(self, grids_thw: Sequence[Grid]) -> float:
         """Patches to image tokens."""
@@ -72,3 +75,8 @@ class ForwardFlops:
 
 def _count(grids_thw: Sequence[Grid]) -> int:
     return sum(t * h * w for t, h, w in grids_thw)
+
+
+def _squares(side: int, window: int) -> int:
+    """The sum of the squares of the pieces that a side is cut into."""
+    return side // window * window**2 + (side % window) ** 2

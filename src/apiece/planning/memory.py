@@ -153,15 +153,18 @@ def _vision(shape: ModelShape, work: Work, recipe: Recipe) -> list[Node]:
     norm_in = 4 if recipe.half and recipe.cuda else e  # autocast on a GPU hands norms a float32 copy
     # Two norms' inputs and outputs; rotated queries and keys; queries, keys and values in one piece, of which the
     # values are a part; attention's output, and again where images are joined; the MLP before and after its bend.
-    block = n * (v.width * (2 * norm_in + (2 + 2 + 3 + 2) * e) + 2 * v.inner * e + 4.0 * (4 + v.heads))
+    # A gate adds two tensors to the MLP; norms without a bias keep in float32 what their weight is multiplied with.
+    inner = (4 if v.gated else 2) * v.inner * e
+    normed = 2 * 4 * v.width * v.gated
+    block = n * (v.width * (2 * norm_in + (2 + 2 + 3 + 2) * e) + inner + normed + 4.0 * (4 + v.heads))
     casts = _casts(recipe, v.block_matrices)
     working = n * (2 * v.inner + 2 * v.width) * e
-    gradient = _gradient(recipe, Part.VISION, v.block_matrices + 9 * v.width + v.inner, sides[Part.VISION] / v.depth)
-    places = WEIGHT * float(v.patch_values * v.width + v.width + v.places * v.width)
+    gradient = _gradient(recipe, Part.VISION, v.block_matrices + v.block_vectors, sides[Part.VISION] / v.depth)
+    places = WEIGHT * float(v.patch_numbers)
     patches = Node(
         "patches",
         kept=n * (4.0 * 12 + (2.0 * v.patch_values if recipe.half else 0.0)) if tower else 0.0,
-        forward=4.0 * 5 * n * v.width,  # four neighbours in the table of places, and their mean
+        forward=4.0 * 5 * n * v.width * (v.places > 0),  # four neighbours in the table of places, and their mean
         gradient=places if recipe.trained[Part.VISION] else 0.0,
     )
     if not tower:
@@ -210,7 +213,7 @@ def _layers(shape: ModelShape, work: Work, recipe: Recipe, name: str, *, later: 
     kept, working = _layer_bytes(shape, work, recipe, queries, keys, masked)
     # Copies of trained weights are made once for all passes, those of frozen ones in each.
     casts = 0.0 if later and trained else _casts(recipe, t.layer_matrices)
-    numbers, sides = t.layer_matrices + 2 * t.width + 2 * t.head_dim, shape.linear_sides()[Part.LANGUAGE]
+    numbers, sides = t.layer_numbers, shape.linear_sides()[Part.LANGUAGE]
     gradient = 0.0 if later else _gradient(recipe, Part.LANGUAGE, numbers, sides / t.layers)
     # A later pass hands gradients to the keys and values before it; they wait for the first pass.
     handed = 2.0 * 4 * work.samples * keys * t.key_width
@@ -242,7 +245,7 @@ def _layer_bytes(
     # Adapters in bf16 keep copies of what the other two products read, and all of what they make of their inputs.
     inputs += adapted * (2 * recipe.half * (t.query_width + t.inner) + 7 * e * recipe.rank)
     # Queries and keys: before and in their own norms (float32 inside), then rotated; and attention's output.
-    own = (4 + e * trained) * (t.query_width + t.key_width) + 2 * e * t.query_width
+    own = (4 + e * trained) * (t.query_width + t.key_width) * t.normed + 2 * e * t.query_width
     mlp = (3 + (trained or (adapted and not recipe.half))) * e * t.inner
     statistics = 4 * (2 + 2 * t.heads + t.kv_heads)
     wide = t.query_width if masked else t.key_width  # with a mask, keys and values are repeated for every query head

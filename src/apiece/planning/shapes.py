@@ -1,4 +1,4 @@
-"""The sizes of a Qwen3-VL, from its config.json, and how many parameters each part has."""
+"""The sizes of a Qwen3-VL or Qwen2.5-VL, from its config.json, and how many parameters each part has."""
 
 from __future__ import annotations
 
@@ -27,8 +27,11 @@ class VisionShape:
         channels: Of a pixel.
         merge: Patches along each side of an image token.
         out: Width of an image token.
-        places: Learned position embeddings.
+        places: Learned position embeddings; 0: none.
         deepstack: Blocks whose output is handed to the language model as well.
+        gated: Whether a block's MLP has a gate, and its norms no bias (Qwen2.5-VL).
+        window: Side of the windows that most blocks attend in, in patches; 0: every block sees the whole image.
+        whole: Blocks that see the whole image.
     """
 
     depth: int
@@ -42,6 +45,9 @@ class VisionShape:
     out: int
     places: int
     deepstack: int
+    gated: bool
+    window: int
+    whole: int
 
     @property
     def patch_values(self) -> int:
@@ -61,7 +67,23 @@ class VisionShape:
     @property
     def block_matrices(self) -> int:
         """Numbers in the weight matrices of one block."""
-        return 4 * self.width**2 + 2 * self.width * self.inner
+        return 4 * self.width**2 + self.products * self.width * self.inner
+
+    @property
+    def block_vectors(self) -> int:
+        """Numbers in the norms of one block and in the biases of its products."""
+        norms = (2 if self.gated else 4) * self.width
+        return norms + 4 * self.width + (self.products - 1) * self.inner + self.width
+
+    @property
+    def products(self) -> int:
+        """Products of a block's MLP."""
+        return 3 if self.gated else 2
+
+    @property
+    def patch_numbers(self) -> int:
+        """Parameters before the first block."""
+        return self.patch_values * self.width + (0 if self.gated else self.width) + self.places * self.width
 
     @property
     def merger_matrices(self) -> int:
@@ -82,7 +104,8 @@ class LanguageShape:
         head_dim: Width of a head.
         vocabulary: Rows of the embedding, unused ones included.
         tied: Whether the head is the embedding.
-        biased: Whether the attention's projections have biases.
+        biases: Numbers in the biases of a layer's attention.
+        normed: Whether the queries and keys of each head have norms of their own.
         context: The most tokens that it takes.
     """
 
@@ -94,7 +117,8 @@ class LanguageShape:
     head_dim: int
     vocabulary: int
     tied: bool
-    biased: bool
+    biases: int
+    normed: bool
     context: int
 
     @property
@@ -111,6 +135,11 @@ class LanguageShape:
     def layer_matrices(self) -> int:
         """Numbers in the weight matrices of one layer."""
         return 2 * self.width * (self.query_width + self.key_width) + 3 * self.width * self.inner
+
+    @property
+    def layer_numbers(self) -> int:
+        """Parameters of one layer."""
+        return self.layer_matrices + 2 * self.width + 2 * self.head_dim * self.normed + self.biases
 
     @property
     def table(self) -> int:
@@ -130,43 +159,21 @@ class ModelShape:
         """The sizes that a config.json gives.
 
         Raises:
-            UserError: It is not a Qwen3-VL's, or a size is missing or no whole number.
+            UserError: It is of no family that is planned for, or a size is missing or no whole number.
         """
         found = config.get("model_type")
-        if found != "qwen3_vl":
+        if found not in ("qwen3_vl", "qwen2_5_vl"):
             raise UserError(
-                f"expected a model of type qwen3_vl, found {found!r}",
+                f"expected a model of type qwen3_vl or qwen2_5_vl, found {found!r}",
                 where=where,
-                fix="start from a Qwen3-VL checkpoint",
+                fix="start from a checkpoint of Qwen3-VL or Qwen2.5-VL",
             )
-        text, tower = _Sizes.of(config, "text_config", where), _Sizes.of(config, "vision_config", where)
-        vision = VisionShape(
-            depth=tower.take("depth"),
-            width=tower.take("hidden_size"),
-            inner=tower.take("intermediate_size"),
-            heads=tower.take("num_heads"),
-            patch=tower.take("patch_size"),
-            frames=tower.take("temporal_patch_size"),
-            channels=tower.take("in_channels", 3),
-            merge=tower.take("spatial_merge_size"),
-            out=tower.take("out_hidden_size"),
-            places=tower.take("num_position_embeddings"),
-            deepstack=len(tower.values.get("deepstack_visual_indexes") or ()),
-        )
-        heads = text.take("num_attention_heads")
-        language = LanguageShape(
-            layers=text.take("num_hidden_layers"),
-            width=text.take("hidden_size"),
-            inner=text.take("intermediate_size"),
-            heads=heads,
-            kv_heads=text.take("num_key_value_heads", heads),
-            head_dim=text.take("head_dim"),
-            vocabulary=text.take("vocab_size"),
-            tied=bool(config.get("tie_word_embeddings", False)),
-            biased=bool(text.values.get("attention_bias", False)),
-            context=text.take("max_position_embeddings"),
-        )
-        return cls(vision, language)
+        # Published configs of Qwen2.5-VL give the language model's sizes without a section.
+        flat = found == "qwen2_5_vl" and "text_config" not in config
+        text = _Sizes(config, found, where) if flat else _Sizes.of(config, "text_config", where)
+        vision = _vision(_Sizes.of(config, "vision_config", where), other=found == "qwen2_5_vl")
+        tied = bool(config.get("tie_word_embeddings", False))
+        return cls(vision, _language(text, tied=tied, other=found == "qwen2_5_vl"))
 
     @classmethod
     def read(cls, folder: Path) -> ModelShape:
@@ -182,14 +189,11 @@ class ModelShape:
         """Parameters by part; a head that is the embedding is counted once."""
         v, t = self.vision, self.language
         merger = v.merger_matrices + v.merged + v.out
-        block = v.block_matrices + (4 + 4) * v.width + v.inner + v.width  # two norms; the biases of four products
-        layer = t.layer_matrices + 2 * t.width + 2 * t.head_dim
-        layer += (t.query_width + 2 * t.key_width + t.width) if t.biased else 0
         return {
-            Part.VISION: v.patch_values * v.width + v.width + v.places * v.width + v.depth * block,
+            Part.VISION: v.patch_numbers + v.depth * (v.block_matrices + v.block_vectors),
             # The merger behind the last block normalises patches, the others what lies side by side.
-            Part.MERGER: v.mergers * merger + 2 * v.width + v.deepstack * 2 * v.merged,
-            Part.LANGUAGE: t.layers * layer + t.width,
+            Part.MERGER: v.mergers * merger + (1 if v.gated else 2) * v.width + v.deepstack * 2 * v.merged,
+            Part.LANGUAGE: t.layers * t.layer_numbers + t.width,
             Part.COORD: t.table * (1 if t.tied else 2),
         }
 
@@ -210,7 +214,7 @@ class ModelShape:
     def linear_sides(self) -> dict[Part, int]:
         """Sums of inputs and outputs of linear layers by part: what an adapter has parameters for, for each rank."""
         v, t = self.vision, self.language
-        block = (v.width + 3 * v.width) + 2 * v.width + 2 * (v.width + v.inner)
+        block = (v.width + 3 * v.width) + 2 * v.width + v.products * (v.width + v.inner)
         merger = 2 * v.merged + v.merged + v.out
         layer = 2 * (t.width + t.query_width) + 2 * (t.width + t.key_width) + 3 * (t.width + t.inner)
         return {
@@ -224,7 +228,7 @@ class ModelShape:
         v, t = self.vision, self.language
         layer = 2 * t.width + t.query_width + 2 * t.key_width + 2 * t.inner
         return {
-            Part.VISION: v.depth * (5 * v.width + v.inner),
+            Part.VISION: v.depth * (5 * v.width + (v.products - 1) * v.inner),
             Part.MERGER: v.mergers * (v.merged + v.out),
             Part.LANGUAGE: t.layers * layer,
         }
@@ -257,3 +261,47 @@ class _Sizes:
                 fix="copy config.json from the original model again",
             )
         return value
+
+
+def _vision(tower: _Sizes, *, other: bool) -> VisionShape:
+    """Of the section; `other`: of Qwen2.5-VL."""
+    depth, patch, merge = (tower.take(name) for name in ("depth", "patch_size", "spatial_merge_size"))
+    # Windows are whole image tokens, as the library cuts them.
+    window = tower.take("window_size", 112) // patch // merge * merge if other else 0
+    return VisionShape(
+        depth=depth,
+        width=tower.take("hidden_size"),
+        inner=tower.take("intermediate_size"),
+        heads=tower.take("num_heads"),
+        patch=patch,
+        frames=tower.take("temporal_patch_size"),
+        channels=tower.take("in_channels", 3),
+        merge=merge,
+        out=tower.take("out_hidden_size"),
+        places=0 if other else tower.take("num_position_embeddings"),
+        deepstack=len(tower.values.get("deepstack_visual_indexes") or ()),
+        gated=other,
+        window=window,
+        whole=len(set(tower.values.get("fullatt_block_indexes", (7, 15, 23, 31)))) if window else depth,
+    )
+
+
+def _language(text: _Sizes, *, tied: bool, other: bool) -> LanguageShape:
+    """Of the section; `other`: of Qwen2.5-VL, whose queries, keys and values have biases and no norms."""
+    heads, width = text.take("num_attention_heads"), text.take("hidden_size")
+    kv_heads = text.take("num_key_value_heads", heads)
+    head_dim = width // heads if other else text.take("head_dim")
+    projected = (heads + 2 * kv_heads) * head_dim
+    return LanguageShape(
+        layers=text.take("num_hidden_layers"),
+        width=width,
+        inner=text.take("intermediate_size"),
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        vocabulary=text.take("vocab_size"),
+        tied=tied,
+        biases=projected if other else (projected + width) * bool(text.values.get("attention_bias", False)),
+        normed=not other,
+        context=text.take("max_position_embeddings"),
+    )
