@@ -125,6 +125,28 @@ def test_augmentation_is_a_function_of_seed_sample_and_epoch(tiny_side) -> None:
     assert len({tuple(e.answer.ids) for e in epochs}) > 4
 
 
+def test_coordinates_to_read_are_moved_and_those_to_write_are_not(tiny_side) -> None:
+    encoder = toy.encoder(tiny_side)
+    inside = toy.sample("inside", (96, 72), ("car", (30, 31, 61, 41)), ("zebra", (40.5, 30, 60, 45)))
+    plain = encoder.training(inside, toy.PLAIN, 0).answer
+    slots, first = plain.slots, tiny_side.vocab.first_id
+    box_N4 = slots.target_bin.reshape(-1, 4)
+    side_S = np.tile(box_N4[:, 2:] - box_N4[:, :2], 2).reshape(-1)
+    shares = []
+    for epoch in range(200):
+        moved = encoder.training(inside, Augmentation(context_jitter=0.3), epoch).answer
+        assert_array_equal(moved.slots.target_bin, slots.target_bin)
+        assert_array_equal(moved.roles, plain.roles)
+        kept = np.delete(np.arange(len(plain.ids)), slots.position)
+        assert_array_equal(moved.ids[kept], plain.ids[kept])
+        read_S = moved.ids[slots.position] - first
+        assert ((read_S >= 0) & (read_S < 1000)).all()
+        shares.append((read_S - slots.target_bin) / side_S)
+    # The deviation of one draw is uniform up to .3: sqrt(.3^2 / 3) over all of them.
+    assert np.std(shares) == pytest.approx(0.173, rel=0.1)
+    assert abs(np.mean(shares)) < 0.02
+
+
 def test_half_of_the_images_are_mirrored_with_their_boxes(tiny_side) -> None:
     encoder, augment = toy.encoder(tiny_side), Augmentation(flip=True)
     plain = encoder.training(toy.ONE, toy.PLAIN, 0)

@@ -117,6 +117,10 @@ class DataSection(Section):
     """Mirror half of the training images left to right (seeded by sample and epoch)."""
     scale_jitter: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Crop a random window that keeps at least 1 - this share of each side (seeded by sample and epoch)."""
+    context_jitter: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Move the coordinates that the model reads, and not those that it is to write, by up to this share of the box's
+    side (one deviation, seeded by sample and epoch). Who has only read exact boxes copies them, and drifts along a row
+    once it reads its own."""
     shuffle: Shuffle = Shuffle.FULL
     """`full`: each epoch a new order of the whole file; `buffer`: within blocks of `buffer_size` records that follow
     each other, so that a slow disk or tar shards are read front to back; `none`: the order of the file. Any run resumes

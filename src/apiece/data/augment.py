@@ -1,4 +1,7 @@
-"""Mirroring and cropping of training images, with their boxes; a function of the generator handed in."""
+"""Mirroring and cropping of training images, with their boxes, and moving of the coordinates that are read.
+
+All functions of the generator handed in.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from apiece.boxes import area, clip
-from apiece.types import Instance
+from apiece.types import Encoded, Instance
 
 # A box cut by a crop stays a label while this share of it is inside; below, what is left is not a fair target.
 MIN_KEPT = 0.5
@@ -41,3 +44,25 @@ def random_crop(
             if share >= MIN_KEPT:
                 kept.append(replace(item, bbox_xyxy=(box[0], box[1], box[2], box[3]), area=None))
     return image.crop((left, top, left + w, top + h)), kept
+
+
+def move_context(answer: Encoded, share: float, num_bins: int, rng: np.random.Generator) -> Encoded:
+    """The answer with other coordinates to read and the same ones to write.
+
+    Tokens at slots are what the model reads; what it is to write there is `target_bin`, which stays. Each coordinate
+    moves by a normal draw whose deviation is up to `share` of the side of its box, another part of it for each object:
+    some are read nearly as they are.
+
+    Args:
+        answer: As rendered; a coordinate token's id is that of bin 0 plus its bin.
+        share: Of the box's width for x, of its height for y.
+        num_bins: Coordinates stay below.
+        rng: Draws one number an object and four more.
+    """
+    target_N4 = answer.slots.target_bin.reshape(-1, 4)
+    side_N2 = target_N4[:, 2:] - target_N4[:, :2]
+    deviation_N4 = share * rng.random((len(target_N4), 1)) * np.tile(side_N2, 2)
+    moved_N4 = np.rint(target_N4 + deviation_N4 * rng.standard_normal(target_N4.shape)).clip(0, num_bins - 1)
+    ids = answer.ids.copy()
+    ids[answer.slots.position] += (moved_N4 - target_N4).astype(ids.dtype).reshape(-1)
+    return replace(answer, ids=ids)

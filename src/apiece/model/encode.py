@@ -12,7 +12,7 @@ from PIL import Image
 from apiece.codec import Bins, answer_order, objects_to_bins
 from apiece.codec.vocab import encode_plain
 from apiece.config.schema import ObjectOrder
-from apiece.data.augment import mirror, random_crop
+from apiece.data.augment import mirror, move_context, random_crop
 from apiece.data.collate import EncodedSample
 from apiece.data.images import open_image, require_size
 from apiece.data.records import Records
@@ -64,6 +64,7 @@ class Augmentation:
 
     flip: bool = False
     scale_jitter: float = 0.0
+    context_jitter: float = 0.0
     order: ObjectOrder = ObjectOrder.SORTED
     seed: int = 0
 
@@ -116,6 +117,8 @@ class SampleEncoder:
         records = objects_to_bins([o.bbox_xyxy for o in objects], [o.desc for o in objects], image.size, Bins())
         encoded = self._prefix(sample, image)
         answer = self.side.renderer.render(records)
+        if augment.context_jitter:
+            answer = move_context(answer, augment.context_jitter, Bins().num_bins, rng)
         length = len(encoded.prefix_ids) + len(answer.ids)
         if length > self.max_length:
             raise TooLongError(

@@ -96,6 +96,7 @@ class Training:
             Augmentation(
                 flip=config.data.flip,
                 scale_jitter=config.data.scale_jitter,
+                context_jitter=config.data.context_jitter,
                 order=config.data.object_order,
                 seed=config.seed,
             ),
