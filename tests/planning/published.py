@@ -19,7 +19,7 @@ _OTHER_SIZES = {
     "2.5-3b": (2048, 11008, 36, 16, 2, 151936, True),
     "2.5-7b": (3584, 18944, 28, 28, 4, 152064, False),
 }
-NAMES = (*_SIZES, *_OTHER_SIZES)
+NAMES, OTHER_NAMES = tuple(_SIZES), tuple(_OTHER_SIZES)
 
 
 def published_config(name: str) -> Any:

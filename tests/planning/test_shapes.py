@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from published import NAMES, flat_config, published_config, write_published
+from published import NAMES, OTHER_NAMES, flat_config, published_config, write_published
 
 from apiece.config.lora import Part
 from apiece.errors import UserError
@@ -42,7 +42,7 @@ def test_what_is_no_model_is_refused(change: dict[str, Any], message: str) -> No
         ModelShape.of({**published_config("2b").to_dict(), **change})
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *OTHER_NAMES])
 def test_parameters_of_published_sizes(name: str) -> None:
     config = published_config(name)
     with torch.device("meta"):
