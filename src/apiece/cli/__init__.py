@@ -131,7 +131,7 @@ def main() -> None:
     except SystemExit as end:
         # One process of a training among several: it has left the others by now, but must not end as others do.
         if distributed := sys.modules.get("apiece.train.distributed"):
-            distributed.end_process(end.code)
+            distributed.end_process(int(end.code or 0))
         raise
 
 
