@@ -53,6 +53,14 @@ def test_parameters_of_published_sizes(name: str) -> None:
     assert sum(shape.matrices().values()) == matrices
 
 
+@pytest.mark.parametrize(("name", "key"), [("2b", "deepstack_visual_indexes"), ("2.5-3b", "fullatt_block_indexes")])
+def test_blocks_that_are_no_list_are_refused(name: str, key: str) -> None:
+    config = published_config(name).to_dict()
+    config["vision_config"][key] = 3
+    with pytest.raises(UserError, match=f"vision_config.{key}: expected a list, found 3"):
+        ModelShape.of(config)
+
+
 def test_a_config_without_a_section_for_the_language_model() -> None:
     flat = flat_config("2.5-7b")
     assert ModelShape.of(flat) == ModelShape.of(published_config("2.5-7b").to_dict())

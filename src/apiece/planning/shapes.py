@@ -262,6 +262,19 @@ class _Sizes:
             )
         return value
 
+    def count(self, name: str, default: int) -> int:
+        """How many are listed."""
+        value = self.values.get(name)
+        if value is None:
+            return default
+        if not isinstance(value, (list, tuple)):
+            raise UserError(
+                f"{self.section}.{name}: expected a list, found {value!r}",
+                where=self.where,
+                fix="copy config.json from the original model again",
+            )
+        return len(value)
+
 
 def _vision(tower: _Sizes, *, other: bool) -> VisionShape:
     """Of the section; `other`: of Qwen2.5-VL."""
@@ -279,10 +292,10 @@ def _vision(tower: _Sizes, *, other: bool) -> VisionShape:
         merge=merge,
         out=tower.take("out_hidden_size"),
         places=0 if other else tower.take("num_position_embeddings"),
-        deepstack=len(tower.values.get("deepstack_visual_indexes") or ()),
+        deepstack=tower.count("deepstack_visual_indexes", 0),
         gated=other,
         window=window,
-        whole=len(set(tower.values.get("fullatt_block_indexes", (7, 15, 23, 31)))) if window else depth,
+        whole=tower.count("fullatt_block_indexes", 4) if window else depth,
     )
 
 
