@@ -65,6 +65,17 @@ def test_resumed_run_ends_with_the_same_bits(
     assert all(torch.equal(before[k], after[k]) for k in before)
 
 
+def test_coordinates_to_read_are_moved_where_the_config_says_so(
+    tmp_path: Path, tiny_checkpoint: Path, scenes: Path
+) -> None:
+    runs = []
+    for share in (0.0, 0.3):
+        config = small_config(tmp_path, tiny_checkpoint, scenes, train__steps=3, data__context_jitter=share)
+        runs.append(weights(train(config, f"moved_{share}").run))
+    plain, moved = runs
+    assert any(not torch.equal(plain[key], moved[key]) for key in plain)
+
+
 def test_run_folder_holds_what_is_needed_to_repeat_it(tmp_path: Path, tiny_checkpoint: Path, scenes: Path) -> None:
     config = small_config(
         tmp_path,
