@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -10,7 +12,7 @@ from apiece.compare.interval import Drawn, Verdict, compare_drawn
 
 def drawn(part: np.ndarray, whole: np.ndarray, weights: np.ndarray) -> Drawn:
     """A ratio of sums for S seeds: part and whole are `[S, I]`."""
-    return Drawn(part.sum(1) / whole.sum(1), (part @ weights.T) / (whole @ weights.T))
+    return Drawn(part.sum(1) / whole.sum(1), (part @ weights.T) / (whole @ weights.T), part)
 
 
 def simulate(rng: np.random.Generator, images: int, seeds: int, seed_sd: float, effect: float = 0.0):
@@ -90,6 +92,26 @@ def test_equal_arms_are_the_same() -> None:
     a, _ = simulate(rng, 30, 2, 0.1)
     found = compare_drawn(a, a, 30, rng, higher_is_better=True)
     assert (found.difference, found.lo, found.hi, found.verdict) == (0, 0, 0, Verdict.SAME)
+
+
+@pytest.mark.parametrize(
+    ("events", "verdict"), [(2, Verdict.CANNOT_TELL), (5, Verdict.CANNOT_TELL), (6, Verdict.WORSE)]
+)
+@pytest.mark.parametrize("in_a", [False, True], ids=["in one arm", "the same in both"])
+def test_few_events_have_no_verdict(events: int, verdict: Verdict, in_a: bool) -> None:
+    """One arm has fewer predictions everywhere, so that its rate is higher in every draw where anything is met."""
+    images = 100
+    weights = np.random.default_rng(1).multinomial(images, np.full(images, 1 / images), size=2000)
+    part = np.zeros((2, 1, images))
+    part[:, :, :events] = [[[float(in_a)]], [[1.0]]]
+    whole = np.stack([np.full((1, images), 10.0), np.full((1, images), 9.0)])
+    a, b = (drawn(p, n, weights) for p, n in zip(part, whole, strict=True))
+    found = compare_drawn(a, b, images, np.random.default_rng(2), higher_is_better=False)
+    assert found.lo is not None
+    assert found.difference > 0
+    assert (found.verdict, found.growth) == (verdict, None)
+    unheld = compare_drawn(replace(a, part=None), b, images, np.random.default_rng(2), higher_is_better=False)
+    assert (unheld.lo > 0) == (events > 3)  # the interval alone would have said so from five on
 
 
 def test_how_many_more_images_would_tell() -> None:

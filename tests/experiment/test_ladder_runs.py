@@ -230,6 +230,18 @@ def test_settings_on_top_of_the_file(finished: Path) -> None:
     assert [line.split()[:4] for line in lines[1:]] == [["two", "4", "to", "do"], ["one", "4", "to", "do"]]
 
 
+def test_an_arm_with_some_of_the_seeds(finished: Path) -> None:
+    command = ["ladder", str(finished / "ladder.yaml"), "arms.one.seeds=[1]", "--list"]
+    lines = CliRunner().invoke(app, command).output.splitlines()
+    assert [line.split()[:2] for line in lines[1:]] == [["two", "0"], ["two", "1"], ["one", "1"]]
+
+
+@pytest.mark.parametrize(("seeds", "found"), [("[1, 4]", "4"), ("[]", "none")])
+def test_an_arm_with_seeds_that_are_not_the_ladders(finished: Path, seeds: str, found: str) -> None:
+    outcome = CliRunner().invoke(app, ["ladder", str(finished / "ladder.yaml"), f"arms.one.seeds={seeds}", "--list"])
+    assert f"arms.one.seeds: name some of the ladder's (0, 1), found {found}" in str(outcome.exception)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -9,7 +9,11 @@ its seeds are drawn as well. Three corrections keep the intervals honest where l
   what is left of the variance between seeds is added (the pigeonhole bootstrap counts it three times; Owen 2007);
 - the draws are centred on the difference, as AP of a bootstrap draw is biased upwards.
 
-Shapes: S seeds of an arm, B draws.
+What is counted has to be met on a few units for a verdict, whatever the interval: a strip on the same two images in
+both arms makes their rates differ by what is divided by, in every draw alike. On fewer units than `LEAST_EVENTS` not
+even a sign test could reach the level, if all of them pointed one way.
+
+Shapes: S seeds of an arm, B draws, I units.
 """
 
 from __future__ import annotations
@@ -24,6 +28,8 @@ from scipy import stats
 from apiece.boxes import FloatArray
 
 LEVEL = 0.95
+LEAST_EVENTS = 6
+"""Units on which either arm has to meet what is counted, for a verdict: 2 / 2**6 < 1 - LEVEL < 2 / 2**5."""
 _MOST_NAN = 0.5
 
 
@@ -45,10 +51,12 @@ class Drawn:
     Attributes:
         point: `[S]` its value for each seed; NaN where there was nothing to divide.
         draws: `[S, B]` its values in the draws.
+        part: `[S, I]` what each unit adds to its numerator; `None` where it is no ratio of sums.
     """
 
     point: FloatArray
     draws: FloatArray
+    part: FloatArray | None = None
 
     @property
     def value(self) -> float | None:
@@ -112,12 +120,21 @@ def compare_drawn(
             deviations = deviations + sign * drawn
     low, high = np.quantile(deviations[known], [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) * _widening(parts)
     lo, hi = difference + float(low), difference + float(high)
+    if _events(a, b) < LEAST_EVENTS:
+        return Difference(a.value, b.value, difference, lo, hi)
     verdict = _verdict(lo, hi, higher_is_better)
     growth = None
     if verdict is Verdict.CANNOT_TELL and difference:
         share = parts[0][0] / whole if (whole := sum(v for v, _ in parts)) else 1.0
         growth = _growth(abs(difference), (difference - lo) if difference > 0 else (hi - difference), share)
     return Difference(a.value, b.value, difference, lo, hi, verdict, growth)
+
+
+def _events(a: Drawn, b: Drawn) -> float:
+    """On how many units either arm meets what is counted, in any seed; without end where nothing is counted."""
+    if a.part is None or b.part is None:
+        return math.inf
+    return float((a.part.any(0) | b.part.any(0)).sum())
 
 
 def _seed_part(arm: Drawn, units: int, rng: np.random.Generator) -> tuple[float, FloatArray]:

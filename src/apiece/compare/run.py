@@ -45,6 +45,7 @@ class _Drawn:
         point: Figure by key.
         draws: `[B]` by key.
         bearing: `[I]` by key: which images the figure rests on.
+        parts: `[I]` by key, of ratios: what each image adds to the numerator.
         f1: `[I]` F1 of each image; 1 where there is nothing and nothing was said.
     """
 
@@ -53,6 +54,7 @@ class _Drawn:
     point: Mapping[str, float]
     draws: Mapping[str, FloatArray]
     bearing: Mapping[str, NDArray[np.bool_]]
+    parts: Mapping[str, FloatArray]
     f1: FloatArray
 
 
@@ -141,7 +143,8 @@ def _draw(source: Source, counted: IntArray, weights: NDArray[np.uint16], probes
         draws[key], point[key], bearing[key] = drawn[:-1], float(drawn[-1]), np.ones(len(counted), dtype=bool)
     bearing["f1/lenient"] = bearing["f1/f1"]
     by_image = np.divide(f1.part, f1.whole, out=np.ones(len(counted)), where=f1.whole > 0)
-    return _Drawn(source, judged, point, draws, bearing, by_image)
+    parts = {key: ratios[key].part for key in keys}
+    return _Drawn(source, judged, point, draws, bearing, parts, by_image)
 
 
 def _pair(
@@ -211,6 +214,7 @@ def _stack(group: Sequence[_Drawn], key: str) -> Drawn:
     return Drawn(
         np.array([drawn.point.get(key, float("nan")) for drawn in group]),
         np.stack([drawn.draws.get(key, nothing) for drawn in group]),
+        np.stack([drawn.parts[key] for drawn in group]) if all(key in drawn.parts for drawn in group) else None,
     )
 
 

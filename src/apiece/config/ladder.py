@@ -69,6 +69,8 @@ class ArmSection(Section):
     """Settings on top of it and of what all arms share, as `key=value`."""
     match: Match | None = None
     """Instead of the ladder's own."""
+    seeds: tuple[Count, ...] | None = None
+    """Some of the ladder's, for an arm that is only looked at; all by default."""
 
 
 class LadderFile(Section):
@@ -114,6 +116,13 @@ class LadderFile(Section):
                     raise ValueError(f"{key}: '{name}' is not among `only`")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError("seeds: name each seed once, and at least one")
+        for name, arm in self.arms.items():
+            wrong = [str(seed) for seed in arm.seeds or () if seed not in self.seeds]
+            if wrong or arm.seeds == ():
+                known = ", ".join(map(str, self.seeds))
+                raise ValueError(
+                    f"arms.{name}.seeds: name some of the ladder's ({known}), found {', '.join(wrong) or 'none'}"
+                )
         return self
 
     @property

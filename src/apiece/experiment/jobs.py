@@ -205,7 +205,7 @@ def plan_jobs(ladder: LadderFile, files: LadderFiles) -> list[Job]:
             config = _config(ladder, files, arm, f"train.steps={steps}")
         run = costs[arm].run(config, steps)
         cost = Cost(run / steps, run, run / whole)
-        for seed in ladder.seeds:
+        for seed in ladder.arms[arm].seeds or ladder.seeds:
             own = _config(ladder, files, arm, f"train.steps={steps}", f"seed={seed}", f"run.name={arm}_seed{seed}")
             jobs.append(
                 Job(

@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -232,12 +232,14 @@ class _Table:
         points: By arm and key: `[S]`.
         drawn: By arm and key: `[S, B]`.
         bearing: By arm and key: `[I]` which images the figure rests on.
+        parts: By arm and key, of ratios: `[S, I]` what each image adds to the numerator.
     """
 
     images: int
     points: Mapping[str, Mapping[str, FloatArray]]
     drawn: Mapping[str, Mapping[str, FloatArray]]
     bearing: Mapping[str, Mapping[str, NDArray[np.bool_]]]
+    parts: Mapping[str, Mapping[str, FloatArray]]
 
     @classmethod
     def of(cls, grouped: Mapping[str, Sequence[Result]], scope: str, draws: int, seed: int) -> _Table:
@@ -247,6 +249,7 @@ class _Table:
         points: dict[str, dict[str, FloatArray]] = {}
         drawn: dict[str, dict[str, FloatArray]] = {}
         bearing: dict[str, dict[str, NDArray[np.bool_]]] = {}
+        counted: dict[str, dict[str, FloatArray]] = {}
         for arm, group in grouped.items():
             parts = [
                 _drawn_split(getattr(result, name), rows[name], weights[name], scope in AP_SCOPES)
@@ -258,10 +261,12 @@ class _Table:
                 for i in range(0, len(parts), max(len(weights), 1))
             ]
             keys = [key for key in merged[0] if all(key in one for one in merged)] if merged else []
-            points[arm] = {key: np.array([one[key][0] for one in merged]) for key in keys}
-            drawn[arm] = {key: np.stack([one[key][1] for one in merged]) for key in keys}
-            bearing[arm] = {key: np.any([one[key][2] for one in merged], axis=0) for key in keys}
-        return cls(len(rows["test"]), points, drawn, bearing)
+            points[arm] = {key: np.array([one[key].point for one in merged]) for key in keys}
+            drawn[arm] = {key: np.stack([one[key].draws for one in merged]) for key in keys}
+            bearing[arm] = {key: np.any([one[key].bearing for one in merged], axis=0) for key in keys}
+            ratios = [key for key in keys if merged[0][key].part is not None]
+            counted[arm] = {key: np.stack([one[key].part for one in merged]) for key in ratios}
+        return cls(len(rows["test"]), points, drawn, bearing, counted)
 
     def keys(self, *arms: str) -> Iterable[str]:
         """Figures that all of these arms have."""
@@ -269,7 +274,7 @@ class _Table:
 
     def of_arm(self, arm: str, key: str) -> Drawn:
         """A figure of all seeds of an arm."""
-        return Drawn(self.points[arm][key], self.drawn[arm][key])
+        return Drawn(self.points[arm][key], self.drawn[arm][key], self.parts[arm].get(key))
 
     def mean(self, arm: str, key: str, seed: int) -> Mean:
         """Of an arm, with its interval: its difference to nothing."""
@@ -300,10 +305,17 @@ def _scope_rows(splits: Sequence[Split], scope: str) -> IntArray:
     return np.flatnonzero(some)
 
 
-def _drawn_split(
-    split: Split, rows: IntArray, weights: NDArray[np.uint16], with_ap: bool
-) -> dict[str, tuple[float, FloatArray, NDArray[np.bool_]]]:
-    """Figure by key: its value, its values in the draws `[B]`, and which images it rests on."""
+class _OneDrawn(NamedTuple):
+    """A figure of one result: its value, `[B]` drawn, `[I]` which images it rests on, `[I]` their numerators."""
+
+    point: float
+    draws: FloatArray
+    bearing: NDArray[np.bool_]
+    part: FloatArray | None = None
+
+
+def _drawn_split(split: Split, rows: IntArray, weights: NDArray[np.uint16], with_ap: bool) -> dict[str, _OneDrawn]:
+    """Every figure of one result, by key."""
     keys = list(split.ratios)
     floats = weights.astype(np.float64)
     tops, bottoms = (
@@ -313,13 +325,13 @@ def _drawn_split(
     drawn = np.divide(floats @ tops, whole, out=np.full(whole.shape, np.nan), where=whole > 0)
     total = bottoms.sum(0)
     point = np.divide(tops.sum(0), total, out=np.full(total.shape, np.nan), where=total > 0)
-    found = {key: (float(point[i]), drawn[:, i], bottoms[:, i] > 0) for i, key in enumerate(keys)}
+    found = {key: _OneDrawn(float(point[i]), drawn[:, i], bottoms[:, i] > 0, tops[:, i]) for i, key in enumerate(keys)}
     if with_ap and split.ap:
         full = np.zeros((len(weights) + 1, split.images), dtype=np.uint16)
         full[:-1, rows], full[-1, rows] = weights, 1
         for prefix, matches in split.ap.items():
             for key, values in zip(AP, ap_of_draws(matches, full), strict=True):
-                found[f"{prefix}{key}"] = (float(values[-1]), values[:-1], np.ones(len(rows), dtype=bool))
+                found[f"{prefix}{key}"] = _OneDrawn(float(values[-1]), values[:-1], np.ones(len(rows), dtype=bool))
     return found
 
 
