@@ -20,7 +20,7 @@ from apiece.compare.source import Arm
 from apiece.errors import UserError
 from apiece.evaluate.coco import coco_scores
 from apiece.evaluate.metrics import evaluate_detections
-from apiece.experiment.markdown import number, put_in, to_markdown
+from apiece.experiment.markdown import brief, difference_text, number, put_in, to_markdown
 from apiece.experiment.result import Result, read_result, values_of, write_result
 from apiece.experiment.split import Split, judged_split
 from apiece.experiment.summary import summarise
@@ -203,11 +203,27 @@ def test_telemetry_is_compared_step_by_step(results: list[Result]) -> None:
     assert str(found.verdict) == "worse" and found.lo is not None and found.lo > 0
 
 
+def test_the_short_tables_have_the_headline_figures(results: list[Result]) -> None:
+    summary = summarise(results, ["a"], draws=200)
+    first, second = brief(summary).split("\n\n")
+    assert [line.split(" | ")[:2] for line in first.splitlines()[2:]] == [["| a", "3"], ["| b", "3"]]
+    assert second.splitlines()[0].startswith("| minus a | F1, complete truth | AP, complete truth | F1 | AP |")
+    found = summary.differences["a", "b", "all", "f1/f1"]
+    assert difference_text(found, "f1/f1") in second.splitlines()[2]
+
+
 def test_tables_are_put_in_their_place(tmp_path: Path) -> None:
     page = tmp_path / "study.md"
     page.write_text("# Study\n<!-- ladder small -->\nold\n<!-- end small -->\nafter\n")
     text = put_in(page, "small", "new\n")
     assert text == "# Study\n<!-- ladder small -->\nnew\n<!-- end small -->\nafter\n"
+    page.write_text(
+        "<!-- ladder small brief -->\n<!-- end small -->\nwords\n<!-- ladder small -->\n<!-- end small -->\n"
+    )
+    text = put_in(page, "small", "all\n", "few\n")
+    assert text == (
+        "<!-- ladder small brief -->\nfew\n<!-- end small -->\nwords\n<!-- ladder small -->\nall\n<!-- end small -->\n"
+    )
     with pytest.raises(UserError, match="expected a place for the tables of other, found none"):
         put_in(page, "other", "new\n")
 

@@ -163,7 +163,7 @@ def _finish(asked: LadderFile, jobs: list[Job]) -> None:
 
 def _summarise(folders: list[Path], against: list[str], out: Path | None, json: Path | None) -> None:
     """Tables of results that are there."""
-    from apiece.experiment.markdown import across, put_in, to_markdown
+    from apiece.experiment.markdown import across, brief, put_in, to_markdown
     from apiece.experiment.printed import print_summary
     from apiece.files import write_json, write_text
 
@@ -174,7 +174,8 @@ def _summarise(folders: list[Path], against: list[str], out: Path | None, json: 
     else:
         name = found[0].ladder if len(found) == 1 else out.stem
         text = to_markdown(found[0]) if len(found) == 1 else across(found)
-        write_text(out, put_in(out, name, text) if _has_places(out) else text)
+        short = brief(found[0]) if len(found) == 1 else ""
+        write_text(out, put_in(out, name, text, short) if _has_places(out) else text)
         typer.echo(f"wrote {out}")
     if json is not None:
         write_json(json, found[0].as_json() if len(found) == 1 else [one.as_json() for one in found])

@@ -62,6 +62,34 @@ def to_markdown(summary: Summary, title: str = "") -> str:
     return "\n\n".join(block.rstrip() for block in blocks) + "\n"
 
 
+def brief(summary: Summary) -> str:
+    """A ladder in a few tables: the headline figures of every arm, and how they differ from each reference's."""
+    columns = headline_columns(summary)
+    heads = " | ".join(f"{label(key)}{'' if scope == ALL else f', {scope}'}" for scope, key in columns)
+    lines = [f"| arm | seeds | compute | {heads} |", "|---" * (len(columns) + 3) + "|"]
+    for arm, rows in summary.results.items():
+        cells = [mean_text(summary.means.get((arm, scope, key)), key) for scope, key in columns]
+        lines.append(f"| {arm} | {len(rows)} | {rows[0].flops['of_reference']:.2f} | {' | '.join(cells)} |")
+    blocks = ["\n".join(lines)]
+    for reference in summary.references:
+        lines = [f"| minus {reference} | {heads} |", "|---" * (len(columns) + 1) + "|"]
+        for arm in summary.results:
+            if arm != reference:
+                found = [summary.differences.get((reference, arm, scope, key)) for scope, key in columns]
+                cells = [difference_text(one, key) for one, (_, key) in zip(found, columns, strict=True)]
+                lines.append(f"| {arm} | {' | '.join(cells)} |")
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks) + "\n"
+
+
+def headline_columns(summary: Summary) -> list[tuple[str, str]]:
+    """Scope and key of the figures that stand for all: F1 and AP, group boxes and duplicates in crowds, `follow`."""
+    known = any(key.startswith(TRUE) for _, _, key in summary.means)
+    columns = [(ALL, key) for key in HEADLINE if known or not key.startswith(TRUE)]
+    columns += [(CROWDED, f"{TRUE if known else ''}{key}") for key in SHAPES[:2]] + [(ALL, PROBES[0])]
+    return [(s, k) for s, k in columns if any((arm, s, k) in summary.means for arm in summary.results)]
+
+
 def across(summaries: Sequence[Summary]) -> str:
     """The same figures of several ladders side by side: those of each arm, and its difference to its own reference."""
     known = any(key.startswith(TRUE) for summary in summaries for _, _, key in summary.means)
@@ -222,19 +250,23 @@ def number(value: float, key: str, *, sign: bool = False) -> str:
     return f"{value:{form}.2f}"
 
 
-def put_in(path: Path, name: str, text: str) -> str:
-    """A Markdown file with a ladder's tables in their place, from `<!-- ladder NAME -->` to `<!-- end NAME -->`.
+def put_in(path: Path, name: str, text: str, short: str = "") -> str:
+    """A Markdown file with a ladder's tables in their places.
+
+    A place goes from `<!-- ladder NAME -->` to `<!-- end NAME -->`, and from `<!-- ladder NAME brief -->` for short ones.
 
     Raises:
         UserError: The file has no such place.
     """
     old = path.read_text(encoding="utf-8")
-    head, end = f"<!-- ladder {name} -->", f"<!-- end {name} -->"
-    found = re.search(f"{re.escape(head)}.*?{re.escape(end)}", old, flags=re.DOTALL)
-    if found is None:
+    end = f"<!-- end {name} -->"
+    heads = {f"<!-- ladder {name} -->": text, f"<!-- ladder {name} brief -->": short}
+    place = re.compile(f"({'|'.join(map(re.escape, heads))}).*?{re.escape(end)}", flags=re.DOTALL)
+    new, places = place.subn(lambda found: f"{found[1]}\n{heads[found[1]]}{end}", old)
+    if not places:
         raise UserError(
             f"expected a place for the tables of {name}, found none",
             where=path,
-            fix=f"write {head} and {end} on lines of their own where they belong, or name a new file",
+            fix=f"write {next(iter(heads))} and {end} on lines of their own where they belong, or name a new file",
         )
-    return f"{old[: found.start()]}{head}\n{text}{end}{old[found.end() :]}"
+    return new

@@ -7,8 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from apiece.compare.interval import Verdict
-from apiece.experiment.markdown import CROWDED, HEADLINE, SHAPES, label, number
-from apiece.experiment.split import TRUE
+from apiece.experiment.markdown import headline_columns, label, number
 from apiece.experiment.summary import ALL, Summary
 
 _MARKS = {
@@ -20,7 +19,6 @@ _MARKS = {
     Verdict.CANNOT_TELL: "?",
 }
 _WIDTH = 160
-_FOLLOW = "probes/follow/near_neighbour"
 
 
 def print_summary(summary: Summary, console: Console | None = None) -> None:
@@ -28,11 +26,7 @@ def print_summary(summary: Summary, console: Console | None = None) -> None:
     console = console or Console()
     if console.width < _WIDTH:
         console = Console(width=_WIDTH)
-    known = any(key.startswith(TRUE) for _, _, key in summary.means)
-    prefix = TRUE if known else ""
-    columns = [(ALL, key) for key in HEADLINE if known or not key.startswith(TRUE)]
-    columns += [(CROWDED, f"{prefix}{key}") for key in SHAPES[:2]] + [(ALL, _FOLLOW)]
-    columns = [(s, k) for s, k in columns if any((arm, s, k) in summary.means for arm in summary.results)]
+    columns = headline_columns(summary)
     for reference in summary.references:
         table = Table(box=None, pad_edge=False, header_style="bold", title_justify="left")
         table.add_column(f"against {reference}", no_wrap=True)
