@@ -253,7 +253,8 @@ def number(value: float, key: str, *, sign: bool = False) -> str:
 def put_in(path: Path, name: str, text: str, short: str = "") -> str:
     """A Markdown file with a ladder's tables in their places.
 
-    A place goes from `<!-- ladder NAME -->` to `<!-- end NAME -->`, and from `<!-- ladder NAME brief -->` for short ones.
+    A place goes from `<!-- ladder NAME -->`, or from `<!-- ladder NAME brief -->` for the short ones, to
+    `<!-- end NAME -->`.
 
     Raises:
         UserError: The file has no such place.
