@@ -91,7 +91,7 @@ def demo(
         f"\nLook at:\n  {out / 'report' / 'index.html'}  the same crowds through training, two runs side by side\n"
         f"  {out / 'eval_recommended' / 'contact_sheet.png'}  labels left, predictions right\n"
         f"  {train / 'contact_sheet.png'}  the scenes with their boxes\n"
-        f"{steps} steps show how it works; docs/study.md measures which recipe is better, with longer runs and several seeds."
+        f"{steps} steps show how it works; which recipe is better is measured in docs/study.md, over several seeds."
     )
 
 
