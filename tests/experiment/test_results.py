@@ -23,7 +23,7 @@ from apiece.evaluate.metrics import evaluate_detections
 from apiece.experiment.markdown import brief, difference_text, number, put_in, to_markdown
 from apiece.experiment.result import Result, read_result, values_of, write_result
 from apiece.experiment.split import Split, judged_split
-from apiece.experiment.summary import summarise
+from apiece.experiment.summary import Mean, summarise
 from compared import Picture, shelves, split_of
 
 SEEDS = (0, 1, 2)
@@ -201,6 +201,25 @@ def test_telemetry_is_compared_step_by_step(results: list[Result]) -> None:
     summary = summarise([*results[:3], *louder], ["a"], draws=200)
     found = summary.differences["a", "b", "all", key]
     assert str(found.verdict) == "worse" and found.lo is not None and found.lo > 0
+
+
+def test_what_goes_with_group_boxes_over_arms(results: list[Result]) -> None:
+    """Eight arms whose `drift` is higher the more group boxes they have, and whose entropy is the same."""
+    summary = summarise(results, ["a"], draws=200)
+    rows = summary.results["a"]
+    rates = {f"arm{i}": i / 100 for i in range(8)}
+    means = {}
+    for arm, rate in rates.items():
+        means[arm, "all", "rates/group"] = Mean(rate, None, None, (rate,))
+        means[arm, "all", "probes/drift"] = Mean(rate**2, None, None, (rate**2,))
+        means[arm, "all", "probes/a1/entropy"] = Mean(1.0, None, None, (1.0,))
+    many = replace(summary, results=dict.fromkeys(rates, rows), means=means, differences={}, references=())
+    text = to_markdown(many)
+    assert "### What goes with group, over 8 arms" in text
+    assert "| drift from a1 to last, bins | +1.00 [+1.00, +1.00] |" in text
+    assert "| entropy, nats |" not in text.split("What goes with")[1]
+    few = replace(many, results=dict.fromkeys(list(rates)[:7], rows))
+    assert "What goes with" not in to_markdown(few)
 
 
 def test_the_short_tables_have_the_headline_figures(results: list[Result]) -> None:

@@ -7,6 +7,10 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
+from scipy import stats
+
+from apiece.boxes import FloatArray
 from apiece.compare.interval import LEVEL, Difference, Verdict
 from apiece.errors import UserError
 from apiece.evaluate.f1 import CROWDING
@@ -24,6 +28,8 @@ PROBES = (
     *("probes/drift", "probes/a1/cross_instance_mass", "probes/a1/own_mass"),
 )
 CROWDED = CROWDING[-1]
+LEAST_ARMS = 8
+"""Arms below which nothing is said of what goes together over them."""
 _PERCENT = ("rates/", "miss_rate/", "shape/", "probes/chimera", "probes/flip", "f1/", "coco/")
 MARKS = {
     Verdict.BETTER: "**better**",
@@ -47,6 +53,7 @@ def to_markdown(summary: Summary, title: str = "") -> str:
             blocks.append(f"### What the predictions are, {where(scope)}\n\n{_means(summary, scope, shapes)}")
     blocks.append(f"### Beliefs at the labels of the panel\n\n{_means(summary, ALL, PROBES)}")
     blocks += _explained(summary)
+    blocks += _over_arms(summary, f"{TRUE if known else ''}{SHAPES[0]}")
     steady = sorted({key for _, _, key in summary.means if key.startswith("window_var/")})
     if steady:
         blocks.append(
@@ -175,6 +182,41 @@ def _explained(summary: Summary) -> list[str]:
         verdict = _tally(" and ".join(row["verdict"]) for row in rows)
         lines.append(f"| {arm} | {rate} | {' | '.join(cells)} | {verdict} |")
     return ["\n".join(lines)]
+
+
+def _over_arms(summary: Summary, outcome: str) -> list[str]:
+    """Which beliefs go with an outcome over the arms of a ladder; nothing for too few arms to say so."""
+    rates = _by_arm(summary, outcome)
+    if len(rates) < LEAST_ARMS:
+        return []
+    draws = np.random.default_rng(0).integers(len(rates), size=(summary.draws, len(rates)))
+    lines = [
+        f"### What goes with {label(outcome)}, over {len(rates)} arms",
+        "",
+        "Rank correlation (Spearman) of the arms' means; intervals draw arms. What goes together, not why.",
+        "",
+        "| belief | rank correlation |",
+        "|---|---|",
+    ]
+    for key in PROBES:
+        values = _by_arm(summary, key)
+        if len(values) == len(rates) and np.ptp(values):
+            drawn = [_ranked(values[rows], rates[rows]) for rows in draws]
+            lo, hi = np.nanquantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+            lines.append(f"| {label(key)} | {_ranked(values, rates):+.2f} [{lo:+.2f}, {hi:+.2f}] |")
+    return ["\n".join(lines)]
+
+
+def _by_arm(summary: Summary, key: str) -> FloatArray:
+    """A figure of every arm that has it."""
+    means = [summary.means.get((arm, ALL, key)) for arm in summary.results]
+    return np.array([mean.value for mean in means if mean is not None and mean.value is not None])
+
+
+def _ranked(a: FloatArray, b: FloatArray) -> float:
+    """Spearman's rank correlation; NaN where one of them is the same everywhere."""
+    ranks = [stats.rankdata(x) for x in (a, b)]
+    return float(np.corrcoef(*ranks)[0, 1]) if all(np.ptp(x) for x in ranks) else float("nan")
 
 
 def _tally(words: Iterable[str]) -> str:

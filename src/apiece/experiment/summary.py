@@ -264,8 +264,7 @@ class _Table:
             points[arm] = {key: np.array([one[key].point for one in merged]) for key in keys}
             drawn[arm] = {key: np.stack([one[key].draws for one in merged]) for key in keys}
             bearing[arm] = {key: np.any([one[key].bearing for one in merged], axis=0) for key in keys}
-            ratios = [key for key in keys if merged[0][key].part is not None]
-            counted[arm] = {key: np.stack([one[key].part for one in merged]) for key in ratios}
+            counted[arm] = {key: np.stack(own) for key in keys if (own := _parts([one[key] for one in merged]))}
         return cls(len(rows["test"]), points, drawn, bearing, counted)
 
     def keys(self, *arms: str) -> Iterable[str]:
@@ -312,6 +311,10 @@ class _OneDrawn(NamedTuple):
     draws: FloatArray
     bearing: NDArray[np.bool_]
     part: FloatArray | None = None
+
+
+def _parts(drawn: Iterable[_OneDrawn]) -> list[FloatArray]:
+    return [part for one in drawn if (part := one.part) is not None]
 
 
 def _drawn_split(split: Split, rows: IntArray, weights: NDArray[np.uint16], with_ap: bool) -> dict[str, _OneDrawn]:
