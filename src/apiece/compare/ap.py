@@ -16,8 +16,8 @@ from apiece.boxes import FloatArray
 from apiece.evaluate.coco import CocoMatches
 
 RECALLS = np.linspace(0.0, 1.0, 101)
-_CELLS_AT_ONCE = 1 << 22
-"""Draws times detections: what is held in memory at a time."""
+_CELLS_AT_ONCE = 1 << 17
+"""Draws times detections: what is worked on at a time. More does not stay in the cache, which takes twice as long."""
 
 
 def ap_of_draws(matches: CocoMatches, weights: NDArray[np.generic]) -> tuple[FloatArray, FloatArray]:
