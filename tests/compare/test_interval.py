@@ -15,13 +15,21 @@ def drawn(part: np.ndarray, whole: np.ndarray, weights: np.ndarray) -> Drawn:
     return Drawn(part.sum(1) / whole.sum(1), (part @ weights.T) / (whole @ weights.T), part)
 
 
-def simulate(rng: np.random.Generator, images: int, seeds: int, seed_sd: float, effect: float = 0.0):
-    """Two arms that answer the same images: a hard image is hard for both, seeds may differ in skill."""
+def simulate(
+    rng: np.random.Generator, images: int, seeds: int, seed_sd: float, effect: float = 0.0, shared: float = 0.0
+):
+    """Two arms that answer the same images: a hard image is hard for both, seeds may differ in skill.
+
+    `shared` is the deviation between seeds that both arms have in common, since runs of one seed see the same batches.
+    """
     hard, labels = rng.beta(2, 2, images), rng.poisson(6, images) + 1
     weights = rng.multinomial(images, np.full(images, 1 / images), size=300)
     arms = []
+    common = rng.normal(0, shared, (seeds, 1)) if shared else 0.0
     for shift in (0.0, effect):
-        skill = 0.2 + 0.5 * hard + shift + rng.normal(0, seed_sd, (seeds, 1)) + rng.normal(0, 0.1, (seeds, images))
+        skill = (
+            0.2 + 0.5 * hard + shift + common + rng.normal(0, seed_sd, (seeds, 1)) + rng.normal(0, 0.1, (seeds, images))
+        )
         skill = np.clip(skill, 0.01, 0.99)
         tp, fp = rng.binomial(labels, skill), rng.poisson(3 * (1 - skill))
         arms.append(drawn(2 * tp, labels + tp + fp, weights))
@@ -42,6 +50,31 @@ def test_intervals_cover_a_difference_of_zero(images: int, seeds: int, seed_sd: 
         assert found.hi is not None
         covered += found.lo <= 0 <= found.hi
     assert 0.9 <= covered / 300 <= 0.985  # 95 % nominal; sd of this share is 1.3 %
+
+
+@pytest.mark.parametrize(("seeds", "seed_sd", "shared"), [(3, 0.0, 0.05), (3, 0.02, 0.05), (5, 0.05, 0.0)])
+def test_intervals_of_the_same_seeds_cover(seeds: int, seed_sd: float, shared: float) -> None:
+    rng = np.random.default_rng(7)
+    covered, widths = 0, []
+    for _ in range(300):
+        a, b = (replace(arm, seeds=tuple(range(seeds))) for arm in simulate(rng, 60, seeds, seed_sd, shared=shared))
+        found = compare_drawn(a, b, 60, rng, higher_is_better=True)
+        unpaired = compare_drawn(replace(a, seeds=None), b, 60, rng, higher_is_better=True)
+        covered += found.lo <= 0 <= found.hi
+        widths.append((found.hi - found.lo, unpaired.hi - unpaired.lo))
+    assert 0.9 <= covered / 300 <= 0.99
+    if shared:
+        own, of_unpaired = np.mean(widths, axis=0)
+        assert own < 0.75 * of_unpaired  # what seeds have in common is no doubt about their difference
+
+
+def test_seeds_are_paired_by_what_they_are_not_by_their_place() -> None:
+    a, b = (replace(arm, seeds=(0, 1, 2)) for arm in simulate(np.random.default_rng(0), 60, 3, 0.0, shared=0.1))
+    turned = Drawn(*(np.roll(x, 1, axis=0) for x in (b.point, b.draws, b.part)), (2, 0, 1))
+    one, other = (compare_drawn(a, x, 60, np.random.default_rng(1), higher_is_better=True) for x in (b, turned))
+    assert (one.lo, one.hi) == pytest.approx((other.lo, other.hi), rel=1e-9)
+    wrong = compare_drawn(a, replace(turned, seeds=(0, 1, 2)), 60, np.random.default_rng(1), higher_is_better=True)
+    assert wrong.hi - wrong.lo > 1.5 * (one.hi - one.lo)
 
 
 def test_without_the_part_of_seeds_intervals_would_not_cover() -> None:

@@ -1,12 +1,14 @@
 """The difference of two arms, its interval, and what may be said of it.
 
 Images (or blocks of steps) are drawn with replacement, the same draws for both arms; where an arm has several seeds,
-its seeds are drawn as well. Three corrections keep the intervals honest where little is known:
+its seeds are drawn as well: those of both arms together where they are the same, as runs of one seed see the same
+batches. Three corrections keep the intervals honest where little is known:
 
 - a bootstrap of n units is too narrow by sqrt((n - 1) / n) and by the quantile of Student's t over that of the normal
   (Hesterberg 2015, "What Teachers Should Know About the Bootstrap", section 3.3); the same holds for seeds;
 - seeds differ on a finite set of images even where they are equally good, which the draws of images already count: only
-  what is left of the variance between seeds is added (the pigeonhole bootstrap counts it three times; Owen 2007);
+  what is left of the variance between seeds is added (the pigeonhole bootstrap counts it three times; Owen 2007). Where
+  seeds are paired all of it is added: so few differences are too small a sample to take anything off;
 - the draws are centred on the difference, as AP of a bootstrap draw is biased upwards.
 
 What is counted has to be met on a few units for a verdict, whatever the interval: a strip on the same two images in
@@ -52,11 +54,13 @@ class Drawn:
         point: `[S]` its value for each seed; NaN where there was nothing to divide.
         draws: `[S, B]` its values in the draws.
         part: `[S, I]` what each unit adds to its numerator; `None` where it is no ratio of sums.
+        seeds: `[S]` of the runs; `None` where one has none.
     """
 
     point: FloatArray
     draws: FloatArray
     part: FloatArray | None = None
+    seeds: tuple[int, ...] | None = None
 
     @property
     def value(self) -> float | None:
@@ -113,8 +117,9 @@ def compare_drawn(
     image = (image - image[known].mean()) * math.sqrt(units / (units - 1))
     parts = [(float(image[known].var()), units - 1)]
     deviations = image
-    for arm, sign in ((b, 1), (a, -1)):
-        variance, drawn = _seed_part(arm, units, rng)
+    pairs = _seed_by_seed(a, b)
+    for arm, sign in ((b, 1), (a, -1)) if pairs is None else ((pairs, 1),):
+        variance, drawn = _seed_part(arm, units, rng, whole=pairs is not None)
         if len(arm.point) > 1:
             parts.append((variance, len(arm.point) - 1))
             deviations = deviations + sign * drawn
@@ -130,6 +135,14 @@ def compare_drawn(
     return Difference(a.value, b.value, difference, lo, hi, verdict, growth)
 
 
+def _seed_by_seed(a: Drawn, b: Drawn) -> Drawn | None:
+    """B minus A of every seed, where both arms have the same ones."""
+    if a.seeds is None or b.seeds is None or len(set(a.seeds)) < len(a.seeds) or sorted(a.seeds) != sorted(b.seeds):
+        return None
+    of_b = [b.seeds.index(seed) for seed in a.seeds]
+    return Drawn(b.point[of_b] - a.point, b.draws[of_b] - a.draws)
+
+
 def _events(a: Drawn, b: Drawn) -> float:
     """On how many units either arm meets what is counted, in any seed; without end where nothing is counted."""
     if a.part is None or b.part is None:
@@ -137,8 +150,8 @@ def _events(a: Drawn, b: Drawn) -> float:
     return float((a.part.any(0) | b.part.any(0)).sum())
 
 
-def _seed_part(arm: Drawn, units: int, rng: np.random.Generator) -> tuple[float, FloatArray]:
-    """What the choice of seeds adds: its variance, and its deviation in every draw `[B]`."""
+def _seed_part(arm: Drawn, units: int, rng: np.random.Generator, *, whole: bool) -> tuple[float, FloatArray]:
+    """What the choice of seeds adds: its variance, and its deviation in every draw `[B]`; `whole`: all of it."""
     seeds, draws = arm.draws.shape
     if seeds < 2:
         return 0.0, np.zeros(draws)
@@ -146,7 +159,7 @@ def _seed_part(arm: Drawn, units: int, rng: np.random.Generator) -> tuple[float,
     between = float(apart @ apart) / (seeds - 1)
     own = arm.draws - arm.draws.mean(0)
     by_image = float(np.nanvar(own, axis=1).mean()) * seeds / (seeds - 1) * units / (units - 1)
-    pure = max(0.0, between - by_image)
+    pure = between if whole else max(0.0, between - by_image)
     times = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=draws)
     scale = math.sqrt(seeds / (seeds - 1) * pure / between) if between else 0.0
     return pure / seeds, scale * (times @ apart) / seeds

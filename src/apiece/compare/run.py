@@ -215,7 +215,14 @@ def _stack(group: Sequence[_Drawn], key: str) -> Drawn:
         np.array([drawn.point.get(key, float("nan")) for drawn in group]),
         np.stack([drawn.draws.get(key, nothing) for drawn in group]),
         np.stack([drawn.parts[key] for drawn in group]) if all(key in drawn.parts for drawn in group) else None,
+        _seeds(group),
     )
+
+
+def _seeds(group: Sequence[_Drawn]) -> tuple[int, ...] | None:
+    """Of the runs of an arm; `None` where one is not known."""
+    known = [drawn.source.seed for drawn in group if drawn.source.seed is not None]
+    return tuple(known) if len(known) == len(group) else None
 
 
 def _row(key: str, found: Difference, units: int, images: int) -> Row:

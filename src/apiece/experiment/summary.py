@@ -233,6 +233,7 @@ class _Table:
         drawn: By arm and key: `[S, B]`.
         bearing: By arm and key: `[I]` which images the figure rests on.
         parts: By arm and key, of ratios: `[S, I]` what each image adds to the numerator.
+        seeds: By arm: `[S]`.
     """
 
     images: int
@@ -240,6 +241,7 @@ class _Table:
     drawn: Mapping[str, Mapping[str, FloatArray]]
     bearing: Mapping[str, Mapping[str, NDArray[np.bool_]]]
     parts: Mapping[str, Mapping[str, FloatArray]]
+    seeds: Mapping[str, tuple[int, ...]]
 
     @classmethod
     def of(cls, grouped: Mapping[str, Sequence[Result]], scope: str, draws: int, seed: int) -> _Table:
@@ -265,7 +267,8 @@ class _Table:
             drawn[arm] = {key: np.stack([one[key].draws for one in merged]) for key in keys}
             bearing[arm] = {key: np.any([one[key].bearing for one in merged], axis=0) for key in keys}
             counted[arm] = {key: np.stack(own) for key in keys if (own := _parts([one[key] for one in merged]))}
-        return cls(len(rows["test"]), points, drawn, bearing, counted)
+        seeds = {arm: tuple(result.seed for result in group) for arm, group in grouped.items()}
+        return cls(len(rows["test"]), points, drawn, bearing, counted, seeds)
 
     def keys(self, *arms: str) -> Iterable[str]:
         """Figures that all of these arms have."""
@@ -273,7 +276,7 @@ class _Table:
 
     def of_arm(self, arm: str, key: str) -> Drawn:
         """A figure of all seeds of an arm."""
-        return Drawn(self.points[arm][key], self.drawn[arm][key], self.parts[arm].get(key))
+        return Drawn(self.points[arm][key], self.drawn[arm][key], self.parts[arm].get(key), self.seeds[arm])
 
     def mean(self, arm: str, key: str, seed: int) -> Mean:
         """Of an arm, with its interval: its difference to nothing."""
