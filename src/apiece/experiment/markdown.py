@@ -86,6 +86,7 @@ def brief(summary: Summary) -> str:
                 cells = [difference_text(one, key) for one, (_, key) in zip(found, columns, strict=True)]
                 lines.append(f"| {arm} | {' | '.join(cells)} |")
         blocks.append("\n".join(lines))
+    blocks += _over_arms(summary, next(key for _, key in columns if key.endswith(SHAPES[0])))
     return "\n\n".join(blocks) + "\n"
 
 
