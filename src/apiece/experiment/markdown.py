@@ -53,7 +53,7 @@ def to_markdown(summary: Summary, title: str = "") -> str:
             blocks.append(f"### What the predictions are, {where(scope)}\n\n{_means(summary, scope, shapes)}")
     blocks.append(f"### Beliefs at the labels of the panel\n\n{_means(summary, ALL, PROBES)}")
     blocks += _explained(summary)
-    blocks += _over_arms(summary, f"{TRUE if known else ''}{SHAPES[0]}")
+    blocks += _over_arms(summary)
     steady = sorted({key for _, _, key in summary.means if key.startswith("window_var/")})
     if steady:
         blocks.append(
@@ -86,7 +86,7 @@ def brief(summary: Summary) -> str:
                 cells = [difference_text(one, key) for one, (_, key) in zip(found, columns, strict=True)]
                 lines.append(f"| {arm} | {' | '.join(cells)} |")
         blocks.append("\n".join(lines))
-    blocks += _over_arms(summary, next(key for _, key in columns if key.endswith(SHAPES[0])))
+    blocks += _over_arms(summary)
     return "\n\n".join(blocks) + "\n"
 
 
@@ -185,8 +185,10 @@ def _explained(summary: Summary) -> list[str]:
     return ["\n".join(lines)]
 
 
-def _over_arms(summary: Summary, outcome: str) -> list[str]:
-    """Which beliefs go with an outcome over the arms of a ladder; nothing for too few arms to say so."""
+def _over_arms(summary: Summary) -> list[str]:
+    """Which beliefs go with group boxes over the arms of a ladder; nothing for too few arms to say so."""
+    known = any(key.startswith(TRUE) for _, _, key in summary.means)
+    outcome = f"{TRUE if known else ''}{SHAPES[0]}"
     rates = _by_arm(summary, outcome)
     if len(rates) < LEAST_ARMS:
         return []
