@@ -84,7 +84,8 @@ def brief(summary: Summary) -> str:
             if arm != reference:
                 found = [summary.differences.get((reference, arm, scope, key)) for scope, key in columns]
                 cells = [difference_text(one, key) for one, (_, key) in zip(found, columns, strict=True)]
-                lines.append(f"| {arm} | {' | '.join(cells)} |")
+                single = " (one seed)" if len(summary.results[arm]) == 1 else ""
+                lines.append(f"| {arm}{single} | {' | '.join(cells)} |")
         blocks.append("\n".join(lines))
     blocks += _over_arms(summary)
     return "\n\n".join(blocks) + "\n"
