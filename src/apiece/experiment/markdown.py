@@ -43,7 +43,7 @@ MARKS = {
 
 def to_markdown(summary: Summary, title: str = "") -> str:
     """All tables of a ladder."""
-    known = any(key.startswith(TRUE) for _, _, key in summary.means)
+    known = _knows_truth(summary)
     headline = [key for key in HEADLINE if known or not key.startswith(TRUE)]
     shapes = [f"{TRUE}{key}" for key in SHAPES] if known else list(SHAPES)
     blocks = [f"## {title or summary.ladder}", _about(summary), _arms(summary)]
@@ -93,7 +93,7 @@ def brief(summary: Summary) -> str:
 
 def headline_columns(summary: Summary) -> list[tuple[str, str]]:
     """Scope and key of the figures that stand for all: F1 and AP, group boxes and duplicates in crowds, `follow`."""
-    known = any(key.startswith(TRUE) for _, _, key in summary.means)
+    known = _knows_truth(summary)
     columns = [(ALL, key) for key in HEADLINE if known or not key.startswith(TRUE)]
     columns += [(CROWDED, f"{TRUE if known else ''}{key}") for key in SHAPES[:2]] + [(ALL, PROBES[0])]
     return [(s, k) for s, k in columns if any((arm, s, k) in summary.means for arm in summary.results)]
@@ -188,7 +188,7 @@ def _explained(summary: Summary) -> list[str]:
 
 def _over_arms(summary: Summary) -> list[str]:
     """Which beliefs go with group boxes over the arms of a ladder; nothing for too few arms to say so."""
-    known = any(key.startswith(TRUE) for _, _, key in summary.means)
+    known = _knows_truth(summary)
     outcome = f"{TRUE if known else ''}{SHAPES[0]}"
     rates = _by_arm(summary, outcome)
     if len(rates) < LEAST_ARMS:
@@ -211,6 +211,11 @@ def _over_arms(summary: Summary) -> list[str]:
     return ["\n".join(lines)]
 
 
+def _knows_truth(summary: Summary) -> bool:
+    """Whether figures are judged on complete truth as well."""
+    return any(key.startswith(TRUE) for _, _, key in summary.means)
+
+
 def _by_arm(summary: Summary, key: str) -> FloatArray:
     """A figure of every arm that has it."""
     means = [summary.means.get((arm, ALL, key)) for arm in summary.results]
@@ -219,8 +224,7 @@ def _by_arm(summary: Summary, key: str) -> FloatArray:
 
 def _ranked(a: FloatArray, b: FloatArray) -> float:
     """Spearman's rank correlation; NaN where one of them is the same everywhere."""
-    ranks = [stats.rankdata(x) for x in (a, b)]
-    return float(np.corrcoef(*ranks)[0, 1]) if all(np.ptp(x) for x in ranks) else float("nan")
+    return float(stats.spearmanr(a, b).statistic) if np.ptp(a) and np.ptp(b) else float("nan")
 
 
 def _tally(words: Iterable[str]) -> str:
