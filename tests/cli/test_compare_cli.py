@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from apiece.cli import commands, main  # noqa: F401  registers the commands
+from compared import shelves, write_evaluation
 from made_runs import Made, make_run
 
 
@@ -106,3 +107,16 @@ def test_a_folder_is_not_held_against_itself(
         )
     assert run(monkeypatch, runs[0], f"{runs[0]}/../a") == 2
     assert "are the same folder" in capsys.readouterr().err
+
+
+def test_score_policies_can_be_what_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pair = [
+        write_evaluation(tmp_path / name, shelves(20, 0.5), score_policy=policy)
+        for name, policy in (("a", "coord_logprob"), ("b", "product"))
+    ]
+    assert run(monkeypatch, *pair) == 2
+    assert "score policy: coord_logprob and product" in capsys.readouterr().err
+    assert run(monkeypatch, *pair, "--score-policies", "--draws", 200) == 0
+    assert re.search(r"AP +\S+ +\S+ +\+0\.0000 .* same", capsys.readouterr().out)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from apiece.compare.arms import group_seeds
@@ -158,7 +159,7 @@ def test_complete_truth_where_it_is_still_there(tmp_path: Path) -> None:
         ({"data_sha256": "e" * 64}, r"data \(SHA-256\): dddddddddddd\.\.\. and eeeeeeeeeeee\.\.\."),
         ({"prompt_hash": "bb"}, r"prompt \(hash\): aa and bb"),
         ({"max_pixels": 100}, "max_pixels: 50176 and 100"),
-        ({"score_policy": "constant"}, "score policy: coord_logprob and constant"),
+        ({"score_policy": "constant"}, "score policy: coord_logprob and constant\n.*or, .* add --score-policies"),
         ({"generate": {"temperature": 0.5}}, "generate.temperature: 0.0 and 0.5"),
         ({"min_score": 0.3}, "--min-score: 0.0 and 0.3"),
     ],
@@ -167,6 +168,34 @@ def test_other_protocols_are_refused(tmp_path: Path, changes: dict[str, Any], me
     with pytest.raises(UserError, match=f"cannot be compared, these differ: {message}") as caught:
         compared(*evaluations(tmp_path, shelves(3, 1), shelves(3, 1), **changes))
     assert caught.value.exit_code == 2
+
+
+def test_score_policies_may_differ_where_they_are_what_is_asked(tmp_path: Path) -> None:
+    """The same boxes under other scores: F1 stays, AP says which scores rank better; anything else is refused still."""
+    rng = np.random.default_rng(0)
+
+    def scored(informed: bool) -> list[Picture]:
+        return [
+            Picture(
+                f"{k:04d}",
+                (Instance("book", book(0)),),
+                (
+                    Detection("book", book(0), 0.9 if informed else float(rng.uniform())),
+                    Detection("book", book(9), 0.1 if informed else float(rng.uniform())),
+                ),
+            )
+            for k in range(40)
+        ]
+
+    pair = evaluations(tmp_path, scored(False), scored(True), score_policy="product")
+    comparison = compared(*pair, may_differ=("score_policy",))
+    rows = rows_of(comparison)
+    assert rows["f1/f1"]["verdict"] == "same"
+    assert rows["coco/AP"]["verdict"] == "better"
+    assert comparison.as_json()["protocol"]["score_policy"] == ["coord_logprob", "product"]
+    other = write_evaluation(tmp_path / "c", scored(True), score_policy="product", max_pixels=100)
+    with pytest.raises(UserError, match=r"these differ: max_pixels: 50176 and 100\n"):
+        compared(pair[0], other, may_differ=("score_policy",))
 
 
 def test_how_many_images_at_once_is_no_difference(tmp_path: Path) -> None:

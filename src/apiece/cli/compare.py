@@ -30,6 +30,9 @@ def compare(
     ] = None,
     draws: Annotated[int, typer.Option(min=100, help="Bootstrap draws.")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Of the draws; equal seeds give equal intervals.")] = 0,
+    score_policies: Annotated[
+        bool, typer.Option("--score-policies", help="Ask which score policy is better: those may differ then.")
+    ] = False,
     out: Annotated[Path | None, typer.Option("--out", "-o", help=f"Folder for `{_FILE}`.", show_default=False)] = None,
     json: Annotated[Path | None, typer.Option("--json", help="The same under a name of your own.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it is there.")] = False,
@@ -45,6 +48,8 @@ def compare(
     `apiece compare runs/baseline runs/anchor`
 
     `apiece compare eval_a eval_b --out out`
+
+    `apiece compare eval_logprob eval_product --score-policies`
 
     `apiece compare --arm baseline=runs/a_s0,runs/a_s1 --arm anchor=runs/b_s0,runs/b_s1`
     """
@@ -70,14 +75,15 @@ def compare(
     from apiece.compare.source import Arm
     from apiece.files import write_json
 
+    may_differ = ("score_policy",) if score_policies else ()
     if arm:
         sources = iter(read_sources([path for _, paths in arms_named for path in paths], step))
         arms = [Arm(name, tuple(next(sources) for _ in paths)) for name, paths in arms_named]
-        comparisons = compare_arms(arms, draws=draws, seed=seed)
+        comparisons = compare_arms(arms, draws=draws, seed=seed, may_differ=may_differ)
     else:
         if len(runs) < 2:
             raise UserError(f"expected two runs or more, found {runs[0]} alone", fix=_FORMS, exit_code=2)
-        comparisons = compare_paths(runs, step=step, draws=draws, seed=seed)
+        comparisons = compare_paths(runs, step=step, draws=draws, seed=seed, may_differ=may_differ)
     for number, comparison in enumerate(comparisons):
         if number:
             typer.echo()

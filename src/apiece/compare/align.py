@@ -5,7 +5,7 @@ Shapes: I images.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -33,8 +33,12 @@ _NEAR = ("own_mass", "cross_instance_mass", "chimera", "near_neighbour", "near_o
 """Probe figures that depend on how near is near."""
 
 
-def require_comparable(sources: Sequence[Source]) -> None:
+def require_comparable(sources: Sequence[Source], may_differ: Collection[str] = ()) -> None:
     """Refuse sources whose figures do not mean the same.
+
+    Args:
+        sources: Two or more.
+        may_differ: Keys of their protocols that are what is asked about.
 
     Raises:
         UserError: With every difference and its two values.
@@ -48,17 +52,22 @@ def require_comparable(sources: Sequence[Source]) -> None:
                 exit_code=2,
             )
         keys = [*first.protocol, *(key for key in other.protocol if key not in first.protocol)]
-        lines = [
-            f"{_WORDS.get(key, key)}: {_told(key, first.protocol.get(key), other.protocol.get(key))}"
+        lines = {
+            key: f"{_WORDS.get(key, key)}: {_told(key, first.protocol.get(key), other.protocol.get(key))}"
             for key in keys
-            if first.protocol.get(key) != other.protocol.get(key)
+            if key not in may_differ
+            and first.protocol.get(key) != other.protocol.get(key)
             and not (key == "complete" and None in (first.protocol.get(key), other.protocol.get(key)))
-        ]
+        }
         if lines:
+            asked = (
+                "; or, to ask which scores rank better, add --score-policies" if [*lines] == ["score_policy"] else ""
+            )
             raise UserError(
-                f"cannot be compared, these differ: {'; '.join(lines)}",
+                f"cannot be compared, these differ: {'; '.join(lines.values())}",
                 where=f"{first.name} and {other.name}",
-                fix="evaluate both on the same data, under the same settings (apiece evaluate RUN --data X.jsonl ...)",
+                fix="evaluate both on the same data, under the same settings (apiece evaluate RUN --data X.jsonl ...)"
+                + asked,
                 exit_code=2,
             )
 

@@ -38,7 +38,11 @@ def group_seeds(sources: Sequence[Source]) -> tuple[tuple[Arm, ...], tuple[str, 
 def _belongs(source: Source, arm: list[Source]) -> bool:
     known = source.config is not None and source.seed is not None
     return known and all(
-        other.config == source.config and other.seed != source.seed and other.step == source.step for other in arm
+        other.config == source.config
+        and other.seed != source.seed
+        and other.step == source.step
+        and other.protocol.get("score_policy") == source.protocol.get("score_policy")
+        for other in arm
     )
 
 

@@ -6,7 +6,7 @@ Shapes: I images that count, B draws, S seeds of an arm.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,14 @@ class _Drawn:
     f1: FloatArray
 
 
-def compare(arms: Sequence[Arm], *, draws: int = DRAWS, seed: int = 0, remarks: Sequence[str] = ()) -> list[Comparison]:
+def compare(
+    arms: Sequence[Arm],
+    *,
+    draws: int = DRAWS,
+    seed: int = 0,
+    remarks: Sequence[str] = (),
+    may_differ: Collection[str] = (),
+) -> list[Comparison]:
     """Hold every arm against the first.
 
     Args:
@@ -66,13 +73,14 @@ def compare(arms: Sequence[Arm], *, draws: int = DRAWS, seed: int = 0, remarks: 
         draws: B, bootstrap draws.
         seed: Equal seeds give equal intervals.
         remarks: What the reader should also be told.
+        may_differ: Keys of the protocols that are what is asked about (`score_policy`); others must be equal.
 
     Raises:
         UserError: There are fewer than two arms, or their figures do not mean the same.
     """
     require_two(arms)
     sources = [source for arm in arms for source in arm.sources]
-    require_comparable(sources)
+    require_comparable(sources, may_differ)
     aligned, lost = align(sources)
     counted = _counted(aligned)
     weights = image_draws(len(counted), draws, seed) if len(counted) else None
@@ -87,7 +95,12 @@ def compare(arms: Sequence[Arm], *, draws: int = DRAWS, seed: int = 0, remarks: 
 
 
 def compare_paths(
-    paths: Sequence[Path], *, step: int | None = None, draws: int = DRAWS, seed: int = 0
+    paths: Sequence[Path],
+    *,
+    step: int | None = None,
+    draws: int = DRAWS,
+    seed: int = 0,
+    may_differ: Collection[str] = (),
 ) -> list[Comparison]:
     """Compare the folders of runs, of dumps or of evaluations; those that differ in their seed alone are one arm.
 
@@ -96,12 +109,13 @@ def compare_paths(
         step: Of the runs' dumps; the newest that all of them have if `None`.
         draws: Bootstrap draws.
         seed: Of the draws.
+        may_differ: As of `compare`.
 
     Raises:
         UserError: A folder cannot be read, or the figures do not mean the same.
     """
     arms, told = group_seeds(read_sources(paths, step))
-    return compare(arms, draws=draws, seed=seed, remarks=told)
+    return compare(arms, draws=draws, seed=seed, remarks=told, may_differ=may_differ)
 
 
 def _counted(sources: Sequence[Source]) -> IntArray:
@@ -192,9 +206,21 @@ def _pair(
             "images": len(counted),
             "images_without_label_or_prediction": len(truth.images) - len(counted),
             "seed": seed,
-            **{key: list(v) if isinstance(v, tuple) else v for key, v in both[0].source.protocol.items()},
+            **_shared(a[1][0].source, b[1][0].source),
         },
     )
+
+
+def _shared(a: Source, b: Source) -> dict[str, Any]:
+    """What both were made under; of what was let differ both values."""
+    told: dict[str, Any] = {}
+    for key, value in a.protocol.items():
+        other = b.protocol.get(key)
+        if value != other and None not in (value, other):
+            told[key] = [value, other]
+        else:
+            told[key] = list(value) if isinstance(value, tuple) else value
+    return told
 
 
 def seeds_rng(seed: int, key: str) -> np.random.Generator:
