@@ -280,6 +280,45 @@ def test_ladders_side_by_side(results: list[Result], tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_side_by_side_are_the_arms_that_all_have(results: list[Result], tmp_path: Path) -> None:
+    for result in results:
+        write_result(tmp_path / "few" / f"{result.name}.json", replace(result, ladder="few"))
+        write_result(tmp_path / "many" / f"{result.name}.json", replace(result, ladder="many"))
+    third = replace(results[3], ladder="many", arm="c")
+    write_result(tmp_path / "many" / f"{third.name}.json", third)
+    folders = [argument for name in ("few", "many") for argument in ("--summary", str(tmp_path / name))]
+    page = tmp_path / "study.md"
+    page.write_text("<!-- ladder across brief -->\n<!-- end across -->\nafter\n")
+    outcome = CliRunner().invoke(app, ["ladder", *folders, "--out", str(page)])
+    assert outcome.exit_code == 0, outcome.output
+    rows = [[cell.strip() for cell in line.split("|")[1:4]] for line in page.read_text().splitlines() if "|" in line]
+    assert rows[2:] == [
+        ["few", "a", "3"], ["few", "b", "3"], ["few", "b - a", ""],
+        ["many", "a", "3"], ["many", "b", "3"], ["many", "b - a", ""],
+    ]  # fmt: skip
+    assert page.read_text().endswith("<!-- end across -->\nafter\n")
+
+
+def test_tables_of_some_arms(results: list[Result], tmp_path: Path) -> None:
+    third = replace(results[3], arm="c")
+    for result in (*results, third):
+        write_result(tmp_path / "small" / f"{result.name}.json", result)
+    command = ["ladder", "--summary", str(tmp_path / "small"), "--json", str(tmp_path / "s.json")]
+
+    def arms(*words: str) -> list[str]:
+        outcome = CliRunner().invoke(app, [*command, *words])
+        assert outcome.exit_code == 0, outcome.output
+        return list(json.loads((tmp_path / "s.json").read_text())["arms"])
+
+    assert arms() == ["a", "b", "c"]
+    assert arms("--arm", "c") == ["a", "c"]
+    assert arms("--arm", "c", "--against", "b") == ["b", "c"]
+    outcome = CliRunner().invoke(app, [*command, "--arm", "d"])
+    assert outcome.exit_code
+    assert isinstance(outcome.exception, UserError)
+    assert "there are no results of: d" in str(outcome.exception)
+
+
 @pytest.mark.parametrize("text", ["{", "{}", '{"schema": 1}', "[]"])
 def test_a_broken_result_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "a_seed0.json").write_text(text)

@@ -13,12 +13,13 @@ from apiece.errors import UserError
 if TYPE_CHECKING:
     from apiece.config.ladder import LadderFile
     from apiece.experiment.jobs import Job
+    from apiece.experiment.result import Result
     from apiece.experiment.summary import Summary
 
 _FORMS = "apiece ladder LADDER.yaml  or  apiece ladder --summary RESULTS --out FILE.md"
 
 
-Only = typer.Option(metavar="NAME", help="Only this arm; may be repeated.", show_default=False)
+Only = typer.Option(metavar="NAME", help="Only this arm, to run or in the tables; may be repeated.", show_default=False)
 OnlySeed = typer.Option(metavar="S", help="Only this seed; may be repeated.", show_default=False)
 Budget = typer.Option(min=0, help="Begin no run that would not be done by then.", show_default=False)
 Redo = typer.Option("--redo", help="Put aside what was made from other settings, data or start; do it again.")
@@ -72,10 +73,10 @@ def ladder(
     if (file is None) == (not summary):
         raise UserError("name a LADDER, or results to make a --summary of", fix=_FORMS, exit_code=2)
     if summary:
-        idle = {"--arm": arm, "--seed": seed, "--list": list_, "--prepare": prepare, "--redo": redo}
+        idle = {"--seed": seed, "--list": list_, "--prepare": prepare, "--redo": redo}
         if given := [name for name, value in idle.items() if value]:
             raise UserError(f"these do not go together: --summary, {', '.join(given)}", fix=_FORMS, exit_code=2)
-        _summarise(summary, against or [], out, json)
+        _summarise(summary, arm or [], against or [], out, json)
         return
     if against or out or json:
         raise UserError("only with --summary: --against, --out, --json", fix=_FORMS, exit_code=2)
@@ -161,20 +162,35 @@ def _finish(asked: LadderFile, jobs: list[Job]) -> None:
     typer.echo(f"tables: apiece ladder --summary {done[0].results} --out {done[0].results}.md")
 
 
-def _summarise(folders: list[Path], against: list[str], out: Path | None, json: Path | None) -> None:
-    """Tables of results that are there."""
-    from apiece.experiment.markdown import across, brief, put_in, to_markdown
+def _summarise(folders: list[Path], arms: list[str], against: list[str], out: Path | None, json: Path | None) -> None:
+    """Tables of results that are there; of several ladders, of the arms that all of them have."""
+    from apiece.experiment.markdown import across, across_brief, brief, put_in, to_markdown
     from apiece.experiment.printed import print_summary
+    from apiece.experiment.summary import read_results
     from apiece.files import write_json, write_text
 
-    found = [_summary_of(folder, against) for folder in folders]
+    results = [read_results(folder) for folder in folders]
+    shared = set.intersection(*({result.arm for result in one} for one in results))
+    if unknown := sorted({*arms, *against} - shared):
+        raise UserError(
+            f"there are no results of: {', '.join(unknown)}",
+            where=", ".join(map(str, folders)),
+            fix=f"name some of {', '.join(sorted(shared))}",
+            exit_code=2,
+        )
+    kept = {*arms, *(against or results[0][0].references[:1])} if arms else shared
+    found = [
+        _summary_of(folder, [result for result in one if result.arm in kept], against)
+        for folder, one in zip(folders, results, strict=True)
+    ]
     if out is None:
         for one in found:
             print_summary(one)
     else:
-        name = found[0].ladder if len(found) == 1 else out.stem
-        text = to_markdown(found[0]) if len(found) == 1 else across(found)
-        short = brief(found[0]) if len(found) == 1 else ""
+        single = len(found) == 1
+        name = found[0].ladder if single else "across"
+        text = to_markdown(found[0]) if single else across(found)
+        short = brief(found[0]) if single else across_brief(found)
         write_text(out, put_in(out, name, text, short) if _has_places(out) else text)
         typer.echo(f"wrote {out}")
     if json is not None:
@@ -182,16 +198,15 @@ def _summarise(folders: list[Path], against: list[str], out: Path | None, json: 
         typer.echo(f"wrote {json}")
 
 
-def _summary_of(folder: Path, against: list[str]) -> Summary:
-    from apiece.experiment.summary import read_results, summarise
+def _summary_of(folder: Path, results: list[Result], against: list[str]) -> Summary:
+    from apiece.experiment.summary import summarise
 
-    results = read_results(folder)
     latest = max(results, key=lambda result: len(result.arms))
     there = {result.arm for result in results}
     references = against or [name for name in latest.references if name in there]
     if not references:
         raise UserError(
-            f"there is no result of {latest.references[0]}, which the others are held against",
+            f"{latest.references[0]}, which the others are held against, is not among the results",
             where=folder,
             fix=f"run it, or name another one: --against ARM, of {', '.join(sorted(there))}",
         )

@@ -72,20 +72,18 @@ def to_markdown(summary: Summary, title: str = "") -> str:
 def brief(summary: Summary) -> str:
     """A ladder in a few tables: the headline figures of every arm, and how they differ from each reference's."""
     columns = headline_columns(summary)
-    heads = " | ".join(f"{label(key)}{'' if scope == ALL else f', {scope}'}" for scope, key in columns)
+    heads = _heads(columns)
     lines = [f"| arm | seeds | compute | {heads} |", "|---" * (len(columns) + 3) + "|"]
     for arm, rows in summary.results.items():
-        cells = [mean_text(summary.means.get((arm, scope, key)), key) for scope, key in columns]
-        lines.append(f"| {arm} | {len(rows)} | {rows[0].flops['of_reference']:.2f} | {' | '.join(cells)} |")
+        cells = _means_told(summary, arm, columns)
+        lines.append(f"| {arm} | {len(rows)} | {rows[0].flops['of_reference']:.2f} | {cells} |")
     blocks = ["\n".join(lines)]
     for reference in summary.references:
         lines = [f"| minus {reference} | {heads} |", "|---" * (len(columns) + 1) + "|"]
         for arm in summary.results:
             if arm != reference:
-                found = [summary.differences.get((reference, arm, scope, key)) for scope, key in columns]
-                cells = [difference_text(one, key) for one, (_, key) in zip(found, columns, strict=True)]
                 single = " (one seed)" if len(summary.results[arm]) == 1 else ""
-                lines.append(f"| {arm}{single} | {' | '.join(cells)} |")
+                lines.append(f"| {arm}{single} | {_differences_told(summary, reference, arm, columns)} |")
         blocks.append("\n".join(lines))
     blocks += _over_arms(summary)
     return "\n\n".join(blocks) + "\n"
@@ -127,6 +125,35 @@ def across(summaries: Sequence[Summary]) -> str:
                         lines.append(f"| | {arm} - {reference} | {' | '.join(cells)} |")
             blocks.append(f"### {where(scope).capitalize()}\n\n" + "\n".join(lines))
     return "\n\n".join(blocks) + "\n"
+
+
+def across_brief(summaries: Sequence[Summary]) -> str:
+    """Several ladders in one table: the headline figures of their arms, and each arm's difference to its reference."""
+    columns = list(dict.fromkeys(column for summary in summaries for column in headline_columns(summary)))
+    lines = [f"| ladder | arm | seeds | {_heads(columns)} |", "|---" * (len(columns) + 3) + "|"]
+    for summary in summaries:
+        for arm, rows in summary.results.items():
+            lines.append(f"| {summary.ladder} | {arm} | {len(rows)} | {_means_told(summary, arm, columns)} |")
+        reference = summary.references[0]
+        for arm in summary.results:
+            if arm != reference:
+                told = _differences_told(summary, reference, arm, columns)
+                lines.append(f"| {summary.ladder} | {arm} - {reference} | | {told} |")
+    return "\n".join(lines) + "\n"
+
+
+def _heads(columns: Iterable[tuple[str, str]]) -> str:
+    return " | ".join(f"{label(key)}{'' if scope == ALL else f', {scope}'}" for scope, key in columns)
+
+
+def _means_told(summary: Summary, arm: str, columns: Iterable[tuple[str, str]]) -> str:
+    return " | ".join(mean_text(summary.means.get((arm, scope, key)), key) for scope, key in columns)
+
+
+def _differences_told(summary: Summary, reference: str, arm: str, columns: Iterable[tuple[str, str]]) -> str:
+    return " | ".join(
+        difference_text(summary.differences.get((reference, arm, scope, key)), key) for scope, key in columns
+    )
 
 
 def _about(summary: Summary) -> str:
