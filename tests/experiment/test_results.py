@@ -222,6 +222,23 @@ def test_what_goes_with_group_boxes_over_arms(results: list[Result]) -> None:
     assert "What goes with" not in to_markdown(few)
 
 
+def test_other_scores_of_the_same_boxes(results: list[Result]) -> None:
+    """Differences are taken within a run, so that arms of different AP do not blur them."""
+    scored = []
+    for result, ap in zip(results, (0.2, 0.5, 0.8, 0.3, 0.6, 0.9), strict=True):
+        other = {"coco/AP": ap, "coco_by_policy/coord_logprob/AP": ap, "coco_by_policy/product/AP": ap + 0.02}
+        kept = {key: value for key, value in result.metrics.items() if not key.startswith("coco_by_policy/")}
+        metrics = {**kept, **other, "coco_by_policy/constant/AP": ap - 0.1 if ap > 0.2 else ap + 0.01}
+        scored.append(replace(result, metrics=metrics, protocol={**result.protocol, "score_policy": "coord_logprob"}))
+    text = brief(summarise(scored, ["a"], draws=100)).split(
+        "### AP under other scores than `coord_logprob`, over 6 runs"
+    )
+    assert [line for line in text[1].splitlines() if line.startswith("| `")] == [
+        "| `product` | +0.0200 | +0.0200 | +0.0200 | 6 of 6 |",
+        "| `constant` | -0.0817 | -0.100 | +0.0100 | 1 of 6 |",
+    ]
+
+
 def test_the_short_tables_have_the_headline_figures(results: list[Result]) -> None:
     summary = summarise(results, ["a"], draws=200)
     first, second = brief(summary).split("\n\n")

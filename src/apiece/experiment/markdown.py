@@ -31,6 +31,7 @@ CROWDED = CROWDING[-1]
 LEAST_ARMS = 8
 """Arms below which nothing is said of what goes together over them."""
 _PERCENT = ("rates/", "miss_rate/", "shape/", "probes/chimera", "probes/flip", "f1/", "coco/")
+_POLICY = re.compile(r"coco_by_policy/(\w+)/AP")
 MARKS = {
     Verdict.BETTER: "**better**",
     Verdict.WORSE: "**worse**",
@@ -53,7 +54,7 @@ def to_markdown(summary: Summary, title: str = "") -> str:
             blocks.append(f"### What the predictions are, {where(scope)}\n\n{_means(summary, scope, shapes)}")
     blocks.append(f"### Beliefs at the labels of the panel\n\n{_means(summary, ALL, PROBES)}")
     blocks += _explained(summary)
-    blocks += _over_arms(summary)
+    blocks += _over_arms(summary) + _policies(summary)
     steady = sorted({key for _, _, key in summary.means if key.startswith("window_var/")})
     if steady:
         blocks.append(
@@ -85,7 +86,7 @@ def brief(summary: Summary) -> str:
                 single = " (one seed)" if len(summary.results[arm]) == 1 else ""
                 lines.append(f"| {arm}{single} | {_differences_told(summary, reference, arm, columns)} |")
         blocks.append("\n".join(lines))
-    blocks += _over_arms(summary)
+    blocks += _over_arms(summary) + _policies(summary)
     return "\n\n".join(blocks) + "\n"
 
 
@@ -236,6 +237,29 @@ def _over_arms(summary: Summary) -> list[str]:
             lo, hi = np.nanquantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
             lines.append(f"| {label(key)} | {_ranked(values, rates):+.2f} [{lo:+.2f}, {hi:+.2f}] |")
     return ["\n".join(lines)]
+
+
+def _policies(summary: Summary) -> list[str]:
+    """What AP would be under other scores of the same boxes: differences within runs, over all runs of a ladder."""
+    runs = [result for group in summary.results.values() for result in group]
+    used = str(runs[0].protocol.get("score_policy"))
+    found: dict[str, list[float]] = {}
+    for run in runs:
+        for key, value in run.metrics.items():
+            if (named := _POLICY.fullmatch(key)) and named[1] != used:
+                found.setdefault(named[1], []).append(value - run.metrics["coco/AP"])
+    lines = [
+        f"### AP under other scores than `{used}`, over {len(runs)} runs",
+        "",
+        "AP on the labels under a policy minus that under the one in use, of the same boxes; over all arms and seeds.",
+        "",
+        "| policy | mean | least | most | higher in |",
+        "|---|---|---|---|---|",
+    ]
+    for policy, values in sorted(found.items(), key=lambda item: -float(np.mean(item[1]))):
+        told = " | ".join(number(float(x), "coco/AP", sign=True) for x in (np.mean(values), min(values), max(values)))
+        lines.append(f"| `{policy}` | {told} | {sum(value > 0 for value in values)} of {len(values)} |")
+    return ["\n".join(lines)] if found else []
 
 
 def _knows_truth(summary: Summary) -> bool:
