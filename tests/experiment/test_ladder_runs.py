@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ladders import write_ladder
@@ -17,10 +18,11 @@ from typer.testing import CliRunner
 import apiece.cli.ladder  # noqa: F401  registers the command
 from apiece.cli import app
 from apiece.errors import UserError
+from apiece.experiment import summary as summary_module
 from apiece.experiment import work as work_module
 from apiece.experiment.jobs import Job, State, chosen_jobs, ladder_files, load_ladder, plan_jobs
 from apiece.experiment.measure import do_job
-from apiece.experiment.result import read_result
+from apiece.experiment.result import Result, read_result
 from apiece.experiment.work import work
 from apiece.train import loop
 
@@ -221,6 +223,23 @@ def test_list_says_what_there_is_to_do(finished: Path) -> None:
     outcome = CliRunner().invoke(app, ["ladder", str(finished / "ladder.yaml"), "--list", "--arm", "one"])
     lines = outcome.output.splitlines()
     assert [line.split()[:4] for line in lines[1:]] == [["one", "0", "done", "2"], ["one", "1", "done", "2"]]
+
+
+def test_some_of_the_arms_are_compared_with_the_reference(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """... and nothing else is: the comparison of all takes minutes where there are many."""
+    seen: list[tuple[str, ...]] = []
+    real = summary_module.summarise
+
+    def noting(results: Sequence[Result], *rest: Any, **options: Any) -> Any:
+        seen.append(tuple(result.name for result in results))
+        return real(results, *rest, **options)
+
+    monkeypatch.setattr(summary_module, "summarise", noting)
+    outcome = CliRunner().invoke(app, ["ladder", str(finished / "ladder.yaml"), "--arm", "one", "--seed", "1"])
+    assert outcome.exit_code == 0, outcome.output
+    assert seen == [("two_seed1", "one_seed1")]
+    assert "all done before" in outcome.output
+    assert "name=OTHER does it anew" in outcome.output
 
 
 def test_settings_on_top_of_the_file(finished: Path) -> None:

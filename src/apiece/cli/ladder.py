@@ -101,7 +101,9 @@ def ladder(
         raise typer.Exit(INTERRUPTED if progress.interrupted else 0)
     if progress.elsewhere:
         typer.echo(f"done here; {progress.elsewhere} are being run elsewhere, {progress.left} are not done yet")
-    _finish(asked, jobs)
+    if chosen and progress.before == len(chosen):
+        typer.echo(f"all done before (results: {chosen[0].results}); name=OTHER does it anew, beside these")
+    _finish(asked, chosen_jobs(jobs, [asked.reference, *arm] if arm else [], seed or []))
     if progress.failed:
         names = ", ".join(job.name for job, _ in progress.failed)
         raise UserError(
