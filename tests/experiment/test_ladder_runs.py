@@ -267,7 +267,7 @@ def test_an_arm_with_seeds_that_are_not_the_ladders(finished: Path, seeds: str, 
         ([], "name a LADDER, or results to make a --summary of"),
         (["x.yaml", "--out", "y"], "only with --summary"),
         (["--summary", "x", "--redo"], "these do not go together: --summary, --redo"),
-        (["--summary", "gone"], "gone: expected a folder of results, found none"),
+        (["--summary", "gone"], "gone: expected a folder of results, found none\n  fix: name a folder that"),
         (["gone.yaml"], "gone.yaml: config file not found"),
     ],
 )

@@ -50,7 +50,12 @@ def read_sources(paths: Sequence[Path], step: int | None = None) -> list[Source]
 def _kind(path: Path) -> _Kind:
     if not path.is_dir():
         found = "a file" if path.is_file() else "none"
-        raise UserError(f"expected a folder, found {found}", where=path, exit_code=2)
+        raise UserError(
+            f"expected a folder, found {found}",
+            where=path,
+            fix="name folders of `apiece train` (runs/NAME), of single dumps, or of `apiece evaluate`",
+            exit_code=2,
+        )
     if (path / PROTOCOL_FILE).is_file() and (path / RECORDS_FILE).is_file():
         return _Kind.DUMP
     if (path / METRICS_FILE).is_file():

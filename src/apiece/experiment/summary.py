@@ -37,6 +37,7 @@ SCOPES = (ALL, *CROWDING[1:])
 AP_SCOPES = (ALL, CROWDING[-1])
 """Where AP is drawn: it takes longer than all else."""
 SPEED = "speed/samples_per_s"
+_RESULTS = "name a folder that `apiece ladder LADDER.yaml` has put results into, docs/study/NAME by default"
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,10 +124,10 @@ def read_results(folder: Path) -> list[Result]:
         UserError: There are none, or one cannot be read.
     """
     if not folder.is_dir():
-        raise UserError("expected a folder of results, found none", where=folder, exit_code=2)
+        raise UserError("expected a folder of results, found none", where=folder, fix=_RESULTS, exit_code=2)
     paths = sorted(folder.glob("*_seed*.json"))
     if not paths:
-        raise UserError("expected result files (ARM_seedS.json), found none", where=folder, exit_code=2)
+        raise UserError("expected result files (ARM_seedS.json), found none", where=folder, fix=_RESULTS, exit_code=2)
     return [read_result(path) for path in paths]
 
 
