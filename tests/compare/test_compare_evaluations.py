@@ -198,6 +198,12 @@ def test_score_policies_may_differ_where_they_are_what_is_asked(tmp_path: Path) 
         compared(pair[0], other, may_differ=("score_policy",))
 
 
+def test_seeds_under_other_scores_are_no_seeds_of_one_arm(tmp_path: Path) -> None:
+    paths = evaluations(tmp_path, shelves(3, 1), shelves(3, 1), score_policy="product")
+    sources = [replace(source, config={}, seed=i) for i, source in enumerate(read_sources(paths))]
+    assert [len(arm.sources) for arm in group_seeds([*sources, replace(sources[0], seed=2)])[0]] == [2, 1]
+
+
 def test_how_many_images_at_once_is_no_difference(tmp_path: Path) -> None:
     compared(*evaluations(tmp_path, shelves(3, 1), shelves(3, 1), generate={"batch_size": 2, "temperature": 0.0}))
 

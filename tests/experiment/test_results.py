@@ -316,6 +316,15 @@ def test_side_by_side_are_the_arms_that_all_have(results: list[Result], tmp_path
     assert page.read_text().endswith("<!-- end across -->\nafter\n")
 
 
+def test_ladders_without_a_common_arm_are_refused(results: list[Result], tmp_path: Path) -> None:
+    for ladder, result in (("few", results[0]), ("many", results[3])):
+        write_result(tmp_path / ladder / f"{result.name}.json", replace(result, ladder=ladder))
+    folders = [argument for name in ("few", "many") for argument in ("--summary", str(tmp_path / name))]
+    outcome = CliRunner().invoke(app, ["ladder", *folders])
+    assert isinstance(outcome.exception, UserError)
+    assert "no arm is in all of these ladders" in str(outcome.exception)
+
+
 def test_tables_of_some_arms(results: list[Result], tmp_path: Path) -> None:
     third = replace(results[3], arm="c")
     for result in (*results, third):

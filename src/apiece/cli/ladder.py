@@ -173,6 +173,13 @@ def _summarise(folders: list[Path], arms: list[str], against: list[str], out: Pa
 
     results = [read_results(folder) for folder in folders]
     shared = set.intersection(*({result.arm for result in one} for one in results))
+    if not shared:
+        raise UserError(
+            "no arm is in all of these ladders, so there is nothing to put side by side",
+            where=", ".join(map(str, folders)),
+            fix="make the tables of each of them alone",
+            exit_code=2,
+        )
     if unknown := sorted({*arms, *against} - shared):
         raise UserError(
             f"there are no results of: {', '.join(unknown)}",
