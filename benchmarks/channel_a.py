@@ -47,7 +47,7 @@ from apiece.losses.compose import (
     total_loss,
 )
 from apiece.losses.coord import log_coord_mass
-from apiece.model.device import pick_device
+from apiece.model.load import pick_device
 from apiece.types import LossTerm, Role
 from common import (
     Row,

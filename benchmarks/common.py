@@ -26,7 +26,6 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from apiece.data.scenes import ALL, Family, generate_scene
 from apiece.errors import UserError
 from apiece.files import write_json
 from apiece.model.find import resolve_checkpoint
@@ -34,6 +33,7 @@ from apiece.model.tiny import build_tiny
 from apiece.planning.flops import ForwardFlops
 from apiece.planning.shapes import ModelShape
 from apiece.types import Sample
+from apiece_scenes import ALL, Family, generate_scene
 
 Row = dict[str, Any]
 _CONSOLE = Console(width=None if Console().is_terminal else 140)

@@ -22,8 +22,8 @@ from rich.console import Console
 from rich.table import Table
 
 from apiece.config.schema import Shuffle
+from apiece.data.index import open_records
 from apiece.data.jsonl import read_jsonl
-from apiece.data.records import open_records
 from apiece.files import write_json
 from apiece.train.batches import BatchPlan
 

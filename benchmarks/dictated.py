@@ -18,15 +18,13 @@ from transformers import AutoTokenizer, Qwen3VLConfig, Qwen3VLForConditionalGene
 
 from apiece.codec import NUM_BINS, CoordVocab, Renderer, coord_token
 from apiece.data.collate import EncodedSample, collate_prefix
-from apiece.model.image import ImageEncoder
 from apiece.model.load import TextSide
+from apiece.model.prompt import ImageEncoder
 from apiece.model.tiny import CHAT_TEMPLATE, tiny_config, tiny_image_processor
-from apiece.rollout.cache import RowCache
 from apiece.rollout.choose import Ask, Chooser
+from apiece.rollout.fast import Head, Layers, Ledger, RowCache, norm
 from apiece.rollout.generate import LocalEngine
 from apiece.rollout.grammar import Grammar
-from apiece.rollout.head import Head, Ledger, norm
-from apiece.rollout.layers import Layers
 from apiece.rollout.rows import Row
 
 T = TypeVar("T")

@@ -49,15 +49,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from apiece.config.lora import Part
-from apiece.config.schema import GenerateSection
+from apiece.config.schema import GenerateSection, Part
 from apiece.data.collate import EncodedSample
-from apiece.model.device import pick_device
 from apiece.model.encode import Augmentation, PromptTokens, SampleEncoder
-from apiece.model.load import TextSide, load_model, load_text_side
-from apiece.model.prompts import PROMPTS
-from apiece.rollout.head import Head
-from apiece.rollout.layers import Layers, layers_of
+from apiece.model.load import TextSide, load_model, load_text_side, pick_device
+from apiece.model.prompt import PROMPTS
+from apiece.rollout.fast import Head, Layers, layers_of
 from apiece.types import Role, Sample
 from common import (
     Floor,

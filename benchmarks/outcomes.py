@@ -18,16 +18,21 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from apiece.evaluate.coco import FIGURES, coco_scores
+from apiece.evaluate.ap import FIGURES, ap_range, coco_scores
 from apiece.evaluate.detections import to_coco, to_coco_results
-from apiece.evaluate.f1 import match_split, total_scores
-from apiece.evaluate.fixes import fix_figures
 from apiece.evaluate.forms import Category, Detections, GroundTruth, ImageInfo
-from apiece.evaluate.outcomes import label_outcomes
-from apiece.evaluate.rates import Bootstrap, by_position, outcome_rates
-from apiece.evaluate.shape import near_duplicates, strips
-from apiece.evaluate.ties import ap_range
+from apiece.evaluate.metrics import fix_figures
+from apiece.evaluate.rates import (
+    Bootstrap,
+    by_position,
+    match_split,
+    near_duplicates,
+    outcome_rates,
+    strips,
+    total_scores,
+)
 from apiece.files import write_json
+from apiece.outcomes import label_outcomes
 
 SIZE = (640, 480)
 

@@ -37,18 +37,16 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from apiece.channels.a_soft_context import SoftContext
-from apiece.config.lora import LoraSection, Part
-from apiece.config.schema import CoordDecodeMode, ObjectiveSection, OptimSection, Stage2Section
+from apiece.config.schema import CoordDecodeMode, LoraSection, ObjectiveSection, OptimSection, Part, Stage2Section
 from apiece.data.collate import Batch
 from apiece.losses.compose import Objective, total_loss
 from apiece.losses.coord import soft_targets
 from apiece.model.families import FAMILIES
 from apiece.model.lora import add_adapters
 from apiece.model.tiny import tiny_config
-from apiece.planning.footprint import training_footprint
+from apiece.planning.flops import Recipe, Work, step_flops
+from apiece.planning.memory import training_footprint
 from apiece.planning.shapes import ModelShape
-from apiece.planning.step import step_flops
-from apiece.planning.work import Recipe, Work
 from apiece.train.distributed import World
 from apiece.train.optim import build_optimizers, freeze_parts
 from apiece.train.step import train_step

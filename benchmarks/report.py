@@ -19,9 +19,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from apiece.data.scenes.generate import generate_scene
 from apiece.files import write_json
-from apiece.report.page.build import build_report
+from apiece.report.page import build_report
+from apiece_scenes.scene import generate_scene
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from made_runs import Made, make_run

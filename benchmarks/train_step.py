@@ -35,18 +35,17 @@ from torch import nn
 from apiece.channels.a_soft_context import SoftContext
 from apiece.config.schema import ObjectiveSection, OptimSection, Stage2Section
 from apiece.data.collate import Batch
-from apiece.data.scenes import ALL, Family
 from apiece.losses.compose import Objective
-from apiece.model.device import pick_device
 from apiece.model.encode import Augmentation, PromptTokens, SampleEncoder
-from apiece.model.load import TextSide, load_model, load_text_side
-from apiece.model.prompts import PROMPTS
+from apiece.model.load import TextSide, load_model, load_text_side, pick_device
+from apiece.model.prompt import PROMPTS
 from apiece.planning.flops import ForwardFlops
 from apiece.train.batches import BatchPlan, micro_batches
 from apiece.train.distributed import World
 from apiece.train.optim import build_optimizers
 from apiece.train.step import StepResult, train_step
 from apiece.types import Per
+from apiece_scenes import ALL, Family
 from common import (
     Floor,
     PartTimer,

@@ -13,13 +13,12 @@ import numpy as np
 import yaml
 
 from apiece.codec.bins import Bins
-from apiece.data.scenes.generate import Scene, generate_scene
+from apiece.dumps.form import SCHEMA, encode_curve, json_line
 from apiece.evaluate.detections import predictions_to_detections, samples_to_ground_truth
-from apiece.evaluate.f1 import match_split
-from apiece.evaluate.outcomes import NONE, Fate, Outcome, label_outcomes
-from apiece.records.curve import encode_curve
-from apiece.records.record import SCHEMA, json_line
+from apiece.evaluate.rates import match_split
+from apiece.outcomes import NONE, Fate, Outcome, label_outcomes
 from apiece.types import Detection, Instance, Sample
+from apiece_scenes.scene import Scene, generate_scene
 
 BINS = Bins()
 HOSTILE = (

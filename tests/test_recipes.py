@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from apiece.cli import app
-from apiece.config.load import load_config
+from apiece.config.resolve import load_config
 
 RECIPES = Path(__file__).parents[1] / "configs" / "recipes"
 
@@ -31,8 +31,8 @@ def narrow(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `source` (what a download would be), `extended`, and `data.jsonl`."""
     from transformers import AutoTokenizer
 
-    from apiece.data.scenes import write_scenes
     from apiece.model.tiny import CHAT_TEMPLATE
+    from apiece_scenes import write_scenes
     from narrow import write_narrow
 
     root = tmp_path_factory.mktemp("recipes")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from apiece.errors import UserError
-from apiece.report.page.build import build_report
+from apiece.report.page import build_report
 from made_runs import Made, hostile_run, make_run
 
 REPOSITORY = Path(__file__).parents[1]

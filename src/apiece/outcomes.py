@@ -300,3 +300,9 @@ def _fates(truth: Labels, match: SplitMatch, unmatched: tuple[_Edges, ...], merg
     for edges in unmatched:
         give(edges.t[edges.same & (edges.iou >= NEAR) & (edges.iou < IOU_MIN)], Fate.NEAR_MISS)
     return fate
+
+
+# Outcomes as evaluation reads them: those of `apiece.outcomes`, which Channel-B shares.
+
+
+__all__ = ["COVERED", "INSIDE", "MISSES", "NEAR", "NONE", "Fate", "Outcome", "Outcomes", "label_outcomes"]

@@ -15,7 +15,7 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from apiece.data.collate import EncodedSample, collate_prefix
-from apiece.model.forward import rope_positions
+from apiece.model.families import rope_positions
 from apiece.model.load import load_model, load_text_side
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"

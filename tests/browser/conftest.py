@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from apiece.report.page.build import build_report
+from apiece.report.page import build_report
 from made_runs import Made, make_run
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from apiece.report.page.build import build_report
+from apiece.report.page import build_report
 from made_runs import Made, hostile_run, make_run
 
 pytestmark = pytest.mark.browser

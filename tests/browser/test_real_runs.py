@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from apiece.cli import main
-from apiece.config.load import load_config
-from apiece.data.scenes import write_scenes
+from apiece.config.resolve import load_config
+from apiece_scenes import write_scenes
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 SETTINGS = [

@@ -9,7 +9,7 @@ from equivalence import EVERYTHING, RAGGED, batch_of, channel, stage2, stepped
 from small import small_model
 
 import toy
-from apiece.config.training import Parallel
+from apiece.config.schema import Parallel
 from apiece.model.load import load_text_side
 from apiece.train.distributed import end_process, join_world, leave_world
 from apiece.train.sharding import parallelize

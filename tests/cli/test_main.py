@@ -42,7 +42,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 @pytest.fixture
 def failing(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[BaseException], None]]:
     """Makes `apiece scenes` raise an error instead of drawing."""
-    import apiece.data.scenes as scenes
+    import apiece_scenes as scenes
 
     def plant(error: BaseException) -> None:
         def raise_it(*_: object, **__: object) -> None:

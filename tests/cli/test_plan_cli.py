@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from apiece.cli import app
 from apiece.cli.commands import __all__ as commands
-from apiece.config.load import load_config
+from apiece.config.resolve import load_config
 from apiece.errors import UserError
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "planning"))

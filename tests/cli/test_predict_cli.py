@@ -98,7 +98,7 @@ def test_prompt_is_passed_on_and_a_difference_told_first(
 def test_interruption_says_how_to_go_on(
     run: Run, short: list[dict[str, Any]], photos: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from apiece.evaluate import photos as photos_module
+    from apiece.evaluate import predict as photos_module
 
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from apiece.codec import NUM_BINS
 from apiece.codec.render import DescBins, desc_problem
-from apiece.model.prompts import COCO_80
+from apiece.model.prompt import COCO_80
 
 # Two bins in order, both ends of the grid included.
 SPANS = st.tuples(st.integers(0, NUM_BINS - 2), st.integers(1, NUM_BINS - 1)).filter(lambda s: s[0] < s[1])

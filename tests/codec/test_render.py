@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from apiece.codec import CoordVocab, Renderer, coord_token, render_text
 from apiece.codec.vocab import decode_exact, encode_plain
 from apiece.errors import UserError
-from apiece.model.prompts import COCO_80
+from apiece.model.prompt import COCO_80
 from apiece.types import Encoded, Role
 
 

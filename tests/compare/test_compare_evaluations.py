@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from apiece.compare.arms import group_seeds
-from apiece.compare.interval import Verdict
-from apiece.compare.read import read_sources
-from apiece.compare.result import Comparison, print_comparison
-from apiece.compare.run import compare, comparison_json
 from apiece.errors import UserError
 from apiece.evaluate.metrics import evaluate_detections
 from apiece.files import file_hash
+from apiece.stats.interval import Verdict
+from apiece.study.align import group_seeds
+from apiece.study.arms import read_sources
+from apiece.study.comparison import compare, comparison_json
+from apiece.study.verdicts import Comparison, print_comparison
 from apiece.types import Detection, Instance
 from compared import Picture, book, shelves, split_of, write_evaluation
 

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from apiece.compare.arms import group_seeds
-from apiece.compare.read import read_sources
-from apiece.compare.result import Comparison
-from apiece.compare.run import compare
+from apiece.dumps.folder import open_run
 from apiece.errors import UserError
-from apiece.evaluate.outcomes import Outcome
-from apiece.records.folder import open_run
+from apiece.outcomes import Outcome
+from apiece.study.align import group_seeds
+from apiece.study.arms import read_sources
+from apiece.study.comparison import compare
+from apiece.study.verdicts import Comparison
 from apiece.types import Instance
 from compared import book, record_of, shelves, write_evaluation, write_run
 from made_runs import Made, make_run

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from apiece.compare.interval import Drawn, Verdict, compare_drawn
+from apiece.stats.interval import Drawn, Verdict, compare_drawn
 
 
 def drawn(part: np.ndarray, whole: np.ndarray, weights: np.ndarray) -> Drawn:

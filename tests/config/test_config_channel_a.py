@@ -11,10 +11,10 @@ from typer.testing import CliRunner
 
 import apiece.cli.config  # noqa: F401  registers the command
 from apiece.cli import app
-from apiece.config.benchmark import BenchmarkFile
-from apiece.config.dump import values
 from apiece.config.ladder import LadderFile
-from apiece.config.load import load_config, load_file
+from apiece.config.reference import values
+from apiece.config.resolve import load_config, load_file
+from apiece.config.scenes import BenchmarkFile
 from apiece.config.schema import CoordDecodeMode, SoftContextGrad
 from apiece.errors import UserError
 

@@ -7,7 +7,7 @@ import re
 import pytest
 from test_config_channel_a import CONFIGS, PROD, SELF_CONTEXT, differences
 
-from apiece.config.load import load_config
+from apiece.config.resolve import load_config
 from apiece.errors import UserError
 
 ONLY_B = "stage2_ab.b_ratio=1.0"

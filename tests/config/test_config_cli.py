@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 import apiece.cli.config  # noqa: F401  registers the command
 from apiece.cli import app
-from apiece.config.load import load_config
 from apiece.config.reference import reference
+from apiece.config.resolve import load_config
 from apiece.config.schema import Config
 from apiece.errors import UserError
 

@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 
 from apiece.config.describe import section_of
 from apiece.config.describe import settings as settings_of
-from apiece.config.dump import dump_config, flatten, render, yaml_text
-from apiece.config.load import load_config
-from apiece.config.reference import config_schema, reference
+from apiece.config.reference import config_schema, dump_config, flatten, reference, render, yaml_text
+from apiece.config.resolve import load_config
 from apiece.config.schema import Config, DataSection, OptimSection, PromptSection, RunSection
 from apiece.config.yaml_source import DEFAULT, read_yaml
 

@@ -9,8 +9,8 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from apiece.config.dump import dump_config
-from apiece.config.load import LoadedConfig, load_config
+from apiece.config.reference import dump_config
+from apiece.config.resolve import LoadedConfig, load_config
 from apiece.config.schema import Config
 from apiece.errors import UserError
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from apiece.config.ladder import LadderFile, Match
-from apiece.config.load import load_file
+from apiece.config.resolve import load_file
 from apiece.errors import UserError
 
 GOOD = """\

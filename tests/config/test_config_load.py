@@ -9,9 +9,8 @@ from typing import Annotated
 import pytest
 from pydantic import Field
 
-from apiece.config.load import LoadedConfig, load_config
+from apiece.config.resolve import LoadedConfig, load_config, validate
 from apiece.config.schema import Config, Section
-from apiece.config.validate import validate
 from apiece.config.yaml_source import Problem, Source, read_yaml
 from apiece.errors import UserError
 

@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from apiece.config.dump import dump_config
-from apiece.config.load import load_config
-from apiece.config.pairs import RULES, changed
-from apiece.config.schema import Config, DataSection, EvalSection, OptimSection, PromptSection
-from apiece.config.training import TrainSection
+from apiece.config.describe import RULES, changed
+from apiece.config.reference import dump_config
+from apiece.config.resolve import load_config
+from apiece.config.schema import Config, DataSection, EvalSection, OptimSection, PromptSection, TrainSection
 from apiece.errors import UserError
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from apiece.config.load import load_config
-from apiece.config.lora import Part
-from apiece.config.trainable import trained_parts
+from apiece.config.resolve import load_config
+from apiece.config.rules import trained_parts
+from apiece.config.schema import Part
 from apiece.errors import UserError
 
 LORA = "model.lora.rank=8"

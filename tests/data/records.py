@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from apiece.data.problems import Problem
+from apiece.data.lines import Problem
 from apiece.types import BoxXYXY, Instance, Sample
 
 DOG = {"desc": "dog", "bbox": [1, 2, 30, 40]}

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from apiece.config.benchmark import BenchmarkFile, SplitSection
-from apiece.config.load import load_file
+from apiece.config.resolve import load_file
+from apiece.config.scenes import BenchmarkFile, SplitSection
 from apiece.data.jsonl import read_jsonl
-from apiece.data.scenes import write_scenes
-from apiece.data.scenes.benchmark import prepare, split_files
 from apiece.errors import UserError
+from apiece_scenes import write_scenes
+from apiece_scenes.benchmark import prepare, split_files
 
 BENCHMARK = BenchmarkFile(
     name="toy",

@@ -20,12 +20,10 @@ from rich.console import Console
 from apiece import boxes
 from apiece.data import check as check_module
 from apiece.data import jsonl
-from apiece.data.check import CheckReport, check_jsonl, write_clean
-from apiece.data.check_report import print_report
+from apiece.data.check import CheckReport, check_jsonl, print_report, same_class_overlaps, write_clean
 from apiece.data.coco import import_coco
 from apiece.data.jsonl import read_jsonl, write_jsonl
-from apiece.data.overlaps import same_class_overlaps
-from apiece.data.problems import Level, ProblemKind
+from apiece.data.lines import Level, ProblemKind
 from apiece.errors import UserError
 from records import DOG, kinds, record, save_image, write_lines
 

@@ -12,8 +12,7 @@ import pytest
 from rich.console import Console
 
 from apiece.cli import main
-from apiece.data.check import check_jsonl
-from apiece.data.check_report import print_report
+from apiece.data.check import check_jsonl, print_report
 from records import DOG, record, save_image, write_lines
 
 

@@ -15,11 +15,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_jsonl import BAD_LINES, instances
 
-from apiece.data import index, quick
+from apiece.data import index
+from apiece.data import index as quick
+from apiece.data.index import Records, open_records
 from apiece.data.jsonl import read_jsonl, write_jsonl
-from apiece.data.problems import Level
-from apiece.data.record import box_faults, boxes_with_errors
-from apiece.data.records import Records, open_records
+from apiece.data.lines import Level, box_faults, boxes_with_errors
 from apiece.errors import UserError
 from apiece.files import file_hash
 from apiece.types import Instance, Sample

@@ -10,10 +10,8 @@ import pytest
 from PIL import Image
 
 from apiece.data.coco import import_coco
-from apiece.data.imported import Imported
+from apiece.data.formats import Imported, import_voc, import_yolo, read_names
 from apiece.data.jsonl import read_jsonl, write_jsonl
-from apiece.data.voc import import_voc
-from apiece.data.yolo import import_yolo, read_names
 from apiece.errors import UserError
 from apiece.types import Instance
 from records import kinds, save_image

@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 
 from apiece.cli import main
-from apiece.data.images import open_image
+from apiece.data.images import members, open_image, read_image_file
 from apiece.data.jsonl import read_jsonl
 from apiece.data.pack import pack
-from apiece.data.shards import members, read_image_file
 from apiece.errors import UserError
 from records import DOG, record, save_image, write_lines
 

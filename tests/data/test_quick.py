@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from apiece.data import index, quick
+from apiece.data import index
+from apiece.data import index as quick
 from apiece.errors import UserError
 from apiece.files import file_hash
 from records import DOG, record, with_box, write_lines

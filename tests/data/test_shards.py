@@ -12,11 +12,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from apiece.data import shards
+from apiece.data import images as shards
 from apiece.data.check import check_jsonl
-from apiece.data.images import ImageError, image_size, inspect_image, open_image
+from apiece.data.images import (
+    image_size,
+    inspect_image,
+    is_image_file,
+    members,
+    open_image,
+    open_member,
+    read_image_file,
+    split_path,
+)
 from apiece.data.jsonl import read_jsonl, write_jsonl
-from apiece.data.shards import is_image_file, members, open_member, read_image_file, split_path
+from apiece.data.lines import ImageError
 from records import kinds, record, save_image, write_lines
 
 

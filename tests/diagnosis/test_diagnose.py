@@ -16,8 +16,8 @@ from worlds import Beliefs, World, write_run
 from apiece.cli import main
 from apiece.config.schema import GenerateSection, ObjectOrder
 from apiece.data.jsonl import write_jsonl
-from apiece.diagnosis.result import diagnose
 from apiece.evaluate import predict as predict_module
+from apiece.study.diagnosis import diagnose
 from apiece.types import Instance, Sample
 
 Run = Callable[..., tuple[int, str, str]]

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 from worlds import ROW, STRIP, Beliefs, World
 
-from apiece.diagnosis.evidence import labelled_groups
-from apiece.diagnosis.explain import NOTHING, Stand, Verdict, explain
-from apiece.diagnosis.figures import FEWEST_IMAGES, Figure, Sampler
 from apiece.evaluate.detections import samples_to_ground_truth
+from apiece.study.evidence import FEWEST_IMAGES, Figure, Sampler, labelled_groups
+from apiece.study.explanations import NOTHING, Stand, Verdict, explain
 from apiece.types import Instance, Sample
 
 AVERAGED = Beliefs(gap=30.0, modes=2)

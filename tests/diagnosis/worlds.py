@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from apiece.codec import Bins
-from apiece.diagnosis.evidence import Evidence
 from apiece.evaluate.detections import predictions_to_detections, samples_to_ground_truth
 from apiece.evaluate.forms import Detections, GroundTruth
+from apiece.study.evidence import Evidence
 from apiece.types import BoxXYXY, Detection, Instance, Sample
 
 SIZE = (400, 100)

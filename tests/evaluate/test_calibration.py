@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from apiece.evaluate.calibration import calibration
+from apiece.evaluate.metrics import calibration
 
 
 def found(score, right, **options):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from splits import grid_box, split
 
-from apiece.evaluate.ceiling import codec_ceiling
+from apiece.evaluate.ap import codec_ceiling
 from apiece.evaluate.detections import load_coco_ground_truth
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"

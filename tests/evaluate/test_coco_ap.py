@@ -17,7 +17,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from splits import forms, grid_box, random_coco, split
 
-from apiece.evaluate.coco import FIGURES, coco_scores
+from apiece.evaluate.ap import FIGURES, coco_scores
 from apiece.evaluate.forms import Detections
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"

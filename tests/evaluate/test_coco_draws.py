@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from splits import forms, random_coco
 
-from apiece.compare.ap import ap_of_draws
-from apiece.evaluate.coco import coco_matches, coco_scores
+from apiece.evaluate.ap import ap_of_draws, coco_matches, coco_scores
 from apiece.evaluate.forms import Detections, GroundTruth, ImageInfo
 
 

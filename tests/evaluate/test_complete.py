@@ -11,8 +11,7 @@ import pytest
 from splits import grid_box, split
 
 from apiece.cli import main
-from apiece.evaluate.complete import align_complete, with_classes_of
-from apiece.evaluate.detections import load_coco_ground_truth, to_coco
+from apiece.evaluate.detections import align_complete, load_coco_ground_truth, to_coco, with_classes_of
 
 CUP, CAT, ZEBRA = ("cup", grid_box(0)), ("cat", grid_box(2)), ("zebra", grid_box(4))
 

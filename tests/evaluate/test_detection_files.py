@@ -12,7 +12,7 @@ from numpy.testing import assert_array_equal
 from splits import forms, grid_box, random_coco, split
 
 from apiece.errors import UserError
-from apiece.evaluate.coco import coco_scores
+from apiece.evaluate.ap import coco_scores
 from apiece.evaluate.detections import (
     load_coco_ground_truth,
     load_coco_results,

@@ -15,9 +15,8 @@ from splits import forms, grid_box, random_coco, split
 
 from apiece.cli import main
 from apiece.errors import UserError
-from apiece.evaluate.coco import FIGURES
+from apiece.evaluate.ap import FIGURES
 from apiece.evaluate.detections import to_coco, write_coco_results
-from apiece.evaluate.f1 import CROWDING
 from apiece.evaluate.metrics import (
     ParseCounts,
     evaluate_detections,
@@ -25,8 +24,8 @@ from apiece.evaluate.metrics import (
     print_table,
     write_metrics,
 )
-from apiece.evaluate.outcomes import MISSES, Fate, Outcome
-from apiece.evaluate.rates import POSITIONS
+from apiece.evaluate.rates import CROWDING, POSITIONS
+from apiece.outcomes import MISSES, Fate, Outcome
 from apiece.types import FinishReason, ParsedObject, ParseResult, ParseStatus
 
 NESTED = {"by_class", "by_crowding", "by_position", "calibration_curve"}

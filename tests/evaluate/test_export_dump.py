@@ -10,11 +10,11 @@ import pytest
 from typer.testing import CliRunner
 
 from apiece.cli import app, commands  # noqa: F401  registers the commands
+from apiece.dumps.folder import Dump, open_run
 from apiece.errors import UserError
 from apiece.evaluate.detections import load_coco_ground_truth, load_coco_results
 from apiece.evaluate.export import export_coco, export_fiftyone
-from apiece.evaluate.f1 import match_split, total_scores
-from apiece.records.folder import Dump, open_run
+from apiece.evaluate.rates import match_split, total_scores
 from made_runs import Made, make_run
 
 

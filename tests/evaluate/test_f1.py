@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 from splits import forms, grid_box, random_coco, split
 
-from apiece.evaluate.f1 import CROWDING, class_scores, crowding_of_images, crowding_scores, match_split, total_scores
+from apiece.evaluate.rates import (
+    CROWDING,
+    class_scores,
+    crowding_of_images,
+    crowding_scores,
+    match_split,
+    total_scores,
+)
 from apiece.match import inside_crowd, match_boxes, number_names
 
 CUP = ("cup", grid_box(0))

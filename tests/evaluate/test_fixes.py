@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from splits import forms, grid_box, random_coco, split
 
-from apiece.evaluate.coco import coco_scores
-from apiece.evaluate.f1 import match_split, total_scores
-from apiece.evaluate.fixes import FIXABLE, fix, fix_figures, fix_missed
-from apiece.evaluate.outcomes import Outcome, label_outcomes
+from apiece.evaluate.ap import coco_scores
+from apiece.evaluate.metrics import FIXABLE, fix, fix_figures, fix_missed
+from apiece.evaluate.rates import match_split, total_scores
+from apiece.outcomes import Outcome, label_outcomes
 
 CUP = ("cup", grid_box(0))
 ROW = [("book", (i * 10.0, 0.0, i * 10.0 + 10, 40.0)) for i in range(4)]

@@ -13,11 +13,10 @@ from plain_outcomes import plain_outcomes
 from splits import grid_box, split
 
 from apiece.boxes import iou
-from apiece.evaluate.complete import align_complete, hidden_instances, load_complete, rows_of
-from apiece.evaluate.detections import samples_to_ground_truth
-from apiece.evaluate.f1 import match_split, total_scores
+from apiece.evaluate.detections import align_complete, hidden_instances, load_complete, rows_of, samples_to_ground_truth
 from apiece.evaluate.forms import Category, Detections, GroundTruth, ImageInfo
-from apiece.evaluate.outcomes import MISSES, NONE, Fate, Outcome, Outcomes, label_outcomes
+from apiece.evaluate.rates import match_split, total_scores
+from apiece.outcomes import MISSES, NONE, Fate, Outcome, Outcomes, label_outcomes
 from apiece.types import Sample
 
 CUP = ("cup", grid_box(0))

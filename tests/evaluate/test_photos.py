@@ -16,11 +16,10 @@ from apiece.data import images
 from apiece.data.collate import EncodedSample
 from apiece.data.photos import Photo, find_photos
 from apiece.errors import UserError
-from apiece.evaluate import photos as photos_module
-from apiece.evaluate.answer_file import check_out
+from apiece.evaluate import predict as photos_module
+from apiece.evaluate.answers import check_out
 from apiece.evaluate.detections import load_coco_ground_truth, load_coco_results
-from apiece.evaluate.photos import PhotosDone, overlay_name, predict_photos
-from apiece.evaluate.predict import Predictor
+from apiece.evaluate.predict import PhotosDone, Predictor, overlay_name, predict_photos
 from apiece.types import Rollout
 
 TWO = [("cup", (0, 0, 500, 999)), ("ant", (500, 0, 999, 999))]

@@ -170,7 +170,7 @@ def test_random_model_answers_the_same_twice(tmp_path: Path, tiny_checkpoint: Pa
 def test_another_prompt_than_the_trained_one_is_told(
     tmp_path: Path, tiny_checkpoint: Path, asked: PromptSection | None, warned: bool
 ) -> None:
-    from apiece.model.prompts import PROMPTS
+    from apiece.model.prompt import PROMPTS
 
     checkpoint = tmp_path / "trained"
     shutil.copytree(tiny_checkpoint, checkpoint)

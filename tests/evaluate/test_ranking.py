@@ -12,10 +12,9 @@ import pytest
 from rich.console import Console
 from splits import forms, grid_box, random_coco, split
 
-from apiece.evaluate.coco import coco_scores
-from apiece.evaluate.metrics import Metrics, evaluate_detections
-from apiece.evaluate.ranking import ranking_table
-from apiece.evaluate.scores import ScorePolicy
+from apiece.evaluate.answers import ScorePolicy
+from apiece.evaluate.ap import coco_scores
+from apiece.evaluate.metrics import Metrics, evaluate_detections, ranking_table
 
 LABELS = [("cup", grid_box(i)) for i in range(2)]
 FAR = [("cup", grid_box(i)) for i in (8, 9)]

@@ -7,11 +7,19 @@ import pytest
 from splits import forms, grid_box, random_coco, split
 
 from apiece.boxes import iou
-from apiece.evaluate.errors import shape_figures
-from apiece.evaluate.f1 import match_split, total_scores
-from apiece.evaluate.outcomes import NONE, Fate, Outcome, label_outcomes
-from apiece.evaluate.rates import Bootstrap, by_position, lenient_f1, outcome_rates, places
-from apiece.evaluate.shape import near_duplicates, strips
+from apiece.evaluate.metrics import shape_figures
+from apiece.evaluate.rates import (
+    Bootstrap,
+    by_position,
+    lenient_f1,
+    match_split,
+    near_duplicates,
+    outcome_rates,
+    places,
+    strips,
+    total_scores,
+)
+from apiece.outcomes import NONE, Fate, Outcome, label_outcomes
 
 CUP = ("cup", grid_box(0))
 

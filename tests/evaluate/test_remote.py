@@ -18,7 +18,7 @@ from apiece.codec.vocab import decode_exact
 from apiece.data.jsonl import write_jsonl
 from apiece.evaluate.predict import evaluate_samples
 from apiece.model.load import load_text_side
-from apiece.rollout import client
+from apiece.rollout import server as client
 from apiece.types import Instance, Sample
 from fake_server import FakeServer, Reply, serving
 
@@ -200,7 +200,7 @@ def test_no_grammar_is_what_a_server_does_anyway(run: Run, fake: FakeServer, tin
 def test_interruption_says_how_to_go_on(
     run: Run, fake: FakeServer, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from apiece.evaluate import remote
+    from apiece.evaluate import predict as remote
 
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from apiece.errors import UserError
-from apiece.evaluate.scores import ScorePolicy, chosen_policy, common_policy, score_objects, split_scores
+from apiece.evaluate.answers import ScorePolicy, chosen_policy, common_policy, score_objects, split_scores
 from apiece.types import FinishReason, ParsedObject, Rollout
 
 # Tokens: 0 syntax, 1 and 2 the name, 3..6 the coordinates, 7 syntax.

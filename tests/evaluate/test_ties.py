@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from splits import forms, grid_box, random_coco, split
 
-from apiece.evaluate.coco import coco_scores
-from apiece.evaluate.ties import THRESHOLDS, ap_range, has_ties, ranked, tie_orders
+from apiece.evaluate.ap import THRESHOLDS, ap_range, coco_scores, has_ties, ranked, tie_orders
 
 CUP, FAR = ("cup", grid_box(0)), ("cup", grid_box(9))
 

@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from apiece.compare.source import Ratio, Source
 from apiece.evaluate.detections import samples_to_ground_truth
 from apiece.evaluate.forms import Detections, GroundTruth
-from apiece.experiment.result import Result
-from apiece.experiment.split import Split, judged_split
+from apiece.study.arms import Ratio, Source
+from apiece.study.results import Result, Split, judged_split
 from compared import Picture, split_of
 
 BENCHMARK = """\

@@ -6,13 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from apiece.config.load import load_config
+from apiece.config.resolve import load_config
 from apiece.config.schema import Config
-from apiece.data.scenes import write_scenes
-from apiece.experiment.compute import StepCost, shape_of, step_cost, training_work
-from apiece.planning.flops import ForwardFlops
+from apiece.planning.flops import ForwardFlops, Work
 from apiece.planning.shapes import ModelShape
-from apiece.planning.work import Work
+from apiece.study.compute import StepCost, shape_of, step_cost, training_work
+from apiece_scenes import write_scenes
 
 ONE = Work(grids=((1, 16, 16),), prefix=80, answer=60, text_rows=44, name_rows=6, slots=16, first_slot=12, padded=False)
 NONE = Work(grids=((1, 16, 16),), prefix=80, answer=5, text_rows=5, name_rows=0, slots=0, first_slot=4, padded=False)

@@ -18,12 +18,12 @@ from typer.testing import CliRunner
 import apiece.cli.ladder  # noqa: F401  registers the command
 from apiece.cli import app
 from apiece.errors import UserError
-from apiece.experiment import summary as summary_module
-from apiece.experiment import work as work_module
-from apiece.experiment.jobs import Job, State, chosen_jobs, ladder_files, load_ladder, plan_jobs
-from apiece.experiment.measure import do_job
-from apiece.experiment.result import Result, read_result
-from apiece.experiment.work import work
+from apiece.study import summary as summary_module
+from apiece.study import work as work_module
+from apiece.study.jobs import Job, State, chosen_jobs, ladder_files, load_ladder, plan_jobs
+from apiece.study.measure import do_job
+from apiece.study.results import Result, read_result
+from apiece.study.work import work
 from apiece.train import loop
 
 

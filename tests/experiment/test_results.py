@@ -14,16 +14,15 @@ from typer.testing import CliRunner
 
 import apiece.cli.ladder  # noqa: F401  registers the command
 from apiece.cli import app
-from apiece.compare.figures import image_ratios, judge
-from apiece.compare.run import compare
-from apiece.compare.source import Arm
 from apiece.errors import UserError
-from apiece.evaluate.coco import coco_scores
+from apiece.evaluate.ap import coco_scores
 from apiece.evaluate.metrics import evaluate_detections
-from apiece.experiment.markdown import brief, difference_text, number, put_in, to_markdown
-from apiece.experiment.result import Result, read_result, values_of, write_result
-from apiece.experiment.split import Split, judged_split
-from apiece.experiment.summary import Mean, summarise
+from apiece.study.arms import Arm
+from apiece.study.comparison import compare
+from apiece.study.results import Result, Split, judged_split, read_result, values_of, write_result
+from apiece.study.summary import Mean, summarise
+from apiece.study.tables import brief, difference_text, number, put_in, to_markdown
+from apiece.study.verdicts import image_ratios, judge
 from compared import Picture, shelves, split_of
 
 SEEDS = (0, 1, 2)

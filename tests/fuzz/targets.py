@@ -18,18 +18,18 @@ from spoil import encode, spoilt, spoilt_lines, torn
 import apiece
 from apiece.codec.parse import parse, parse_ids
 from apiece.codec.render import desc_problem, render_text
-from apiece.compare.dumps import dump_source
-from apiece.config.dump import dump_config
-from apiece.config.load import load_config
+from apiece.config.reference import dump_config
+from apiece.config.resolve import load_config
 from apiece.data.check import check_jsonl
 from apiece.data.coco import import_coco
 from apiece.data.jsonl import read_jsonl, write_jsonl
+from apiece.dumps.folder import open_run, read_dump
 from apiece.errors import UserError
 from apiece.evaluate.detections import load_coco_ground_truth, load_coco_results
 from apiece.evaluate.export import export_coco
 from apiece.model.load import load_text_side
-from apiece.records.folder import open_run, read_dump
-from apiece.report.page.build import build_report
+from apiece.report.page import build_report
+from apiece.study.arms import dump_source
 from made_runs import Made, make_run
 
 REPOSITORY = Path(__file__).parents[2]

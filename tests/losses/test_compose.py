@@ -13,8 +13,7 @@ import toy
 from apiece.channels.a_soft_context import SoftContext
 from apiece.config.schema import CoordDecodeMode, ObjectiveSection
 from apiece.losses import box, coord
-from apiece.losses.compose import AnswerLogits, Objective, mean, teacher_forced_weights, total_loss
-from apiece.losses.token import token_ce
+from apiece.losses.compose import AnswerLogits, Objective, mean, teacher_forced_weights, token_ce, total_loss
 from apiece.types import LossTerm, Per, Role
 
 V, FIRST, K = 1100, 50, 1000

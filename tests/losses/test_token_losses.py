@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from apiece.losses.token import refusal
+from apiece.losses.compose import refusal
 
 
 @pytest.mark.parametrize("p", [1e-6, 0.1, 0.5, 0.9, 1 - 1e-9])

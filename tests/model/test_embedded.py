@@ -6,9 +6,9 @@ from pathlib import Path
 
 from apiece.config.schema import GenerateSection
 from apiece.data.jsonl import read_jsonl
-from apiece.data.scenes import write_scenes
 from apiece.evaluate.predict import evaluate_samples, load_predictor
 from apiece.model.find import resolve_checkpoint
+from apiece_scenes import write_scenes
 
 
 def test_it_fits_in_the_package() -> None:

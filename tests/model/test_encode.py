@@ -14,7 +14,7 @@ from apiece.codec.vocab import decode_exact, encode_plain
 from apiece.config.schema import ObjectOrder
 from apiece.errors import UserError
 from apiece.model.encode import Augmentation, PromptTokens
-from apiece.model.prompts import COCO_80, PROMPTS, chat_prompt, prompt_hash, prompt_text
+from apiece.model.prompt import COCO_80, PROMPTS, chat_prompt, prompt_hash, prompt_text
 from apiece.types import Instance
 
 

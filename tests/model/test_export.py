@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from apiece.errors import UserError
-from apiece.model.export import export_checkpoint
+from apiece.model.extend import export_checkpoint
 from apiece.model.load import load_model, load_text_side
 
 

@@ -13,7 +13,7 @@ from apiece.codec import parse_ids
 from apiece.errors import UserError
 from apiece.model.extend import extend_checkpoint
 from apiece.model.load import load_model, load_text_side
-from apiece.model.prompts import COCO_80
+from apiece.model.prompt import COCO_80
 from narrow import WIDTH, without_coords, write_narrow
 from planning.published import NAMES, published_config
 

@@ -12,7 +12,7 @@ from torch.testing import assert_close
 import toy
 from apiece.config.schema import CoordDecodeMode, ObjectiveSection
 from apiece.losses.compose import Objective
-from apiece.model.forward import rope_positions
+from apiece.model.families import rope_positions
 from apiece.types import Per, Role
 
 

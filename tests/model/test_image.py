@@ -10,7 +10,7 @@ from numpy.testing import assert_array_equal
 from PIL import Image
 from transformers import Qwen2VLImageProcessorPil
 
-from apiece.model.image import ImageEncoder, target_size
+from apiece.model.prompt import ImageEncoder, target_size
 
 FACTORS = st.sampled_from([24, 28, 32])
 BUDGETS = st.integers(10_000, 2_000_000)

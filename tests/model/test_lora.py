@@ -13,10 +13,9 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from apiece.channels.answer import CoordRows
-from apiece.config.lora import LoraSection, Part
-from apiece.config.schema import GenerateSection
+from apiece.config.schema import GenerateSection, LoraSection, Part
 from apiece.errors import UserError
-from apiece.model.export import merge_checkpoint
+from apiece.model.extend import merge_checkpoint
 from apiece.model.load import load_model, load_text_side, save_pretrained
 from apiece.model.lora import adapter_weights, add_adapters, add_adapters_like, from_peft_name, is_adapted, of_adapter
 from apiece.rollout.generate import LocalEngine

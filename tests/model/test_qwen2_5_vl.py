@@ -15,8 +15,7 @@ from test_forward import (  # noqa: F401  what holds for the first family holds 
     test_row_t_predicts_answer_token_t_as_in_a_plain_forward,
 )
 
-from apiece.config.lora import LoraSection, Part
-from apiece.config.schema import GenerateSection
+from apiece.config.schema import GenerateSection, LoraSection, Part
 from apiece.errors import UserError
 from apiece.model.extend import extend_checkpoint
 from apiece.model.families import FAMILIES, family_of

@@ -8,12 +8,12 @@ import torch
 import toy
 from apiece.codec import render_text
 from apiece.codec.vocab import encode_plain
-from apiece.data.scenes.sprites import KINDS
 from apiece.errors import UserError
 from apiece.model.find import resolve_checkpoint
 from apiece.model.load import load_model, load_text_side
-from apiece.model.prompts import COCO_80
+from apiece.model.prompt import COCO_80
 from apiece.model.tiny import build_tiny
+from apiece_scenes.sprites import KINDS
 
 SCENE_NAMES = sorted({"book", *KINDS})
 

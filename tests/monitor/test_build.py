@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 from said import answer, shelf, with_id
 
+from apiece.dumps.form import decode_curve, json_line, parse_record
 from apiece.evaluate.detections import samples_to_ground_truth
-from apiece.monitor.build import build_records, failures
-from apiece.records.curve import decode_curve
-from apiece.records.record import json_line, parse_record
+from apiece.monitor.entry import build_records, failures
 from apiece.types import Instance, Sample
 
 ROW = (0.0, 50.0, 160.0, 150.0)

@@ -15,14 +15,14 @@ import torch
 from PIL import Image
 from said import answer, shelf, with_id
 
-from apiece.config.load import load_config
+from apiece.config.resolve import load_config
 from apiece.config.schema import Config
 from apiece.data.jsonl import read_jsonl, write_jsonl
+from apiece.dumps.folder import dumped_steps, open_run
 from apiece.model.encode import PromptTokens, SampleEncoder
 from apiece.monitor import dump as dump_module
 from apiece.monitor.dump import Monitor
 from apiece.monitor.panel import choose_panel
-from apiece.records.folder import dumped_steps, open_run
 
 
 @pytest.fixture

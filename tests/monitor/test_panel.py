@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from apiece.config.load import load_config
+from apiece.config.resolve import load_config
 from apiece.config.schema import Config
 from apiece.data.jsonl import write_jsonl
 from apiece.errors import UserError

@@ -18,7 +18,7 @@ from apiece.config.schema import Config, ContextEmbedMode, ObjectOrder
 from apiece.evaluate.answers import read_answer
 from apiece.monitor import probing
 from apiece.monitor.probing import Prober, ProbeSettings
-from apiece.probes.context import NONE, neighbours
+from apiece.probes.labels import NONE, neighbours
 from apiece.types import FinishReason, Instance, Rollout, Sample
 
 CROWD = toy.sample(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from apiece.monitor.telemetry import Telemetry
+from apiece.train.meter import Telemetry
 
 
 def filled(values: np.ndarray, items: np.ndarray, window: int = 100) -> dict[str, float]:

@@ -16,10 +16,9 @@ from apiece.data.jsonl import read_jsonl
 from apiece.errors import UserError
 from apiece.model.encode import Augmentation, PromptTokens, SampleEncoder
 from apiece.model.load import load_text_side
-from apiece.model.prompts import PROMPTS, prompt_text
-from apiece.planning.lengths import Length, heaviest, micro_batches, work_of
-from apiece.planning.source import Source
-from apiece.planning.tokenizer import TextShape, read_tokenizer
+from apiece.model.prompt import PROMPTS, prompt_text
+from apiece.planning.recipe import Length, Source, heaviest, micro_batches, work_of
+from apiece.planning.shapes import TextShape, read_tokenizer
 from apiece.train.batches import BatchPlan
 from apiece.types import Role
 

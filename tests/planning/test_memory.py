@@ -7,15 +7,12 @@ from dataclasses import replace
 import pytest
 from published import published_config
 
-from apiece.config.lora import Part
-from apiece.planning.footprint import Resident, rollout_footprint, training_footprint
-from apiece.planning.gpus import GPUS, machine_of
-from apiece.planning.lengths import Length
-from apiece.planning.memory import Node, Peak, peak_of, timeline
+from apiece.config.schema import Part
+from apiece.planning.estimate import GPUS, machine_of, rollout_seconds, step_seconds
+from apiece.planning.flops import Recipe, Work, step_flops
+from apiece.planning.memory import Node, Peak, Resident, peak_of, rollout_footprint, timeline, training_footprint
+from apiece.planning.recipe import Length
 from apiece.planning.shapes import ModelShape
-from apiece.planning.speed import rollout_seconds, step_seconds
-from apiece.planning.step import step_flops
-from apiece.planning.work import Recipe, Work
 
 SHAPE = ModelShape.of(published_config("2b").to_dict()).with_rows(152_704)
 WORK = Work(
@@ -151,7 +148,7 @@ def test_times() -> None:
 
 @pytest.mark.parametrize("gpu", GPUS.values(), ids=GPUS)
 def test_the_table_of_gpus(gpu: object) -> None:
-    from apiece.planning.gpus import GIB, Gpu
+    from apiece.planning.estimate import GIB, Gpu
 
     assert isinstance(gpu, Gpu)
     assert 0.8 * gpu.memory_gib * GIB < gpu.room < gpu.memory_gib * GIB

@@ -10,11 +10,10 @@ import pytest
 import torch
 from published import NAMES, OTHER_NAMES, flat_config, published_config, write_published
 
-from apiece.config.lora import Part
+from apiece.config.schema import Part
 from apiece.errors import UserError
-from apiece.model.families import FAMILIES
+from apiece.model.families import FAMILIES, part_of
 from apiece.model.load import load_model
-from apiece.model.parts import part_of
 from apiece.planning.shapes import ModelShape
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from apiece.probes.context import NONE, chimeras, flips, follow, neighbours
+from apiece.probes.labels import NONE, chimeras, flips, follow, neighbours
 from apiece.types import IntArray
 
 # Three books on a shelf, side by side: y1 and y2 are the same.

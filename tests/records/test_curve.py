@@ -7,7 +7,7 @@ import base64
 import numpy as np
 import pytest
 
-from apiece.records.curve import LEVELS, MAX_CELLS, TAIL, decode_curve, encode_curve
+from apiece.dumps.form import LEVELS, MAX_CELLS, TAIL, decode_curve, encode_curve
 
 K = 1000
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from made import example_record, write_dump, write_run
 
+from apiece.dumps.folder import dumped_steps, find_image, open_run, picture_name, read_dump
 from apiece.errors import UserError
-from apiece.records.folder import dumped_steps, find_image, open_run, picture_name, read_dump
 
 
 def test_a_whole_run_is_read(tmp_path: Path) -> None:

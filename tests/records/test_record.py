@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from made import example_protocol, example_record
 
+from apiece.dumps.form import BrokenLineError, finite, json_line, parse_protocol, parse_record
 from apiece.errors import UserError
-from apiece.records.record import BrokenLineError, finite, json_line, parse_protocol, parse_record
 
 
 def test_a_record_comes_back_as_it_was_written() -> None:

@@ -13,20 +13,28 @@ from apiece.match import match_instances
 from apiece.report import draw as draw_module
 from apiece.report import overlay as overlay_module
 from apiece.report.draw import contact_sheet, count_line, draw_comparison, draw_predictions, draw_record, save_png
-from apiece.report.overlay import CROWD, MAX_SIDE, MIN_SIDE, Mark, overlay, short_names
-from apiece.report.palette import (
+from apiece.report.overlay import (
     BLUE,
+    CAPTION_FONT,
+    CROWD,
     CROWD_REGION,
     FATES,
     GREY,
     MATCHED,
+    MAX_SIDE,
+    MIN_SIDE,
     MISSED,
     ORANGE,
     OUTCOMES,
     VERMILLION,
     WRONG,
+    Mark,
+    fit,
+    overlay,
+    short_names,
+    text_width,
+    wrap,
 )
-from apiece.report.text import CAPTION_FONT, fit, text_width, wrap
 from apiece.types import Detection, Instance
 
 PHOTO = Image.new("RGB", (640, 480), (150, 140, 130))

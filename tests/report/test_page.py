@@ -17,13 +17,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from apiece.dumps.form import decode_curve, encode_curve
 from apiece.errors import UserError
-from apiece.records.curve import decode_curve, encode_curve
-from apiece.report.page import build as build_module
-from apiece.report.page.build import build_report
-from apiece.report.page.figures import MAX_POINTS, PanelCounter, curve, logged_figures
-from apiece.report.page.payload import LEVELS, WIDE, pack_curves, write_payload
-from apiece.report.page.photos import MAX_SIDE, Photos
+from apiece.report import page as build_module
+from apiece.report.page import MAX_SIDE, Photos, build_report
+from apiece.report.payload import (
+    LEVELS,
+    MAX_POINTS,
+    WIDE,
+    PanelCounter,
+    curve,
+    logged_figures,
+    pack_curves,
+    write_payload,
+)
 from apiece.report.serve import make_server
 from made_runs import HOSTILE, Made, make_run
 

@@ -11,8 +11,7 @@ from apiece.codec import CoordVocab, Renderer, parse, parse_ids
 from apiece.codec.render import desc_problem
 from apiece.codec.vocab import decode_exact, encode_plain
 from apiece.errors import UserError
-from apiece.rollout.grammar import END, Grammar, Kind, grammar_of
-from apiece.rollout.names import NO_NAME, End, NameTokens, Written
+from apiece.rollout.grammar import END, NO_NAME, End, Grammar, Kind, NameTokens, Written, grammar_of
 
 RECORDS = [("person", (1, 2, 30, 40)), ("hot dog", (5, 6, 70, 80)), ("café", (0, 0, 999, 999))]
 LABELS = ("person", "hot dog", "hot", "café", "TV")

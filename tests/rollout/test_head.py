@@ -10,8 +10,8 @@ import torch
 from numpy.testing import assert_allclose
 from torch import nn
 
-from apiece.rollout import head as module
-from apiece.rollout.head import Head, Ledger, norm
+from apiece.rollout import fast as module
+from apiece.rollout.fast import Head, Ledger, norm
 
 WIDTH, VOCABULARY = 6, 200
 HIDDEN = torch.randn(5, WIDTH, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 3

@@ -12,9 +12,8 @@ from torch import nn
 
 import toy
 from apiece.config.schema import GenerateSection
-from apiece.rollout.cache import RowCache
+from apiece.rollout.fast import LeanLayers, LibraryLayers, RowCache, is_plain, layers_of
 from apiece.rollout.generate import LocalEngine
-from apiece.rollout.layers import LeanLayers, LibraryLayers, is_plain, layers_of
 
 
 @pytest.fixture

@@ -21,12 +21,11 @@ import pytest
 
 from apiece.config.schema import GenerateSection
 from apiece.data.jsonl import read_jsonl
-from apiece.data.scenes import write_scenes
 from apiece.errors import UserError
-from apiece.evaluate.predict import load_predictor
-from apiece.evaluate.remote import evaluate_on_server, load_remote_predictor
+from apiece.evaluate.predict import evaluate_on_server, load_predictor, load_remote_predictor
 from apiece.model.find import resolve_checkpoint
-from apiece.rollout.client import ServerSettings
+from apiece.rollout.server import ServerSettings
+from apiece_scenes import write_scenes
 
 MISSING = [name for name in ("fastapi", "uvicorn", "openai", "accelerate") if importlib.util.find_spec(name) is None]
 pytestmark = [
@@ -120,7 +119,7 @@ def test_killed_in_the_middle_and_gone_on_with(scenes: Path, tmp_path: Path) -> 
     told: list[str] = []
 
     def kill_after_two() -> None:
-        from apiece.evaluate.answer_file import AnswerFile
+        from apiece.evaluate.answers import AnswerFile
 
         write = AnswerFile.write
 

@@ -18,10 +18,9 @@ from apiece.data.collate import EncodedSample
 from apiece.errors import UserError
 from apiece.model.encode import PromptTokens, SampleEncoder
 from apiece.model.load import TextSide
-from apiece.rollout import client
-from apiece.rollout.client import ServerSettings, base_url
+from apiece.rollout import server as client
 from apiece.rollout.generate import LocalEngine, StreamingEngine
-from apiece.rollout.server import AHEAD, OPTIONAL, PhotoEncoder, ServerEngine
+from apiece.rollout.server import AHEAD, OPTIONAL, PhotoEncoder, ServerEngine, ServerSettings, base_url
 from apiece.types import FinishReason, Sample
 from fake_server import EMPTY, FakeServer, Reply, image_of, serving
 

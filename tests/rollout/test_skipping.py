@@ -18,13 +18,13 @@ import toy
 from apiece.codec import parse_ids
 from apiece.config.schema import GenerateSection
 from apiece.data.collate import collate_prefix
-from apiece.data.scenes import generate_scene
 from apiece.errors import UserError
 from apiece.model.encode import PromptTokens, SampleEncoder
 from apiece.model.load import load_model, load_text_side
-from apiece.model.prompts import PROMPTS
+from apiece.model.prompt import PROMPTS
 from apiece.rollout.generate import LocalEngine
 from apiece.types import FinishReason, ParseStatus, Sample
+from apiece_scenes import generate_scene
 
 RECORDS = [("person", (1, 2, 30, 40)), ("hot dog", (5, 6, 70, 80)), ("book", (0, 0, 999, 999))]
 TOKEN_BY_TOKEN = {"skip": False, "guess": False, "refill": False}

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from test_targets import BOOK, CAR, DUPLICATE, NEAR_BOOK, ZEBRA, answer, build, image
 
-from apiece.rollout.tally import KEYS, figures, tally
+from apiece.rollout.targets import KEYS, figures, tally
 
 
 def test_figures_of_two_answers(tiny_side: Any) -> None:

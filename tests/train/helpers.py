@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from apiece.config.load import load_config
+from apiece.config.resolve import load_config
 from apiece.config.schema import Config
-from apiece.data.scenes import write_scenes
+from apiece_scenes import write_scenes
 
 
 def small_scenes(folder: Path, n: int = 12) -> Path:

@@ -10,8 +10,8 @@ import pytest
 from helpers import small_config, small_scenes
 
 from apiece.config.schema import Shuffle
+from apiece.data.index import open_records
 from apiece.data.jsonl import read_jsonl
-from apiece.data.records import open_records
 from apiece.errors import UserError
 from apiece.model.encode import PromptTokens, SampleEncoder
 from apiece.train.batches import BatchPlan, sample_lengths

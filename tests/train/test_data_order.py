@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from test_train_loop import interrupt_at, weights
 from test_train_ranks import torchrun
 
-from apiece.config.dump import dump_config
+from apiece.config.reference import dump_config
 from apiece.config.schema import Config
-from apiece.train.kept import complete_checkpoints
+from apiece.train.checkpoint import complete_checkpoints
 from apiece.train.loop import train
 
 ORDERS = [("full", {}), ("buffer", {"data__buffer_size": 8}), ("none", {})]

@@ -9,8 +9,8 @@ import pytest
 from helpers import small_config, small_scenes
 from test_train_ranks import HERE, on_two
 
-from apiece.config.dump import dump_config
-from apiece.train.kept import complete_checkpoints, step_of
+from apiece.config.reference import dump_config
+from apiece.train.checkpoint import complete_checkpoints, step_of
 from apiece.train.loop import train
 
 SOON_S = 60.0

@@ -22,15 +22,15 @@ from test_train_loop import weights
 
 from apiece.channels.a_soft_context import SoftContext
 from apiece.cli import main
-from apiece.config.dump import dump_config
+from apiece.config.reference import dump_config
 from apiece.config.schema import Config
 from apiece.data.collate import Batch
 from apiece.errors import UserError
 from apiece.train import checkpoint, loop
-from apiece.train.failures import UpdateBrokenError
-from apiece.train.kept import complete_checkpoints, step_of
+from apiece.train.checkpoint import complete_checkpoints, step_of
 from apiece.train.loop import train
 from apiece.train.replay import replay
+from apiece.train.stop import UpdateBrokenError
 from apiece.types import LossTerm
 
 STEPS = 4

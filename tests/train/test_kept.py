@@ -16,8 +16,8 @@ from test_train_loop import interrupt_at, weights
 
 from apiece.errors import UserError
 from apiece.train import loop, watch
+from apiece.train.checkpoint import choose_checkpoint, complete_checkpoints, problem_of, prune, step_of
 from apiece.train.distributed import World
-from apiece.train.kept import choose_checkpoint, complete_checkpoints, problem_of, prune, step_of
 from apiece.train.loop import train
 from apiece.train.run import Metrics
 
@@ -127,7 +127,7 @@ def test_a_step_gone_over_again_gives_the_same_bits(run: Path, kept_run: Path) -
     """Going on from step 3 removes what is after it, broken as it is, and makes it again."""
     (run / LAST / "optimizer.safetensors").write_bytes(b"broken")
     (run / "checkpoints" / ".step_000009.tmp").mkdir()
-    from apiece.config.load import load_config
+    from apiece.config.resolve import load_config
 
     said: list[str] = []
     train(load_config(run / "config.yaml").config, "copy", resume=run, step=3, say=said.append)
@@ -223,7 +223,7 @@ def test_the_last_evaluation_is_made_when_a_finished_run_goes_on(
 
 def test_what_was_to_be_let_go_is_let_go_when_a_finished_run_goes_on(run: Path) -> None:
     """It was killed after its last checkpoint and before the oldest was removed."""
-    from apiece.config.load import load_config
+    from apiece.config.resolve import load_config
 
     shutil.copytree(run / LAST, run / "checkpoints" / "step_000002")
     assert train(load_config(run / "config.yaml").config, "copy", resume=run).finished

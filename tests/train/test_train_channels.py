@@ -17,10 +17,10 @@ from apiece.model.encode import Augmentation, PromptTokens, SampleEncoder
 from apiece.model.load import load_model, load_text_side
 from apiece.rollout.targets import Judged, TargetBuilder
 from apiece.train.batches import BatchPlan, micro_batches
-from apiece.train.channels import build_channels, rollout_seed
 from apiece.train.distributed import World
-from apiece.train.evaluation import evaluate_step
 from apiece.train.loop import train
+from apiece.train.setup import build_channels, rollout_seed
+from apiece.train.watch import evaluate_step
 from apiece.types import Rollout, Sample
 
 CPU = World(0, 1, torch.device("cpu"))

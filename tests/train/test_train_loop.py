@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from apiece.errors import UserError
 from apiece.files import file_hash
 from apiece.train import loop
-from apiece.train.kept import complete_checkpoints
+from apiece.train.checkpoint import complete_checkpoints
 from apiece.train.loop import train
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from test_train_loop import interrupt_at
 from test_train_ranks import losses, torchrun
 
-from apiece.config.dump import dump_config
+from apiece.config.reference import dump_config
 from apiece.config.schema import Config, GenerateSection
 from apiece.data.jsonl import read_jsonl
 from apiece.errors import UserError
@@ -25,7 +25,7 @@ from apiece.evaluate.predict import load_predictor
 from apiece.model.load import load_model
 from apiece.model.lora import fingerprint
 from apiece.rollout.generate import LocalEngine
-from apiece.train.kept import complete_checkpoints
+from apiece.train.checkpoint import complete_checkpoints
 from apiece.train.loop import train
 
 LORA: dict[str, Any] = {"model__lora__rank": 4, "model__gradient_checkpointing": True, "train__steps": 4}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from apiece.train import memory
+from apiece.train import meter as memory
 
 
 @pytest.mark.skipif(sys.platform != "linux" or memory._TRIM is None, reason="needs the GNU C library")

@@ -17,13 +17,12 @@ from helpers import small_config
 from ranks import HALF, STEPS, config
 from safetensors.torch import load_file
 
-from apiece.config.load import load_config
+from apiece.config.resolve import load_config
 from apiece.errors import UserError
-from apiece.model.export import export_checkpoint
-from apiece.model.load import load_model
-from apiece.model.shards import read_shards
+from apiece.model.extend import export_checkpoint
+from apiece.model.load import load_model, read_shards
+from apiece.train.checkpoint import complete_checkpoints, problem_of, step_of
 from apiece.train.distributed import World, join_world
-from apiece.train.kept import complete_checkpoints, problem_of, step_of
 from apiece.train.loop import train
 from apiece.train.setup import check_world
 

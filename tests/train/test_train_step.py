@@ -9,14 +9,14 @@ import torch
 from helpers import small_config, small_scenes
 
 from apiece.channels.a_soft_context import SoftContext
-from apiece.config.lora import Part
+from apiece.config.schema import Part
 from apiece.data.collate import Batch
 from apiece.data.jsonl import read_jsonl
 from apiece.errors import UserError
 from apiece.losses.compose import Objective
 from apiece.model.encode import Augmentation, PromptTokens, SampleEncoder
+from apiece.model.families import count_parameters, describe_parameters, part_of
 from apiece.model.load import load_model, load_text_side
-from apiece.model.parts import count_parameters, describe_parameters, part_of
 from apiece.train.batches import BatchPlan, micro_batches
 from apiece.train.distributed import World
 from apiece.train.optim import WholeMuon, build_optimizers, freeze_parts, lr_scale

@@ -12,10 +12,10 @@ from helpers import small_config, small_scenes
 from safetensors.torch import load_file
 from test_train_loop import interrupt_at
 
-from apiece.config.load import load_config
+from apiece.config.resolve import load_config
+from apiece.dumps.folder import open_run
 from apiece.errors import UserError
-from apiece.records.folder import open_run
-from apiece.train.kept import complete_checkpoints
+from apiece.train.checkpoint import complete_checkpoints
 from apiece.train.loop import train
 
 WATCHED = {

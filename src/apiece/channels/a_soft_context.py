@@ -21,8 +21,14 @@ from apiece.channels.base import Prepared
 from apiece.channels.retarget import retarget
 from apiece.config.schema import ContextEmbedMode, SoftContextGrad, SoftContextReplace, SoftContextTarget, Stage2Section
 from apiece.data.collate import Batch, BatchSlots
-from apiece.losses.compose import Objective, Weights, anchor_weights, self_context_weights, teacher_forced_weights
-from apiece.losses.precision import at_least_float32
+from apiece.losses.compose import (
+    Objective,
+    Weights,
+    anchor_weights,
+    at_least_float32,
+    self_context_weights,
+    teacher_forced_weights,
+)
 from apiece.model.prefix import FirstPass, allow_shared_prefix, first_pass, later_pass
 from apiece.types import LossTerm
 

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from apiece.data.collate import Batch, BatchSlots
-from apiece.losses.compose import AnswerLogits, Objective, Weights
+from apiece.losses.compose import AnswerLogits, Objective, Weights, at_least_float32
 from apiece.losses.coord import log_coord_mass
-from apiece.losses.precision import at_least_float32
 from apiece.model.coord_modules import coord_rows
 from apiece.types import LossTerm, Role
 

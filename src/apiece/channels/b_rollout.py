@@ -20,12 +20,10 @@ from torch import Tensor, nn
 from apiece.channels.answer import CoordRows, answer_terms
 from apiece.channels.base import Prepared
 from apiece.data.collate import Batch, questions, with_answers
-from apiece.losses.compose import Objective, teacher_forced_weights
-from apiece.losses.token import refusal
+from apiece.losses.compose import Objective, refusal, teacher_forced_weights
 from apiece.model.prefix import allow_shared_prefix, first_pass
 from apiece.rollout.generate import Engine
-from apiece.rollout.tally import tally
-from apiece.rollout.targets import Judged, TargetBuilder
+from apiece.rollout.targets import Judged, TargetBuilder, tally
 from apiece.types import LossTerm, Per
 
 

@@ -10,16 +10,13 @@ from apiece.cli import (
     diagnose,
     env,
     evaluate,
-    export,
     ladder,
     model,
     plan,
     predict,
-    replay,
     report,
     scenes,
     train,
-    view,
 )
 
 __all__ = [
@@ -30,14 +27,11 @@ __all__ = [
     "diagnose",
     "env",
     "evaluate",
-    "export",
     "ladder",
     "model",
     "plan",
     "predict",
-    "replay",
     "report",
     "scenes",
     "train",
-    "view",
 ]

@@ -68,12 +68,11 @@ def compare(
                 fix="choose another name, or add --overwrite",
                 exit_code=2,
             )
-    from apiece.compare.read import read_sources
-    from apiece.compare.result import print_comparison
-    from apiece.compare.run import compare as compare_arms
-    from apiece.compare.run import compare_paths, comparison_json
-    from apiece.compare.source import Arm
     from apiece.files import write_json
+    from apiece.study.arms import Arm, read_sources
+    from apiece.study.comparison import compare as compare_arms
+    from apiece.study.comparison import compare_paths, comparison_json
+    from apiece.study.verdicts import print_comparison
 
     may_differ = ("score_policy",) if score_policies else ()
     if arm:

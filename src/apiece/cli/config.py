@@ -72,8 +72,8 @@ def config(
 
 def _settings(arguments: list[str], changed: bool, against: Path | None) -> str:
     """The settings as YAML with comments."""
-    from apiece.config.dump import default_values, render, values, yaml_text
-    from apiece.config.load import load_config
+    from apiece.config.reference import default_values, render, values, yaml_text
+    from apiece.config.resolve import load_config
     from apiece.config.yaml_source import dotted
 
     path, overrides = _split(arguments)

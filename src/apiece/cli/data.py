@@ -14,7 +14,7 @@ from apiece.cli import app
 
 if TYPE_CHECKING:
     from apiece.data.check import CheckReport
-    from apiece.data.imported import Imported
+    from apiece.data.formats import Imported
 
 MAX_LISTED = 20
 
@@ -70,7 +70,7 @@ def yolo(
 
     Example: `apiece data import yolo --images images/train --labels labels/train --names data.yaml --out train.jsonl`
     """
-    from apiece.data.yolo import import_yolo
+    from apiece.data.formats import import_yolo
     from apiece.files import require_free
 
     require_free(out, overwrite=overwrite, made_from=[names])
@@ -89,7 +89,7 @@ def voc(
 
     Example: `apiece data import voc --annotations Annotations --images JPEGImages --out train.jsonl`
     """
-    from apiece.data.voc import import_voc
+    from apiece.data.formats import import_voc
     from apiece.files import require_free
 
     require_free(out, overwrite=overwrite)
@@ -127,9 +127,8 @@ def check(
     """
     from rich.console import Console
 
-    from apiece.data.check import check_jsonl
-    from apiece.data.check_report import kinds, plain_line, print_report
-    from apiece.data.problems import Level, counted, remedy
+    from apiece.data.check import check_jsonl, kinds, plain_line, print_report
+    from apiece.data.lines import Level, counted, remedy
     from apiece.errors import UserError
     from apiece.files import require_free, write_json
 
@@ -170,8 +169,8 @@ def pack(
 
     Example: `apiece data pack train.jsonl --out train_shards`
     """
+    from apiece.data.lines import counted
     from apiece.data.pack import pack as pack_images
-    from apiece.data.problems import counted
 
     done = pack_images(path, out, shard_bytes=shard_mb * 1_000_000)
     print(f"wrote {done.data}: {counted(done.images, 'image')} in {counted(len(done.shards), 'shard')}")
@@ -179,7 +178,7 @@ def pack(
 
 def _write_clean(report: CheckReport, out: Path) -> None:
     from apiece.data.check import write_clean
-    from apiece.data.problems import ROOT_VARIABLE, counted
+    from apiece.data.lines import ROOT_VARIABLE, counted
 
     images, objects = write_clean(report, out)
     print(
@@ -199,9 +198,9 @@ def _finish(imported: Imported, out: Path, skip_bad: bool) -> None:
     """Write what was imported, or refuse with the problems listed."""
     from rich.console import Console
 
-    from apiece.data.check_report import kinds, print_problems, printable
+    from apiece.data.check import kinds, print_problems, printable
     from apiece.data.jsonl import write_jsonl
-    from apiece.data.problems import ROOT_VARIABLE, Level, counted
+    from apiece.data.lines import ROOT_VARIABLE, Level, counted
     from apiece.errors import UserError
 
     errors = imported.errors

@@ -12,7 +12,7 @@ from apiece.cli.options import Device
 from apiece.errors import UserError
 
 if TYPE_CHECKING:
-    from apiece.diagnosis.source import Request
+    from apiece.study.evidence import Request
 
 
 @app.command(short_help="What fails, where, and which explanation the probes support.")
@@ -81,8 +81,8 @@ def diagnose(
 
     `apiece diagnose tiny --data data/crowd/observed.jsonl --complete data/crowd/complete.jsonl --samples 100`
     """
-    from apiece.diagnosis.result import DIAGNOSIS_FILE
-    from apiece.diagnosis.source import Request
+    from apiece.study.diagnosis import DIAGNOSIS_FILE
+    from apiece.study.evidence import Request
 
     path = (out or _default_out(target)) / DIAGNOSIS_FILE
     if path.exists() and not overwrite:
@@ -97,11 +97,11 @@ def diagnose(
 
 def _diagnose(request: Request, path: Path) -> None:
     """Read or run, diagnose, write, print."""
-    from apiece.diagnosis.printed import print_diagnosis
-    from apiece.diagnosis.result import diagnose as diagnose_split
-    from apiece.diagnosis.source import from_dump, from_model, reads_dump
     from apiece.files import write_json
     from apiece.model.find import resolve_checkpoint
+    from apiece.study.diagnosis import diagnose as diagnose_split
+    from apiece.study.diagnosis import print_diagnosis
+    from apiece.study.evidence import from_dump, from_model, reads_dump
 
     def warn(message: str) -> None:
         typer.echo(f"warning: {message}", err=True)

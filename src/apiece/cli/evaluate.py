@@ -113,10 +113,9 @@ def _evaluate_model(context: typer.Context, checkpoint: str, data: Path, path: P
 
     resolve_checkpoint(checkpoint)  # a mistake in its name is told at once, before torch is loaded
     from apiece.config.schema import GenerateSection
+    from apiece.evaluate.answers import chosen_policy
     from apiece.evaluate.metrics import print_table
-    from apiece.evaluate.predict import evaluate_checkpoint
-    from apiece.evaluate.remote import evaluate_on_server
-    from apiece.evaluate.scores import chosen_policy
+    from apiece.evaluate.predict import evaluate_checkpoint, evaluate_on_server
 
     given, out = context.params, path.parent
     server = chosen_server(context)
@@ -169,8 +168,7 @@ def _check_usage(
 
 
 def _evaluate_files(predictions: Path, annotations: Path, path: Path, min_score: float, complete: Path | None) -> None:
-    from apiece.evaluate.complete import fit_complete, with_classes_of
-    from apiece.evaluate.detections import load_coco_results, load_ground_truth
+    from apiece.evaluate.detections import fit_complete, load_coco_results, load_ground_truth, with_classes_of
     from apiece.evaluate.metrics import AS_GIVEN, evaluate_detections, print_table, write_metrics
 
     truth, everything = load_ground_truth(annotations), None

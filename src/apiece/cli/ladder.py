@@ -12,9 +12,9 @@ from apiece.errors import UserError
 
 if TYPE_CHECKING:
     from apiece.config.ladder import LadderFile
-    from apiece.experiment.jobs import Job
-    from apiece.experiment.result import Result
-    from apiece.experiment.summary import Summary
+    from apiece.study.jobs import Job
+    from apiece.study.results import Result
+    from apiece.study.summary import Summary
 
 _FORMS = "apiece ladder LADDER.yaml  or  apiece ladder --summary RESULTS --out FILE.md"
 
@@ -81,8 +81,8 @@ def ladder(
     if against or out or json:
         raise UserError("only with --summary: --against, --out, --json", fix=_FORMS, exit_code=2)
     assert file is not None, "checked above"
-    from apiece.experiment.jobs import chosen_jobs, ladder_files, load_ladder, plan_jobs
-    from apiece.experiment.work import INTERRUPTED, work
+    from apiece.study.jobs import chosen_jobs, ladder_files, load_ladder, plan_jobs
+    from apiece.study.work import INTERRUPTED, work
 
     asked = load_ladder(file, overrides or [])
     files = ladder_files(asked, workers, typer.echo)
@@ -117,7 +117,7 @@ def _list(jobs: list[Job]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from apiece.experiment.jobs import State
+    from apiece.study.jobs import State
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for head in ("arm", "seed", "state"):
@@ -139,12 +139,11 @@ def _list(jobs: list[Job]) -> None:
 
 def _finish(asked: LadderFile, jobs: list[Job]) -> None:
     """The comparison and the page, of the arms that are done."""
-    from apiece.experiment.finish import comparison_json, write_page
-    from apiece.experiment.jobs import State
-    from apiece.experiment.printed import print_summary
-    from apiece.experiment.result import read_result
-    from apiece.experiment.summary import summarise
     from apiece.files import write_json
+    from apiece.study.jobs import State
+    from apiece.study.results import read_result
+    from apiece.study.summary import summarise
+    from apiece.study.tables import comparison_json, print_summary, write_page
 
     done = [job for job in jobs if job.state()[0] is State.DONE]
     arms = {job.arm for job in done}
@@ -166,10 +165,9 @@ def _finish(asked: LadderFile, jobs: list[Job]) -> None:
 
 def _summarise(folders: list[Path], arms: list[str], against: list[str], out: Path | None, json: Path | None) -> None:
     """Tables of results that are there; of several ladders, of the arms that all of them have."""
-    from apiece.experiment.markdown import across, across_brief, brief, put_in, to_markdown
-    from apiece.experiment.printed import print_summary
-    from apiece.experiment.summary import read_results
     from apiece.files import write_json, write_text
+    from apiece.study.summary import read_results
+    from apiece.study.tables import across, across_brief, brief, print_summary, put_in, to_markdown
 
     results = [read_results(folder) for folder in folders]
     shared = set.intersection(*({result.arm for result in one} for one in results))
@@ -208,7 +206,7 @@ def _summarise(folders: list[Path], arms: list[str], against: list[str], out: Pa
 
 
 def _summary_of(folder: Path, results: list[Result], against: list[str]) -> Summary:
-    from apiece.experiment.summary import summarise
+    from apiece.study.summary import summarise
 
     latest = max(results, key=lambda result: len(result.arms))
     there = {result.arm for result in results}

@@ -63,7 +63,7 @@ def export(
 
     Example: `apiece model export runs/stage1 --out models/mine --dtype bfloat16`
     """
-    from apiece.model.export import export_checkpoint
+    from apiece.model.extend import export_checkpoint
 
     size = export_checkpoint(source, out, dtype)
     typer.echo(f"wrote {out}: {size / 1e6:.2f} MB, {dtype}")
@@ -86,7 +86,7 @@ def merge(
 
     Example: `apiece model merge runs/stage1_lora --out models/stage1`
     """
-    from apiece.model.export import merge_checkpoint
+    from apiece.model.extend import merge_checkpoint
 
     size = merge_checkpoint(source, out, dtype, base)
     typer.echo(f"wrote {out}: {size / 1e6:.2f} MB, {dtype}")

@@ -10,7 +10,7 @@ from apiece.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from apiece.config.schema import PromptSection
-    from apiece.rollout.client import ServerSettings
+    from apiece.rollout.server import ServerSettings
 
 BatchSize = Annotated[int, typer.Option(min=1, help="Images at once.")]
 MaxObjects = Annotated[int, typer.Option(min=1, help="End an answer after this many objects.")]
@@ -71,7 +71,7 @@ def chosen_server(context: typer.Context) -> ServerSettings | None:
     Raises:
         UserError: Options are given that the engine has no use for, or the address is none.
     """
-    from apiece.rollout.client import ServerSettings, base_url
+    from apiece.rollout.server import ServerSettings, base_url
 
     url, given = context.params["server"], context.params
     if url is None:
@@ -107,7 +107,7 @@ def chosen_prompt(name: str | None, text: str | None) -> PromptSection | None:
         UserError: Both are given, the name is unknown or the text is blank.
     """
     from apiece.config.schema import PromptSection
-    from apiece.model.prompts import PROMPTS
+    from apiece.model.prompt import PROMPTS
 
     if name is not None and text is not None:
         raise UserError("these do not go together: --prompt, --prompt-text", exit_code=2)

@@ -51,16 +51,15 @@ def plan(
     if "=" in str(config) and not config.exists():
         fix = f"apiece plan CONFIG.yaml {' '.join([str(config), *(overrides or [])])}"
         raise UserError(f"CONFIG comes first, then settings; found the setting {config}", fix=fix, exit_code=2)
-    from apiece.config.load import load_config, require_data
-    from apiece.planning.gpus import machine_of
+    from apiece.config.resolve import load_config, require_data
+    from apiece.planning.estimate import machine_of
 
     machine = machine_of(gpu, utilisation)
     loaded = load_config(config, overrides or [])
     require_data(loaded)
     from apiece.files import write_json
-    from apiece.planning.printed import GIB, print_plan
-    from apiece.planning.result import make_plan
-    from apiece.planning.source import Source
+    from apiece.planning.plan import GIB, make_plan, print_plan
+    from apiece.planning.recipe import Source
 
     made = make_plan(loaded.config, Source.of(loaded.config), machine)
     if out is not None:

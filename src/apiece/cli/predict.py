@@ -29,7 +29,7 @@ from apiece.cli.options import (
 from apiece.errors import UserError
 
 if TYPE_CHECKING:
-    from apiece.evaluate.photos import PhotosDone
+    from apiece.evaluate.predict import PhotosDone
 
 INTERRUPTED = 130
 
@@ -85,11 +85,8 @@ def predict(
     resolve_checkpoint(checkpoint)  # a mistake in its name is told at once, before torch is loaded
     from apiece.config.schema import GenerateSection
     from apiece.data.photos import find_photos
-    from apiece.evaluate.answer_file import check_out
-    from apiece.evaluate.photos import predict_photos
-    from apiece.evaluate.predict import load_predictor
-    from apiece.evaluate.remote import load_remote_predictor
-    from apiece.evaluate.scores import chosen_policy
+    from apiece.evaluate.answers import check_out, chosen_policy
+    from apiece.evaluate.predict import load_predictor, load_remote_predictor, predict_photos
 
     # Everything that can be refused is refused before a large model is loaded.
     labels = chosen_labels(label, grammar)
@@ -115,7 +112,7 @@ def predict(
 
 
 def _report(done: PhotosDone, out: Path, policy: str) -> None:
-    from apiece.evaluate.scores import no_scores
+    from apiece.evaluate.answers import no_scores
 
     for problem in done.skipped:
         typer.echo(f"skipped: {problem}", err=True)

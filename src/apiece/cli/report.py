@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from apiece.cli import app
 from apiece.errors import UserError, require_file
+
+if TYPE_CHECKING:
+    from apiece.evaluate.export import Exported
+
 
 _SHOWN = 5
 
@@ -32,7 +36,7 @@ def report(
 
     Example: `apiece report runs/baseline runs/anchor --out report`
     """
-    from apiece.report.page.build import build_report
+    from apiece.report.page import build_report
 
     found, note = (_read(comparison), "") if comparison else _compared(runs)
     built = build_report(runs, out, comparison=found, comparison_note=note, overwrite=overwrite)
@@ -61,12 +65,100 @@ def _compared(runs: list[Path]) -> tuple[dict[str, Any] | None, str]:
     """The comparison of the runs' newest common dumps, or why there is none."""
     if len(runs) < 2:
         return None, ""
-    from apiece.compare.arms import group_seeds
-    from apiece.compare.read import read_sources
-    from apiece.compare.run import compare, comparison_json
+    from apiece.study.align import group_seeds
+    from apiece.study.arms import read_sources
+    from apiece.study.comparison import compare, comparison_json
 
     try:
         arms, told = group_seeds(read_sources(runs))
         return comparison_json(compare(arms, remarks=told)), ""
     except UserError as error:
         return None, error.message
+
+
+# `apiece view`: a report in the browser, served on this machine alone.
+
+
+@app.command(short_help="Look at a report in the browser.")
+def view(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="What `apiece report` wrote.", show_default=False)],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 0,
+    open_: Annotated[bool, typer.Option("--open", help="Also open the browser.")] = False,
+) -> None:
+    """Serve a report on this machine alone (127.0.0.1), until Ctrl-C.
+
+    The page opens from disk as well; serving is for a machine that you reach through a tunnel
+    (`ssh -L 8000:127.0.0.1:PORT HOST`), or a browser that opens no files.
+
+    Example: `apiece view report`
+    """
+    from apiece.report.serve import serve
+
+    def ready(url: str) -> None:
+        typer.echo(f"{url}  (Ctrl-C ends)")
+        if open_:
+            typer.launch(url)
+
+    serve(folder, port, ready)
+
+
+# `apiece export`: the predictions of a dump for other tools.
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run with dumps.", show_default=False)],
+    coco: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="COCO results file to write.", show_default=False)
+    ] = None,
+    annotations: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="COCO annotation file of the same images to write beside it.", show_default=False
+        ),
+    ] = None,
+    fiftyone: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="New folder that FiftyOne imports.", show_default=False)
+    ] = None,
+    step: Annotated[
+        int | None, typer.Option(help="Step of the dump; the newest if it is left out.", show_default=False)
+    ] = None,
+) -> None:
+    """Write the panel's predictions at one step for other tools.
+
+    Ids of images and classes in the COCO results are those of `--annotations`. FiftyOne itself is not needed here.
+
+    Examples:
+
+    `apiece export runs/a_only --coco results.json --annotations labels.json`
+
+    `apiece evaluate --annotations labels.json --predictions results.json --out scores` (the figures of that dump)
+
+    `apiece export runs/a_only --step 100 --fiftyone panel` (docs/records.md says how to open it)
+    """
+    if coco is None and fiftyone is None:
+        raise UserError("nothing to write: name --coco FILE or --fiftyone DIR", exit_code=2)
+    if annotations is not None and coco is None:
+        raise UserError("--annotations goes with --coco", exit_code=2)
+    from apiece.dumps.folder import open_run
+    from apiece.evaluate.export import export_coco, export_fiftyone
+
+    dump = open_run(run).dump(step)
+    for gap in dump.gaps:
+        typer.echo(f"warning: {gap}", err=True)
+    if coco is not None:
+        _tell(export_coco(dump, coco, annotations), dump.step, coco)
+        if annotations is not None:
+            typer.echo(f"labels of the same images: {annotations}")
+        else:
+            typer.echo("note: ids of images and classes are those of --annotations, which was not asked for", err=True)
+    if fiftyone is not None:
+        _tell(export_fiftyone(dump, run, fiftyone), dump.step, fiftyone)
+
+
+def _tell(done: Exported, step: int, out: Path) -> None:
+    typer.echo(f"step {step}: {done.predictions} predictions on {done.images} images in {out}")
+    if done.unscored:
+        typer.echo(f"warning: {done.unscored} predictions have no score and got 0", err=True)
+    if done.missing:
+        typer.echo(f"warning: the images of {', '.join(done.missing)} are gone; left out", err=True)

@@ -51,7 +51,7 @@ def scenes(
             raise UserError(f"not with --benchmark, whose file says it: {', '.join(idle)}", exit_code=2)
         _benchmark(benchmark, out, workers or 2)
         return
-    from apiece.data.scenes import split_families, write_scenes
+    from apiece_scenes import split_families, write_scenes
 
     written = write_scenes(
         out,
@@ -74,9 +74,9 @@ def scenes(
 
 
 def _benchmark(file: Path, out: Path, workers: int) -> None:
-    from apiece.config.benchmark import BenchmarkFile
-    from apiece.config.load import load_file
-    from apiece.data.scenes.benchmark import prepare
+    from apiece.config.resolve import load_file
+    from apiece.config.scenes import BenchmarkFile
+    from apiece_scenes.benchmark import prepare
 
     prepared = prepare(load_file(file, BenchmarkFile), out, workers)
     names = list(next(iter(prepared.counts.values())))

@@ -55,7 +55,7 @@ def train(
     `torchrun --nproc-per-node 8 -m apiece train CONFIG train.parallel=fsdp` (that share the model among them)
     """
     settings = _check_usage(config, overrides or [], resume, step)
-    from apiece.config.load import load_config, require_data
+    from apiece.config.resolve import load_config, require_data
 
     if resume is not None:
         loaded, name = load_config(resume / "config.yaml", settings), resume.name
@@ -139,3 +139,42 @@ def _check_usage(config: Path | None, overrides: list[str], resume: Path | None,
             exit_code=2,
         )
     return settings
+
+
+# `apiece replay`: a step of a run gone over again, to see where it is not finite.
+
+
+MOST_NAMES = 4
+
+
+@app.command(short_help="Go over one training step again, to see what is not finite.")
+def replay(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
+    step: Annotated[
+        int | None,
+        typer.Option(help="Number of the step, from 1.", show_default="the last that was not finite"),
+    ] = None,
+) -> None:
+    """Go over one training step again, sample by sample: which terms and gradients are not finite, and where.
+
+    The steps since the last checkpoint before it are taken again, with the same samples, answers and random numbers.
+    Nothing of the run is changed.
+
+    Example: `apiece replay runs/stage1 --step 1200`
+    """
+    if not (run / "config.yaml").is_file():
+        raise UserError("expected the folder of a run, with its config.yaml", where=run, exit_code=2)
+    from apiece.train.replay import Replayed
+    from apiece.train.replay import replay as go_over
+
+    done: Replayed = go_over(run, step, say=typer.echo)
+    typer.echo(f"step {done.step} (channel {done.channel.upper()}), {len(done.samples)} samples")
+    for bad in done.bad:
+        for name, value in bad.terms.items():
+            which, _, term = name.partition("/")
+            typer.echo(f"  sample {bad.sample}  pass {which}  term {term}  {value}")
+        if bad.gradients:
+            more = f" and {len(bad.gradients) - MOST_NAMES} more" if len(bad.gradients) > MOST_NAMES else ""
+            typer.echo(f"  sample {bad.sample}  gradient of {', '.join(bad.gradients[:MOST_NAMES])}{more}")
+    if not done.bad:
+        typer.echo("  everything is finite here: on this device, and each sample by itself")

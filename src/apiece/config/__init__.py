@@ -5,11 +5,10 @@ The rules about pairs register themselves when they are imported; importing any 
 
 from __future__ import annotations
 
-from apiece.config import rules, trainable
-from apiece.config.dump import dump_config
-from apiece.config.load import LoadedConfig, load_config
-from apiece.config.reference import config_schema
+from apiece.config import rules
+from apiece.config.reference import config_schema, dump_config
+from apiece.config.resolve import LoadedConfig, load_config
 from apiece.config.schema import Config
 from apiece.config.yaml_source import Source
 
-__all__ = ["Config", "LoadedConfig", "Source", "config_schema", "dump_config", "load_config", "rules", "trainable"]
+__all__ = ["Config", "LoadedConfig", "Source", "config_schema", "dump_config", "load_config", "rules"]

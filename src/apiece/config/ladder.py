@@ -8,8 +8,8 @@ from typing import Self
 
 from pydantic import model_validator
 
-from apiece.config.benchmark import Share
-from apiece.config.section import Count, Section
+from apiece.config.scenes import Share
+from apiece.config.schema import Count, Section
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 

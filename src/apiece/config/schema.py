@@ -9,14 +9,139 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from apiece.config.lora import LoraSection, Part
-from apiece.config.monitor import MonitorSection
-from apiece.config.pairs import check_rules
-from apiece.config.section import Count, NonNegative, Positive, PositiveCount, Section
-from apiece.config.training import Parallel as Parallel
-from apiece.config.training import TrainSection as TrainSection
+from apiece.config.describe import check_rules
+
+# What every section of the settings is made of: the base of the models, and numbers with bounds.
+
+
+NonNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+PositiveCount = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """Base of every section: unknown keys are errors, values never change after loading."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        serialize_by_alias=True,  # a key that is a word of Python's, such as `from`, is an alias
+    )
+
+
+# The settings of low-rank adapters, and the parts of a model that settings speak of.
+
+
+class Part(StrEnum):
+    """Parts of the model that are frozen, adapted and given a learning rate on their own."""
+
+    VISION = "vision"
+    MERGER = "merger"
+    LANGUAGE = "language"
+    COORD = "coord"
+
+
+class LoraSection(Section):
+    """Low-rank adapters (extra `lora`): all weights stay as they are but the adapters and the coordinate rows."""
+
+    rank: Count = 0
+    """Rank of the adapters; 0: none, and all weights of the parts that are not frozen are trained."""
+    alpha: Positive | None = None
+    """What an adapter adds is scaled by alpha / rank; none: twice the rank."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of an adapter's inputs that is dropped in training (seeded by step and process)."""
+    dora: bool = False
+    """Train the length of every weight's columns as well (DoRA)."""
+    targets: tuple[Part, ...] = (Part.MERGER, Part.LANGUAGE)
+    """Parts whose linear layers get an adapter: `vision`, `merger`, `language`. Rates: `optim.lr_vision` and so on."""
+
+
+# The settings of dumps during training.
+
+
+class PanelSection(Section):
+    """The samples of `data.eval` that are dumped: chosen once, the same at every step."""
+
+    size: Count = 16
+    """How many are chosen, in equal shares of images with 1-5, 6-15 and 16+ labels (and a few with none)."""
+    ids: tuple[str, ...] = ()
+    """Sample ids that are in it beside those."""
+    seed: Count = 0
+    """Of the choice; not the run's seed, so that runs that differ in it show the same images."""
+    from_run: Annotated[str | None, Field(alias="from")] = None
+    """Folder of a run whose panel is taken over; its `data.eval` must be the same file."""
+
+
+class MonitorSection(Section):
+    """Dumps of a fixed panel during training, to be looked at with `apiece report` (docs/records.md)."""
+
+    every_steps: PositiveCount | None = None
+    """Steps between dumps; there is one before the first step and one at the end, too. None: no dumps."""
+    panel: PanelSection = PanelSection()
+    """What is dumped."""
+    pictures: bool = True
+    """Draw each sample of a dump as a PNG: labels left, predictions right."""
+    probes: bool = True
+    """Read what the model believes at the labels' coordinates."""
+    elsewhere: Count = 16
+    """How many broken answers of the evaluation of the same step are kept beside the panel, at most."""
+
+
+# The settings of the training loop: steps, batches, checkpoints, processes, and what it does when something fails.
+
+
+class Parallel(StrEnum):
+    """What several processes do with the model."""
+
+    DDP = "ddp"
+    FSDP = "fsdp"
+
+
+class TrainSection(Section):
+    """The loop."""
+
+    steps: PositiveCount = 1000
+    """Optimizer steps in all."""
+    batch_size: PositiveCount = 8
+    """Samples in one optimizer step, over all ranks and accumulation."""
+    micro_batch_size: PositiveCount | None = None
+    """Samples in one forward pass on one rank; none: as many as fit `batch_size` on this number of ranks."""
+    length_window: PositiveCount = 8
+    """Batches are cut from windows of this many batches sorted by length: less padding, still shuffled."""
+    save_every: PositiveCount | None = None
+    """Steps between checkpoints; none: only at the end and on interruption."""
+    keep_last: PositiveCount = 2
+    """How many of the newest checkpoints are kept."""
+    keep_best: (
+        Literal["coco/AP", "coco/AP50", "f1/f1", "f1/precision", "f1/recall", "f1/mean_iou", "f1/true"] | None
+    ) = None
+    """Also keep the checkpoint whose evaluation had the greatest value of this figure; none: only the newest ones."""
+    sharded_checkpoints: bool = False
+    """Every process writes the parts of weights and optimizer state that it holds, instead of one process gathering and
+    writing all: for models that one process's memory is too small for. Read by everything that reads the others, on any
+    number of processes; `apiece model export` makes one file of the weights."""
+    grace_s: Positive = 30.0
+    """Seconds that the run has between SIGTERM and its end; a step and a save that take longer are warned of."""
+    skip_nonfinite: Count = 0
+    """How many steps of a run may be left out because a loss or the gradient was not finite (`apiece replay` goes over
+    them again); after that, as with 0, the run saves the step before and stops."""
+    log_every: PositiveCount = 10
+    """Steps between lines of metrics."""
+    telemetry_window: Annotated[int, Field(ge=3)] = 100
+    """Steps over which the running mean and variance of every term are taken."""
+    trackers: tuple[Literal["tensorboard"], ...] = ()
+    """Where figures go besides `metrics.jsonl`."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train; `auto` takes a GPU where there is one."""
+    parallel: Parallel = Parallel.DDP
+    """Under torchrun, `ddp`: every process holds the model; `fsdp`: they share weights, gradients and optimizer state
+    among them. Same results, same checkpoints. With one process there is nothing to share."""
 
 
 class CoordDecodeMode(StrEnum):

@@ -5,22 +5,191 @@ from __future__ import annotations
 import os
 from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, Self
 
 import numpy as np
+from numpy.typing import ArrayLike
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
-from apiece.data.check_images import File, ImageInspector, by
+from apiece import boxes
+from apiece.data.images import ImageFacts, inspect_image
 from apiece.data.jsonl import iter_records, write_jsonl
-from apiece.data.overlaps import same_class_overlaps
-from apiece.data.problems import Level, Problem, ProblemKind, counted
-from apiece.data.record import Line
+from apiece.data.lines import ImageError, Level, Line, Problem, ProblemKind, counted
 from apiece.errors import UserError
 from apiece.progress import track
-from apiece.types import Sample
+from apiece.types import IntArray, Sample
+
+# Boxes of one class that lie on each other: counts for the checker, bounded in memory for any number of boxes.
+
+
+PAIR_IOU = 0.5
+DUPLICATE_IOU = 0.9
+INSIDE = 0.8
+"""Share of a box that must lie inside another for that one to contain it."""
+_CELLS = 400_000  # most cells of one block of the pair matrix: about 50 MB of temporaries
+_ROWS = 64  # of a block: more would compare boxes of different images with each other for nothing
+
+
+@dataclass(frozen=True, slots=True)
+class Overlaps:
+    """Same-class overlaps of N boxes. A pair is counted once, at one of its two boxes.
+
+    Attributes:
+        pairs: `[N]` pairs with IoU >= `PAIR_IOU`.
+        duplicates: `[N]` pairs with IoU >= `DUPLICATE_IOU`.
+        twin: `[N]` index of the other box in one of the `duplicates`, or -1.
+        contained: `[N]` how many boxes of its own class each one contains: `INSIDE` or more of their area in it, IoU
+            below `PAIR_IOU` (so that two boxes of one object do not contain each other).
+    """
+
+    pairs: IntArray
+    duplicates: IntArray
+    twin: IntArray
+    contained: IntArray
+
+
+def same_class_overlaps(boxes_xyxy: ArrayLike, classes: ArrayLike) -> Overlaps:
+    """Find overlapping pairs and containing boxes among boxes of one class.
+
+    Boxes are sorted by class and left edge, and each is compared only with those that start before it ends. Several
+    images go in one call, which is five times as fast for small ones, when a class has another number in each.
+
+    Args:
+        boxes_xyxy: `[N, 4]` valid boxes.
+        classes: `[N]` whole numbers.
+    """
+    unsorted = boxes.as_boxes(boxes_xyxy)
+    labels = np.asarray(classes, dtype=np.int64)
+    count = len(unsorted)
+    order = np.lexsort((unsorted[:, 0], labels))
+    box, label = unsorted[order], labels[order]
+    area = boxes.area(box)
+    end = _ends(box, label)
+    pairs, duplicates, contained = (np.zeros(count, dtype=np.int64) for _ in range(3))
+    twin = np.full(count, -1, dtype=np.int64)
+    start = 0
+    while start < count:
+        stop = min(count, start + _ROWS)
+        while stop > start + 1 and (stop - start) * (int(end[start:stop].max()) - start) > _CELLS:
+            stop = start + (stop - start) // 2
+        here, there = slice(start, stop), slice(start, max(stop, int(end[start:stop].max())))
+        start = stop
+        inter = boxes.intersection(box[here], box[there])
+        inter *= label[here, None] == label[None, there]
+        inter *= np.arange(there.start, there.stop)[None] > np.arange(here.start, here.stop)[:, None]
+        iou = inter / np.maximum(area[here, None] + area[None, there] - inter, np.finfo(float).tiny)
+        pairs[here] += (iou >= PAIR_IOU).sum(1)
+        same = iou >= DUPLICATE_IOU
+        duplicates[here] += (found := same.sum(1))
+        twin[here] = np.where(found > 0, order[there][same.argmax(1)], -1)
+        apart = (inter > 0) & (iou < PAIR_IOU)
+        contained[here] += ((inter >= INSIDE * area[None, there]) & apart).sum(1)
+        contained[there] += ((inter >= INSIDE * area[here, None]) & apart).sum(0)
+    back = np.argsort(order)
+    return Overlaps(pairs[back], duplicates[back], twin[back], contained[back])
+
+
+def _ends(box: boxes.FloatArray, label: IntArray) -> IntArray:
+    """For boxes sorted by (label, x1): the end of those of its label that start before a box ends."""
+    if not len(box):
+        return np.zeros(0, dtype=np.int64)
+    # One number that sorts as (label, x1) does. The span is small against 2^53, so nothing is lost.
+    _, number = np.unique(label, return_inverse=True)
+    shift = number * (np.ptp(box[:, [0, 2]]) + 1.0)
+    return np.searchsorted(shift + box[:, 0], shift + box[:, 2], side="right")
+
+
+# Opening the image files of a data file for the checker, several at a time.
+
+
+class Report(Protocol):
+    """What findings go to."""
+
+    image_modes: Counter[str]
+
+    def add(self, problem: Problem) -> None:
+        """Take one problem."""
+
+
+@dataclass(slots=True)
+class File:
+    """An image file to open, and the record that names it."""
+
+    line: int
+    where: str
+    path: Path
+    size_wh: tuple[int, int]
+
+
+class ImageInspector:
+    """Opens files in threads (decoding releases the interpreter lock), as many at a time as it is given.
+
+    Args:
+        report: Told of every problem, and of the modes of pixels.
+    """
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+        self._converted: dict[str, File] = {}
+        self._threads = ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._threads.shutdown(cancel_futures=True)  # so that Ctrl-C does not wait for the files still in line
+
+    def inspect(self, files: Sequence[File]) -> set[int]:
+        """Open files; returns the lines whose size is not that of their file."""
+        report, wrong_size = self._report, set()
+        for file, outcome in zip(files, self._threads.map(_inspect, files), strict=True):
+            if isinstance(outcome, ImageError):
+                message = f"{outcome.where}: {outcome.message}"
+                report.add(Problem(outcome.kind, file.where, message, file.line))
+                continue
+            report.image_modes[outcome.mode] += 1
+            if outcome.mode != "RGB":
+                self._converted.setdefault(outcome.mode, file)
+            if outcome.size_wh != file.size_wh:
+                report.add(_size_problem(file, outcome))
+                wrong_size.add(file.line)
+        return wrong_size
+
+    def finish(self) -> None:
+        """Tell which modes will be converted, once each."""
+        for mode, file in self._converted.items():
+            count = counted(self._report.image_modes[mode], "image")
+            message = f"{count} of mode {mode} will be converted to RGB, this the first"
+            self._report.add(Problem(ProblemKind.CONVERTED_TO_RGB, file.where, message, file.line))
+
+
+def _inspect(file: File) -> ImageFacts | ImageError:
+    try:
+        return inspect_image(file.path)
+    except ImageError as error:
+        return error
+
+
+def _size_problem(file: File, facts: ImageFacts) -> Problem:
+    found = f"expected {by(facts.size_wh)} as in {file.path}, found {by(file.size_wh)}"
+    if file.size_wh == facts.stored_wh:
+        message = f"size is the one before EXIF rotation: {found}; swap it, and turn boxes drawn in the unrotated frame"
+        return Problem(ProblemKind.SIZE_UNROTATED, file.where, message, file.line)
+    return Problem(ProblemKind.SIZE_DIFFERS, file.where, f"size differs from the file: {found}", file.line)
+
+
+def by(size_wh: tuple[int, int]) -> str:
+    """`640 x 480`."""
+    return f"{size_wh[0]} x {size_wh[1]}"
+
 
 MAX_OBJECTS = 60
 """Objects of an image beyond which training drops it (crowd regions not counted)."""
@@ -368,3 +537,129 @@ class _Gatherer:
             line, message = int(lines[place]), f"the same image file as line {lines[first[which[place]]]}"
             where = f"{self._report.path}:{line}"
             self._report.add(Problem(ProblemKind.REPEATED_IMAGE, where, message, line))
+
+
+# Printing a check report: tables for people, in a terminal or a file; problems one a line, so that grep works.
+
+
+MAX_CLASSES = 20
+
+
+def print_report(report: CheckReport, console: Console, *, show: int) -> None:
+    """Print numbers, then notes and warnings (the first `show` of each kind), then every error.
+
+    Args:
+        report: What to print.
+        console: Where to; a console on a file gets plain text.
+        show: Warnings to list of each kind; -1 for all.
+    """
+    if report.images:
+        _print_numbers(report, console)
+    _print_some(report, Level.NOTE, console, show)
+    _print_some(report, Level.WARNING, console, show)
+    if total := report.counted(Level.ERROR).total():
+        print_problems(report.errors, counted(total, "error"), console)
+        _print_rest(console, total - len(report.errors))
+
+
+def print_problems(problems: list[Problem], title: str, console: Console) -> None:
+    """Print problems under a title, each on one line that is never wrapped."""
+    plain_line(console, "")
+    plain_line(console, f"{title}:")
+    for problem in problems:
+        plain_line(console, f"  {printable(str(problem))}")
+
+
+def plain_line(console: Console, text: str) -> None:
+    """Print a line as it is: no markup, no wrapping."""
+    console.print(Text(text), soft_wrap=True, highlight=False)
+
+
+def kinds(counts: Counter[ProblemKind]) -> str:
+    """`3 box_zero_size, 1 missing_image`: problems counted by kind."""
+    return ", ".join(f"{count:,} {kind}" for kind, count in counts.most_common())
+
+
+def printable(text: str) -> str:
+    """Text without what would move the cursor or colour a terminal: data may hold anything."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
+def _print_some(report: CheckReport, level: Level, console: Console, show: int) -> None:
+    by_kind: dict[ProblemKind, list[Problem]] = {}
+    for problem in report.of(level):
+        by_kind.setdefault(problem.kind, []).append(problem)
+    for kind, found in by_kind.items():
+        shown, total = found if show < 0 else found[:show], report.counts[kind]
+        print_problems(shown, f"{counted(total, str(level))} {kind}", console)
+        if len(shown) < len(found):
+            plain_line(console, f"  ... and {total - len(shown):,} more (--show -1 lists all)")
+        else:
+            _print_rest(console, total - len(shown))
+
+
+def _print_rest(console: Console, count: int) -> None:
+    if count:
+        plain_line(console, f"  ... and {count:,} more, which are counted but not listed")
+
+
+def _table(console: Console, title: str, *columns: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD if console.is_terminal else None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(title, overflow="fold")
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
+
+
+def _print_table(console: Console, table: Table) -> None:
+    plain_line(console, "")
+    console.print(table, highlight=False)
+
+
+def _print_numbers(report: CheckReport, console: Console) -> None:
+    crowd = f" ({report.crowd_regions:,} of them iscrowd)" if report.crowd_regions else ""
+    classes = len(report.class_objects)
+    plain_line(
+        console,
+        f"{counted(report.images, 'image')}, {counted(report.objects, 'object')}{crowd}, {counted(classes, 'class')}",
+    )
+    _print_classes(report, console)
+    table = _table(console, "objects in an image", "images", "share")
+    for name, count in report.crowding.items():
+        table.add_row(name, f"{count:,}", _share(count, report.images))
+    _print_table(console, table)
+    if report.most_objects:
+        most, line = report.most_objects
+        plain_line(console, f"most: {most:,} ({report.path}:{line}); over max_objects: {report.over_max_objects:,}")
+    if report.objects:
+        table = _table(console, "object size (area, COCO)", "objects", "share")
+        for name, low, high in SIZES:
+            label = f"{name}, under {high**0.5:.0f}^2" if high else f"{name}, from {low**0.5:.0f}^2"
+            table.add_row(label, f"{report.sizes[name]:,}", _share(report.sizes[name], report.objects))
+        _print_table(console, table)
+        quantiles = ", ".join(f"{name} {value:g}" for name, value in report.short_side.items())
+        plain_line(console, f"shorter box side in pixels, quantiles: {quantiles}")
+        plain_line(
+            console,
+            f"same-class pairs: {report.overlap_50:,} with IoU >= 0.5, {report.overlap_90:,} with IoU >= 0.9;"
+            f" boxes that contain two or more of their class: {report.group_boxes:,}",
+        )
+    if not report.images_opened:
+        plain_line(console, "image files were not opened (--no-images)")
+
+
+def _print_classes(report: CheckReport, console: Console) -> None:
+    if not report.class_objects:
+        return
+    table = _table(console, "class", "objects", "images")
+    rows = report.class_objects.most_common()
+    for name, count in rows[:MAX_CLASSES]:
+        table.add_row(Text(printable(name)), f"{count:,}", f"{report.class_images[name]:,}")
+    _print_table(console, table)
+    if len(rows) > MAX_CLASSES:
+        rest = sum(count for _, count in rows[MAX_CLASSES:])
+        plain_line(console, f"and {len(rows) - MAX_CLASSES:,} more classes with {rest:,} objects (--json lists all)")
+
+
+def _share(count: int, total: int) -> str:
+    return f"{count / total:.1%}"

@@ -12,10 +12,9 @@ from collections import Counter
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from apiece.data.images import ImageError, image_size
-from apiece.data.imported import Imported, require_folder
-from apiece.data.problems import ProblemKind
-from apiece.data.record import MAX_SIDE, area_faults, parse_box, text_faults
+from apiece.data.formats import Imported, require_folder
+from apiece.data.images import image_size
+from apiece.data.lines import MAX_SIDE, ImageError, ProblemKind, area_faults, parse_box, text_faults
 from apiece.errors import UserError, require_file
 from apiece.types import Instance, Sample
 

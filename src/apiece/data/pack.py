@@ -8,10 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from apiece.data.images import image_size
+from apiece.data.images import SUFFIX, image_size, read_image_file
+from apiece.data.index import open_records
 from apiece.data.jsonl import write_jsonl
-from apiece.data.records import open_records
-from apiece.data.shards import SUFFIX, read_image_file
 from apiece.errors import UserError
 from apiece.files import atomic_open
 from apiece.progress import track

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from apiece.boxes import xyxy_to_xywh
-from apiece.data.shards import read_image_file
+from apiece.data.images import read_image_file
+from apiece.dumps.folder import Dump, find_image, picture_name
+from apiece.dumps.form import ObjectRow, PredictionRow, Record
 from apiece.errors import UserError
 from apiece.evaluate.detections import (
     predictions_to_detections,
@@ -20,8 +22,6 @@ from apiece.evaluate.detections import (
     write_coco_results,
 )
 from apiece.files import write_json
-from apiece.records.folder import Dump, find_image, picture_name
-from apiece.records.record import ObjectRow, PredictionRow, Record
 from apiece.types import BoxXYXY, Detection, Instance, Sample
 
 

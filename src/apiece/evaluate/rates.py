@@ -14,10 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import coo_array
 
-from apiece.boxes import FloatArray
-from apiece.evaluate.f1 import CROWDING, Scores, crowding_of_images
+from apiece.boxes import FloatArray, area, paired_intersection
 from apiece.evaluate.forms import Detections, GroundTruth
-from apiece.evaluate.outcomes import MISSES, NONE, Fate, Outcome, Outcomes
+from apiece.outcomes import IOU_MIN, MISSES, NONE, Fate, Outcome, Outcomes, SplitMatch, match_labels
 from apiece.types import IntArray
 
 DRAWS = 1000
@@ -205,3 +204,204 @@ def f1_of(tp: int, fp: int, fn: int) -> float:
     """2 tp / (2 tp + fp + fn); 0 with nothing to divide."""
     whole = 2 * tp + fp + fn
     return 2 * tp / whole if whole else 0.0
+
+
+# F1, precision, recall and mean IoU at IoU 0.5, over a split, by class and by crowding.
+#
+# One class-aware one-to-one match for the whole split (`apiece.match`) gives the true positives. Every other prediction
+# is a false positive, unless half or more of it lies inside a crowd region of its class (those objects are there, but
+# not labelled one by one); every other label that is not a crowd region is a miss. Counts are summed over images before
+# they are divided (micro).
+#
+# Shapes: N detections, M labels, K pairs, I images, G groups of a table.
+
+
+__all__ = [
+    "CROWDING",
+    "IOU_MIN",
+    "Scores",
+    "SplitMatch",
+    "class_scores",
+    "crowding_of_counts",
+    "crowding_of_images",
+    "crowding_scores",
+    "match_split",
+    "total_scores",
+]
+
+CROWDING = ("0", "1-5", "6-15", "16+")
+"""Images by how many labels they have, crowd regions not counted."""
+_CROWDING_STARTS = (1, 6, 16)
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Counts of a match and the rates that follow; a rate with nothing to divide is 0.
+
+    Attributes:
+        tp: Matched pairs.
+        fp: Predictions that are neither matched nor ignored.
+        fn: Labels left over.
+        ignored: Unmatched predictions inside a crowd region of their class.
+        iou_total: Sum of the pairs' IoU.
+    """
+
+    tp: int
+    fp: int
+    fn: int
+    ignored: int
+    iou_total: float
+
+    @property
+    def precision(self) -> float:
+        """tp / (tp + fp)."""
+        return _ratio(self.tp, self.tp + self.fp)
+
+    @property
+    def recall(self) -> float:
+        """tp / (tp + fn)."""
+        return _ratio(self.tp, self.tp + self.fn)
+
+    @property
+    def f1(self) -> float:
+        """2 tp / (2 tp + fp + fn)."""
+        return _ratio(2 * self.tp, 2 * self.tp + self.fp + self.fn)
+
+    @property
+    def mean_iou(self) -> float:
+        """Mean IoU of the matched pairs."""
+        return _ratio(self.iou_total, self.tp)
+
+    def as_dict(self) -> dict[str, float]:
+        """Rates and counts by name."""
+        return {
+            "f1": self.f1,
+            "precision": self.precision,
+            "recall": self.recall,
+            "mean_iou": self.mean_iou,
+            "tp": self.tp,
+            "fp": self.fp,
+            "fn": self.fn,
+            "ignored": self.ignored,
+        }
+
+
+def match_split(truth: GroundTruth, detections: Detections, *, min_score: float = 0.0) -> SplitMatch:
+    """Match all detections scored `min_score` or more to the labels of their image and class.
+
+    Raises:
+        ValueError: A detection's image or class is not one of `truth`.
+    """
+    detections.check_against(truth)
+    kept = np.flatnonzero(detections.score >= min_score)
+    return match_labels(truth, detections, kept)
+
+
+def total_scores(match: SplitMatch) -> Scores:
+    """Scores over all images and classes."""
+    return Scores(
+        tp=len(match.pairs),
+        fp=len(match.false_positives),
+        fn=len(match.misses),
+        ignored=len(match.ignored),
+        iou_total=float(match.iou.sum()),
+    )
+
+
+def class_scores(match: SplitMatch, truth: GroundTruth, detections: Detections) -> dict[str, Scores]:
+    """Scores of each class that has a label or a detection, by name in category order."""
+    scores = _grouped(match, detections.category, truth.category, len(truth.categories))
+    return {name: score for name, score in zip(truth.names, scores, strict=True) if _seen(score)}
+
+
+def crowding_scores(match: SplitMatch, truth: GroundTruth, detections: Detections) -> dict[str, Scores]:
+    """Scores of the images of each row of `CROWDING`."""
+    bucket = crowding_of_images(truth)
+    scores = _grouped(match, bucket[detections.image], bucket[truth.image], len(CROWDING))
+    return dict(zip(CROWDING, scores, strict=True))
+
+
+def crowding_of_images(truth: GroundTruth) -> IntArray:
+    """Index into `CROWDING` for each image, `[I]`."""
+    return crowding_of_counts(truth.objects_per_image)
+
+
+def crowding_of_counts(labels: IntArray) -> IntArray:
+    """Index into `CROWDING` for numbers of labels."""
+    return np.searchsorted(_CROWDING_STARTS, labels, side="right")
+
+
+def _grouped(match: SplitMatch, of_detection: IntArray, of_label: IntArray, groups: int) -> list[Scores]:
+    """Scores of each of G groups, from the group number of every detection `[N]` and label `[M]`."""
+    paired = of_label[match.pairs[:, 1]]
+    columns = (
+        np.bincount(paired, minlength=groups),
+        np.bincount(of_detection[match.false_positives], minlength=groups),
+        np.bincount(of_label[match.misses], minlength=groups),
+        np.bincount(of_detection[match.ignored], minlength=groups),
+        np.bincount(paired, weights=match.iou, minlength=groups),
+    )
+    return [Scores(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
+
+
+def _seen(score: Scores) -> bool:
+    return score.tp + score.fp + score.fn + score.ignored > 0
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole else 0.0
+
+
+# What predictions look like, no labels needed: near-duplicates of each other, and long flat strips.
+#
+# Labels are almost never near-duplicates (5 of 243,225 same-class pairs of COCO reach IoU 0.9), so such a pair is an
+# error whether or not its object is labelled.
+#
+# Shapes: N detections, K pairs.
+
+
+NEAR_DUPLICATE_IOU = 0.9
+STRIP_RATIO = 8.0
+STRIP_AREA = 0.01
+_PAIRS_AT_ONCE = 1 << 20
+
+
+def near_duplicates(truth: GroundTruth, detections: Detections, rows: IntArray) -> IntArray:
+    """Pairs of detections of one image and class at IoU >= 0.9.
+
+    Args:
+        truth: The split: says how many classes there are.
+        detections: All detections.
+        rows: Those to look at.
+
+    Returns:
+        `[K, 2]` rows of detections, the earlier first.
+    """
+    boxes, size = detections.bbox_xyxy, area(detections.bbox_xyxy)
+    rows = rows[size[rows] > 0]
+    group = detections.image[rows] * len(truth.categories) + detections.category[rows]
+    order = np.lexsort((size[rows], group))
+    rows, group = rows[order], group[order]
+    # IoU >= 0.9 needs areas within 0.9 of each other: a short window in the order of areas, with room for rounding.
+    _, number = np.unique(group, return_inverse=True)
+    key = number * 200.0 + np.log(np.maximum(size[rows], 1e-30))
+    count = np.searchsorted(key, key - np.log(NEAR_DUPLICATE_IOU) + 1e-6, side="right") - np.arange(len(rows)) - 1
+    found = []
+    for block in np.split(np.arange(len(rows)), np.flatnonzero(np.diff(np.cumsum(count) // _PAIRS_AT_ONCE)) + 1):
+        a = np.repeat(block, count[block])
+        b = a + 1 + np.arange(len(a)) - np.repeat(np.cumsum(count[block]) - count[block], count[block])
+        alike = group[a] == group[b]
+        a, b = rows[a[alike]], rows[b[alike]]
+        shared = paired_intersection(boxes[a], boxes[b])
+        near = shared / (size[a] + size[b] - shared) >= NEAR_DUPLICATE_IOU
+        found.append(np.sort(np.stack([a[near], b[near]], axis=1), axis=1))
+    pairs = np.concatenate(found)
+    return pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
+
+
+def strips(truth: GroundTruth, detections: Detections) -> NDArray[np.bool_]:
+    """Which detections `[N]` are long and flat: longer / shorter side > 8 and area > 1 % of their image."""
+    width, height = detections.bbox_xywh[:, 2], detections.bbox_xywh[:, 3]
+    image_area = np.array([w * h for w, h in (image.size_wh for image in truth.images)], dtype=np.float64)
+    long = np.maximum(width, height) > STRIP_RATIO * np.minimum(width, height)
+    return long & (width * height > STRIP_AREA * image_area[detections.image])

@@ -12,14 +12,51 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from apiece.config.schema import CoordDecodeMode, ObjectiveSection
 from apiece.data.collate import Batch
 from apiece.losses import box, coord
-from apiece.losses.precision import at_least_float32
-from apiece.losses.token import token_ce
 from apiece.types import LossTerm, Per, Role
+
+# The precision of losses: float32, whatever the forward pass ran in; float64 stays what it is.
+
+
+def at_least_float32(logits: Tensor) -> Tensor:
+    """Half-precision logits as float32; float32 and float64 unchanged."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+# Cross-entropy on the text of an answer.
+#
+# Shapes: R text rows, V vocabulary.
+
+
+TEXT_ROLES = (Role.STRUCT, Role.DESC, Role.EOS)
+
+
+def token_ce(logits_RV: Tensor, target_R: Tensor, role_R: Tensor) -> dict[Role, Tensor]:
+    """Summed cross-entropy in nats by role: syntax, names, end.
+
+    Args:
+        logits_RV: Logits of the rows that predict text tokens.
+        target_R: Ids.
+        role_R: `Role` of each target; coordinate tokens are not among them.
+    """
+    ce_R = F.cross_entropy(at_least_float32(logits_RV), target_R, reduction="none")
+    return {role: (ce_R * (role_R == role)).sum() for role in TEXT_ROLES}
+
+
+def refusal(logits_RV: Tensor, ids_R: Tensor) -> Tensor:
+    """`-log(1 - p)` of tokens that should not have been written, nats, `[R]`.
+
+    From the logits of all others: finite and with a gradient even where p rounds to 1.
+    """
+    logits_RV = at_least_float32(logits_RV)
+    others_RV = logits_RV.scatter(1, ids_R[:, None], -torch.inf)
+    return logits_RV.logsumexp(-1) - others_RV.logsumexp(-1)
+
 
 Counts = Mapping[Per, Tensor]
 

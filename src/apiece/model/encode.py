@@ -15,11 +15,11 @@ from apiece.config.schema import ObjectOrder
 from apiece.data.augment import mirror, move_context, random_crop
 from apiece.data.collate import EncodedSample
 from apiece.data.images import open_image, require_size
-from apiece.data.records import Records
+from apiece.data.index import Records
 from apiece.errors import UserError
 from apiece.model.checked import told_of
 from apiece.model.load import TextSide
-from apiece.model.prompts import chat_prompt, prompt_hash
+from apiece.model.prompt import chat_prompt, prompt_hash
 from apiece.types import Instance, IntArray, Sample
 
 

@@ -17,7 +17,52 @@ from transformers import (
     Qwen3VLForConditionalGeneration,
 )
 
+from apiece.config.schema import Part
 from apiece.data.collate import Prefix
+
+# The parts of a model by the names of its parameters, and how many of each are trained.
+
+
+def part_of(name: str) -> Part:
+    """The part that a parameter or a module belongs to, by its name; alike in all supported families."""
+    if "visual." in name:
+        return Part.MERGER if "merger" in name else Part.VISION
+    return Part.COORD if "embed_tokens" in name or "lm_head" in name else Part.LANGUAGE
+
+
+def count_parameters(model: nn.Module) -> dict[Part, tuple[int, int]]:
+    """By part: how many parameters are trained, and how many there are in all, adapters included."""
+    counts = dict.fromkeys(Part, (0, 0))
+    for name, parameter in model.named_parameters():
+        part, count = part_of(name), parameter.numel()
+        trained, total = counts[part]
+        counts[part] = (trained + count * parameter.requires_grad, total + count)
+    return counts
+
+
+def describe_parameters(model: nn.Module) -> str:
+    """One line: `trained: language 1.2 of 1720.6 M, coord ...; in all ... (0.2 %)`."""
+    counts = count_parameters(model)
+    trained, total = (sum(pair[i] for pair in counts.values()) for i in (0, 1))
+    parts = [f"{part} {some / 1e6:.2f} of {every / 1e6:.2f} M" for part, (some, every) in counts.items() if some]
+    share = 100 * trained / max(total, 1)
+    return f"trained: {', '.join(parts)}; in all {trained / 1e6:.2f} of {total / 1e6:.2f} M ({share:.3g} %)"
+
+
+# Rotary positions of a batch: always handed to the model, never left for it to find.
+#
+# Shapes: B samples, P prefix tokens, T answer tokens.
+
+
+def rope_positions(model: Any, prefix: Prefix, num_answer: int) -> Tensor:
+    """Three-axis rotary positions `[3, B, P + T]` of the prefix and `num_answer` text tokens behind it.
+
+    They are always passed: the model drops to plain positions silently where it is left to find them by itself.
+    """
+    positions = family_of(model).rope_positions(model, prefix)
+    start = positions.amax(dim=(0, 2)) + 1
+    answer = start[:, None] + torch.arange(num_answer, device=start.device)
+    return torch.cat([positions, answer.expand(3, -1, -1)], dim=2)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ were trained under.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +19,7 @@ from transformers.utils import is_flash_attn_2_available
 from transformers.utils import logging as transformers_logging
 
 from apiece.codec import CoordVocab, Renderer
-from apiece.errors import UserError
+from apiece.errors import UserError, nearest
 from apiece.files import read_json_object, write_json
 from apiece.model.checked import (
     CARD,
@@ -31,9 +32,77 @@ from apiece.model.checked import (
 )
 from apiece.model.families import FAMILIES
 from apiece.model.find import resolve_checkpoint
-from apiece.model.image import ImageEncoder
 from apiece.model.lora import fingerprint, is_adapted, is_adapter, merged, read_adapter_config, save_adapter
-from apiece.model.shards import PATTERN, read_shards
+from apiece.model.prompt import ImageEncoder
+
+# Where a model computes.
+
+
+DEVICES = ("auto", "cpu", "cuda")
+
+
+def pick_device(name: str, *, cpu: str = "--device cpu") -> torch.device:
+    """The device of a name: `auto` is a GPU where there is one.
+
+    Args:
+        name: `auto`, `cpu` or `cuda`.
+        cpu: How to ask for the CPU instead.
+
+    Raises:
+        UserError: The name is unknown, or there is no such device here.
+    """
+    if name not in DEVICES:
+        raise UserError(f"unknown device '{name}'{nearest(name, DEVICES)}; known: {', '.join(DEVICES)}", exit_code=2)
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError(
+            f"no CUDA device found (torch {torch.__version__})",
+            fix=f"{cpu}, or install a CUDA build",
+            exit_code=2,
+        )
+    return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
+
+
+# Weights in a file for each process that trained them, put together: safetensors are read, no processes are needed.
+
+
+PATTERN = "shard-*.safetensors"
+# Where torch.distributed.checkpoint keeps the place of each part, in the header of the file.
+_PLACES, _OFFSETS = "DCP_SHARDING_INFO", "saved_offsets"
+
+
+def read_shards(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a folder, whole.
+
+    Raises:
+        UserError: A file is damaged, or one is missing.
+    """
+    parts: dict[str, list[tuple[tuple[int, ...], Tensor]]] = {}
+    for file in sorted(folder.glob(PATTERN)):
+        try:
+            with safe_open(file, framework="pt") as opened:
+                places = json.loads((opened.metadata() or {}).get(_PLACES, "{}"))
+                for name in opened.keys():  # noqa: SIM118  not a mapping
+                    offsets = tuple(places[name][_OFFSETS])
+                    parts.setdefault(name, []).append((offsets, opened.get_tensor(name)))
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"cut short or damaged weights: {error}", where=file, fix="name an older checkpoint of the run"
+            ) from error
+    return {name: _put_together(name, parts.pop(name), folder) for name in sorted(parts)}
+
+
+def _put_together(name: str, parts: list[tuple[tuple[int, ...], Tensor]], folder: Path) -> Tensor:
+    ends = [[at + size for at, size in zip(offsets, part.shape, strict=True)] for offsets, part in parts]
+    size = [max(column) for column in zip(*ends, strict=True)]
+    whole = torch.empty(size, dtype=parts[0][1].dtype)
+    if sum(part.numel() for _, part in parts) != whole.numel():
+        raise UserError(
+            f"a file of weights is missing: there is only a part of {name}", where=folder, fix="restore the folder"
+        )
+    for offsets, part in parts:
+        whole[tuple(slice(at, at + n) for at, n in zip(offsets, part.shape, strict=True))] = part
+    return whole
+
 
 # Loading and saving take a second; our own progress bars are enough.
 transformers_logging.disable_progress_bar()

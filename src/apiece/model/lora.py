@@ -19,10 +19,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from apiece.config.lora import LoraSection
+from apiece.config.schema import LoraSection
 from apiece.errors import UserError
 from apiece.model.coord_modules import CoordEmbedding, separate_coord_rows
-from apiece.model.parts import part_of
+from apiece.model.families import part_of
 
 if TYPE_CHECKING:
     from peft import LoraConfig

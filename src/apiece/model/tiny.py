@@ -21,9 +21,9 @@ from transformers import (
 
 from apiece.codec import NUM_BINS, coord_token, render_text
 from apiece.codec.vocab import CoordVocab
-from apiece.model.coord_rows import ordinal_rows
+from apiece.model.coord_modules import ordinal_rows
 from apiece.model.load import save_pretrained
-from apiece.model.prompts import COCO_80, PROMPTS
+from apiece.model.prompt import COCO_80, PROMPTS
 
 SPECIAL_TOKENS = [
     "<|endoftext|>",

@@ -18,18 +18,7 @@ from typing import Any, Self
 
 from apiece.config.schema import Config
 from apiece.data.images import open_image
-from apiece.errors import UserError
-from apiece.evaluate.answers import Answer
-from apiece.evaluate.forms import GroundTruth
-from apiece.evaluate.predict import Predictor
-from apiece.evaluate.scores import DEFAULT_POLICY, common_policy
-from apiece.files import write_json, write_text
-from apiece.model.encode import SampleEncoder
-from apiece.monitor.build import Beliefs, build_records, failures
-from apiece.monitor.panel import ChosenPanel, image_problem
-from apiece.monitor.probing import Prober, ProbeSettings
-from apiece.probes.labels import LabelProbes
-from apiece.records.folder import (
+from apiece.dumps.folder import (
     DUMPS,
     ELSEWHERE_FILE,
     PROTOCOL_FILE,
@@ -38,7 +27,17 @@ from apiece.records.folder import (
     dumped_steps,
     picture_name,
 )
-from apiece.records.record import SCHEMA, Protocol, Record, json_line
+from apiece.dumps.form import SCHEMA, Protocol, Record, json_line
+from apiece.errors import UserError
+from apiece.evaluate.answers import DEFAULT_POLICY, Answer, common_policy
+from apiece.evaluate.forms import GroundTruth
+from apiece.evaluate.predict import Predictor
+from apiece.files import write_json, write_text
+from apiece.model.encode import SampleEncoder
+from apiece.monitor.entry import Beliefs, build_records, failures
+from apiece.monitor.panel import ChosenPanel, image_problem
+from apiece.monitor.probing import Prober, ProbeSettings
+from apiece.probes.labels import LabelProbes
 from apiece.report.draw import draw_record, save_png
 from apiece.rollout.generate import LocalEngine
 from apiece.types import Sample

@@ -11,14 +11,13 @@ from typing import Any, cast
 
 import numpy as np
 
-from apiece.config.monitor import PanelSection
-from apiece.config.schema import Config
+from apiece.config.schema import Config, PanelSection
 from apiece.data.images import open_image
 from apiece.data.jsonl import read_jsonl
+from apiece.dumps.folder import Panel, open_run
 from apiece.errors import UserError, nearest, require_file
-from apiece.evaluate.f1 import CROWDING, crowding_of_counts
+from apiece.evaluate.rates import CROWDING, crowding_of_counts
 from apiece.files import file_hash
-from apiece.records.folder import Panel, open_run
 from apiece.types import Sample
 
 log = logging.getLogger("apiece")

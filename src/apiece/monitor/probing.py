@@ -22,12 +22,10 @@ from apiece.channels.answer import CoordRows, slot_logits
 from apiece.config.schema import Config, ContextEmbedMode, ObjectOrder, SoftContextGrad, Stage2Section
 from apiece.data.collate import Batch, EncodedSample, collate
 from apiece.evaluate.answers import Answer
-from apiece.losses.precision import at_least_float32
+from apiece.losses.compose import at_least_float32
 from apiece.model.encode import Augmentation, SampleEncoder, TooLongError, written_objects
-from apiece.model.prefix import FirstPass, first_pass, later_pass
-from apiece.model.windows import window_pass
-from apiece.probes.context import NONE, Follow, follow, neighbours
-from apiece.probes.labels import LabelProbes, probe_labels
+from apiece.model.prefix import FirstPass, first_pass, later_pass, window_pass
+from apiece.probes.labels import NONE, Follow, LabelProbes, follow, neighbours, probe_labels
 from apiece.probes.slots import reach
 from apiece.types import Encoded, IntArray, Role, Sample, Slots
 

@@ -8,11 +8,9 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-from apiece.config.lora import Part
-from apiece.config.schema import Config, Parallel
-from apiece.planning.estimate import Batching, Estimate, estimate
-from apiece.planning.gpus import GPUS, MOST, Machine
-from apiece.planning.source import Source
+from apiece.config.schema import Config, Parallel, Part
+from apiece.planning.estimate import GPUS, MOST, Batching, Estimate, Machine, estimate
+from apiece.planning.recipe import Source
 
 LEAST_PIXELS = 65_536
 """Images are not shrunk further than to this: small objects would go first."""

@@ -5,11 +5,186 @@ A multiplication and an addition are two FLOPs. Norms, activations and rotations
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Self
 
 from apiece.codec.bins import NUM_BINS
+from apiece.config.rules import trained_parts
+from apiece.config.schema import Config, Part, SoftContextGrad
 from apiece.planning.shapes import ModelShape
+
+# What an optimizer step computes: the sizes of its batches, and the settings that decide what is kept and how often.
+#
+# Shapes: B samples, P prefix tokens, T answer tokens, S slots.
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One forward pass of training: a micro-batch.
+
+    Attributes:
+        grids: Patches of each image.
+        prefix: P, padding included.
+        answer: T, padding included.
+        text_rows: Text tokens with a loss, over all samples.
+        name_rows: Those of names among them.
+        slots: S, over all samples.
+        first_slot: Index of the earliest slot in an answer.
+        padded: Whether some prefix is shorter than P: attention then needs a mask.
+    """
+
+    grids: tuple[Grid, ...]
+    prefix: int
+    answer: int
+    text_rows: int
+    name_rows: int
+    slots: int
+    first_slot: int
+    padded: bool
+
+    @property
+    def samples(self) -> int:
+        """B."""
+        return len(self.grids)
+
+    @property
+    def patches(self) -> int:
+        """Patches of all images."""
+        return sum(t * h * w for t, h, w in self.grids)
+
+    @property
+    def length(self) -> int:
+        """Tokens of a row that go through the language model: the last one of an answer predicts nothing."""
+        return self.prefix + self.answer - 1
+
+    @property
+    def again(self) -> int:
+        """Tokens of a row that every later pass computes again: from the first slot on."""
+        return max(self.answer - 1 - self.first_slot, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What a step does with a micro-batch.
+
+    Attributes:
+        passes: Of Channel-A; Channel-B's pass over its targets is one.
+        unroll: Whether gradients flow through the context into earlier passes.
+        soft: Whether a context is a mean of embeddings, not one of them.
+        gate: Whether the last pass reads full-vocabulary logits at slots.
+        text_gate: Whether the mass of text tokens is in the loss.
+        anchored: Whether A1 of several passes has losses on its slots.
+        trained: Parts whose weights get gradients.
+        recompute: Gradient checkpointing.
+        half: bf16 autocast.
+        flash: FlashAttention: no masks, and keys are never repeated.
+        cuda: On a GPU, where autocast computes norms of the tower in float32.
+        muon: Matrices of layers have one moment instead of two.
+        shards: Processes that share weights, gradients and optimizer state (FSDP); 1: nothing is shared.
+        rank: Of low-rank adapters; 0: none.
+        adapted: Parts whose linear layers have adapters.
+        rows: Whether the coordinate rows are trained beside adapters.
+        dora: Whether adapters learn the length of every column as well.
+    """
+
+    passes: int = 1
+    unroll: bool = True
+    soft: bool = True
+    gate: bool = True
+    text_gate: bool = False
+    anchored: bool = False
+    trained: Mapping[Part, bool] = field(default_factory=lambda: dict.fromkeys(Part, True))
+    recompute: bool = False
+    half: bool = True
+    flash: bool = False
+    cuda: bool = True
+    muon: bool = False
+    shards: int = 1
+    rank: int = 0
+    adapted: frozenset[Part] = frozenset()
+    rows: bool = False
+    dora: bool = False
+
+    @classmethod
+    def of(cls, config: Config, *, half: bool, cuda: bool = True) -> Self:
+        """What a config asks for.
+
+        Args:
+            config: Of the run.
+            half: Whether the device computes in bf16 under its `model.precision`.
+            cuda: Whether it is a GPU.
+        """
+        stage2, reg, geo = config.stage2_ab, config.objective.coord_reg, config.objective.bbox_geo
+        learning, lora = trained_parts(config), config.model.lora
+        anchors = reg.weight * (reg.config.a1_soft_ce_weight + reg.config.a1_w1_weight)
+        anchors += geo.weight * (geo.config.a1_smoothl1_weight + geo.config.a1_ciou_weight)
+        return cls(
+            passes=stage2.n_softctx_iter,
+            unroll=stage2.softctx_grad_mode is SoftContextGrad.UNROLL,
+            soft=stage2.coord_ctx_embed_mode != "hard",
+            gate=reg.weight * reg.config.coord_gate_weight > 0,
+            text_gate=reg.weight * reg.config.text_gate_weight > 0,
+            anchored=anchors > 0,
+            trained={part: part in learning and not lora.rank for part in Part},
+            recompute=config.model.gradient_checkpointing,
+            half=half,
+            flash=config.model.attention == "flash_attention_2",
+            cuda=cuda,
+            muon=config.optim.name == "muon",
+            rank=lora.rank,
+            adapted=frozenset(lora.targets) if lora.rank else frozenset(),
+            rows=lora.rank > 0 and Part.COORD in learning,
+            dora=lora.dora,
+        )
+
+    @property
+    def image_gradients(self) -> bool:
+        """Whether gradients reach the image tokens."""
+        return self.learns(Part.MERGER) or self.learns(Part.VISION)
+
+    @property
+    def input_gradients(self) -> bool:
+        """Whether gradients reach the input of the language model."""
+        return self.image_gradients or self.trained[Part.COORD] or self.rows
+
+    @property
+    def shared(self) -> bool:
+        """Whether processes share the model."""
+        return self.shards > 1
+
+    def learns(self, part: Part) -> bool:
+        """Whether anything of a part is trained: its weights, or adapters beside them."""
+        return self.trained[part] or part in self.adapted
+
+    def added(self, shape: ModelShape) -> dict[Part, int]:
+        """Parameters of adapters by part; with them the coordinate rows are parameters of their own."""
+        if not self.rank:
+            return {}
+        sides, outputs = shape.linear_sides(), shape.linear_outputs()
+        own = {part: self.rank * sides[part] + outputs[part] * self.dora for part in self.adapted}
+        return own | {Part.COORD: shape.coordinate_rows()}
+
+    def held(self, shape: ModelShape) -> dict[Part, int]:
+        """Parameters in memory by part, adapters included."""
+        return {part: count + self.added(shape).get(part, 0) for part, count in shape.parameters().items()}
+
+    def learnt(self, shape: ModelShape) -> dict[Part, int]:
+        """Trained parameters by part."""
+        if self.rank:
+            added = self.added(shape)
+            return {part: added.get(part, 0) * (part is not Part.COORD or self.rows) for part in Part}
+        return {part: count * self.trained[part] for part, count in shape.parameters().items()}
+
+    def muon_matrices(self, shape: ModelShape) -> int:
+        """Numbers in the matrices that Muon trains."""
+        return sum(n for part, n in shape.matrices().items() if self.trained[part] and part is not Part.COORD)
+
+    @property
+    def compute_bytes(self) -> int:
+        """Bytes of a number in matrix products."""
+        return 2 if self.half else 4
+
 
 Grid = tuple[int, int, int]
 """Patches of an image by time, rows and columns."""
@@ -80,3 +255,120 @@ def _count(grids_thw: Sequence[Grid]) -> int:
 def _squares(side: int, window: int) -> int:
     """The sum of the squares of the pieces that a side is cut into."""
     return side // window * window**2 + (side % window) ** 2
+
+
+# Arithmetic of one micro-batch of training, forward and backward, by part.
+#
+# A product costs as much again for the gradient of its input, and again for that of its weights: each only where it is
+# needed. Attention has no weights: its backward pass is counted as twice the forward pass.
+
+
+@dataclass(frozen=True, slots=True)
+class StepFlops:
+    """FLOPs by part: `vision`, `language`, `head`.
+
+    Attributes:
+        forward: Of the forward pass.
+        backward: Of the backward pass.
+        again: Of what is computed a second time, under gradient checkpointing.
+    """
+
+    forward: Mapping[str, float]
+    backward: Mapping[str, float]
+    again: Mapping[str, float]
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return sum(sum(part.values()) for part in (self.forward, self.backward, self.again))
+
+
+def step_flops(shape: ModelShape, work: Work, recipe: Recipe, *, causal: bool = True) -> StepFlops:
+    """FLOPs of one micro-batch; padding is computed, so it counts.
+
+    Args:
+        shape: Of the model.
+        work: The micro-batch.
+        recipe: What is done with it.
+        causal: Whether attention leaves out pairs that causality masks, see `ForwardFlops`.
+    """
+    count = ForwardFlops(shape, causal)
+    vision, language, head = _vision(count, work, recipe), _language(count, work, recipe), _head(count, work, recipe)
+    rows = {"vision": vision, "language": language, "head": head}
+    forward, backward, again = ({name: row[i] for name, row in rows.items()} for i in range(3))
+    return StepFlops(forward, backward, again)
+
+
+def _vision(count: ForwardFlops, work: Work, recipe: Recipe) -> tuple[float, float, float]:
+    tower, trained = recipe.learns(Part.VISION), recipe.trained[Part.VISION]
+    patches, blocks, mergers = (f(work.grids) for f in (count.patches, count.blocks, count.mergers))
+    v, (products, merger_products) = count.shape.vision, _adapters(count, work, recipe)
+    own = 2.0 * work.patches * v.depth * v.block_matrices
+    backward = patches * trained + tower * (2 * blocks - own * (not trained)) + 2 * products
+    # Gradients reach a merger's first product for the norm before it, its second one for what lies before that.
+    merger = recipe.trained[Part.MERGER]
+    second = 2.0 * work.patches / v.merge**2 * v.mergers * v.merged * v.out
+    backward += mergers * merger + (mergers - second) * (merger or tower)
+    backward += second * (tower or recipe.learns(Part.MERGER))
+    backward += 2 * merger_products
+    # Nor do the first adapters need a gradient of their input where nothing before them learns.
+    if not tower:
+        backward -= 2.0 * work.patches / v.merge**2 * v.mergers * v.merged * recipe.rank * (merger_products > 0)
+    elif not trained:
+        backward -= 2.0 * work.patches * v.width * (3 * v.width + recipe.rank)
+    # Recomputing stops at the last thing that is kept: the input of the block's last product, or of its adapter's.
+    last = 2 * work.patches * v.depth * v.width * (v.inner if trained else recipe.rank)
+    forward = patches + blocks + mergers + products + merger_products
+    return forward, backward, (blocks - last + products) * (tower and recipe.recompute)
+
+
+def _adapters(count: ForwardFlops, work: Work, recipe: Recipe) -> tuple[float, float]:
+    """Forward products of adapters in the tower and in the mergers."""
+    sides, tokens = count.shape.linear_sides(), work.patches / count.shape.vision.merge**2
+    parts = ((Part.VISION, work.patches), (Part.MERGER, tokens))
+    tower, merger = (2.0 * recipe.rank * sides[part] * rows * (part in recipe.adapted) for part, rows in parts)
+    return tower, merger
+
+
+def _language(count: ForwardFlops, work: Work, recipe: Recipe) -> tuple[float, float, float]:
+    trained, below = recipe.trained[Part.LANGUAGE], recipe.input_gradients
+    adapted = Part.LANGUAGE in recipe.adapted
+    learnt, t = trained or adapted or below, count.shape.language
+    with_gradients = recipe.passes - 1 if recipe.unroll else min(recipe.passes - 1, 1)
+    forward = backward = again = 0.0
+    for tokens, before, times, learning in (
+        (work.length, 0, 1, 1),
+        (work.again, work.length - work.again, recipe.passes - 1, with_gradients),
+    ):
+        products, attention = (work.samples * one for one in (count.layers(tokens), count.attention(tokens, before)))
+        sides = count.shape.linear_sides()[Part.LANGUAGE]
+        beside = 2.0 * recipe.rank * sides * work.samples * tokens * adapted
+        forward += times * (products + attention + beside)
+        backward += learning * learnt * (products * (1 + trained) + 2 * attention + 2 * beside)
+        last = 2 * work.samples * tokens * t.layers * t.width * (recipe.rank if adapted else t.inner)
+        again += learning * learnt * recipe.recompute * (products + attention + beside - last)
+    if not below and not trained:
+        # Nothing below the first layer's products learns, not even its norm: they need no gradient of their input.
+        outputs = t.query_width + 2 * t.key_width + 3 * recipe.rank * adapted
+        backward -= learnt * 2 * work.samples * work.length * t.width * outputs
+    return forward, backward, again
+
+
+def _head(count: ForwardFlops, work: Work, recipe: Recipe) -> tuple[float, float, float]:
+    """Logits of the rows that a loss reads, and the context embeddings between passes."""
+    learnt = recipe.input_gradients or recipe.learns(Part.LANGUAGE)
+    table, rows = recipe.trained[Part.COORD] + learnt, (recipe.trained[Part.COORD] or recipe.rows) + learnt
+    slots = count.coordinates(work.slots)
+    read = float(work.text_rows + work.slots * recipe.gate)
+    narrow = 0.0 if recipe.gate else slots
+    between = 0.0
+    if recipe.passes > 1:
+        read += work.text_rows - work.name_rows
+        between = (recipe.passes - 1) * slots * (1 + recipe.soft)
+    anchors = slots * (recipe.passes > 1)
+    # Beside adapters, logits of the coordinate tokens are made once more, from rows of their own.
+    again = count.coordinates(read) * (recipe.rank > 0)
+    forward = count.head(read) + again + narrow + anchors + between
+    backward = table * count.head(read)
+    backward += rows * (again + narrow + anchors * recipe.anchored + between * recipe.unroll)
+    return forward, backward, 0.0

@@ -12,13 +12,13 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from apiece.boxes import as_boxes
+from apiece.dumps.form import Record
 from apiece.files import atomic_open
 from apiece.match import inside_crowd, number_names
-from apiece.records.record import Record
-from apiece.report.overlay import Mark, overlay
-from apiece.report.palette import (
+from apiece.report.overlay import (
     BACKGROUND,
     BLACK,
+    CAPTION_FONT,
     CLASS_COLOURS,
     CROWD_REGION,
     DASHED,
@@ -32,11 +32,16 @@ from apiece.report.palette import (
     OUTCOMES,
     PREDICTION,
     SOLID,
+    TITLE_FONT,
     WHITE,
     WRONG,
+    Mark,
     Style,
+    fit,
+    line_height,
+    overlay,
+    wrap,
 )
-from apiece.report.text import CAPTION_FONT, TITLE_FONT, fit, line_height, wrap
 from apiece.types import BoxXYXY, Detection, Instance, Match
 
 _MARGIN = 8

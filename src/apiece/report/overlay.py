@@ -11,11 +11,133 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
-from apiece.report.palette import BACKGROUND, BLACK, MATCHED, Style, ink_on
-from apiece.report.text import CAPTION_FONT, TAG_FONT, fit, line_height, text_width, wrap
 from apiece.types import BoxXYXY
+
+# Colours and line styles of boxes.
+#
+# The colours are Okabe & Ito's, which colour-blind eyes tell apart (https://jfly.uni-koeln.de/color/). The line says
+# the same again, for print in grey: solid is matched, dashed is not, dotted is left out of the count.
+
+
+Colour = tuple[int, int, int]
+
+BLUE, SKY, GREEN = (0, 114, 178), (86, 180, 233), (0, 158, 115)
+ORANGE, VERMILLION, PURPLE, YELLOW = (230, 159, 0), (213, 94, 0), (204, 121, 167), (240, 228, 66)
+GREY, BLACK, WHITE = (64, 64, 74), (0, 0, 0), (255, 255, 255)
+BACKGROUND: Colour = (250, 250, 250)
+CLASS_COLOURS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, YELLOW)
+
+SOLID, LONG, DASHED, SHORT, DOTTED = (1, 0), (14, 4), (9, 6), (5, 4), (3, 6)
+"""Line styles: pixels drawn, pixels left out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """How one kind of box is drawn, and its word in the legend."""
+
+    word: str
+    colour: Colour
+    dash: tuple[int, int]
+
+    @property
+    def css(self) -> str:
+        """The colour as `#rrggbb`."""
+        return "#" + bytes(self.colour).hex()
+
+
+MATCHED = Style("matched", BLUE, SOLID)
+MISSED = Style("missed", ORANGE, DASHED)
+WRONG = Style("unmatched", VERMILLION, DASHED)
+IGNORED = Style("ignored", GREY, DOTTED)
+CROWD_REGION = Style("crowd region", GREY, DOTTED)
+LABEL = Style("label", BLUE, SOLID)
+PREDICTION = Style("prediction", VERMILLION, SOLID)
+
+# A miss has the colour of the outcome that explains it: merged labels are what group boxes cover.
+OUTCOMES = {
+    "tp": MATCHED,
+    "duplicate": Style("duplicate", PURPLE, DASHED),
+    "group": Style("group", VERMILLION, LONG),
+    "fragment": Style("fragment", ORANGE, SHORT),
+    "mislocalised": Style("mislocalised", SKY, DASHED),
+    "wrong_class": Style("wrong class", YELLOW, DASHED),
+    "unlabelled": Style("unlabelled", GREEN, LONG),
+    "background": Style("background", BLACK, SHORT),
+    "ignored": IGNORED,
+}
+"""Of predictions, by outcome, in the order in which legends list them."""
+FATES = {
+    "matched": MATCHED,
+    "merged": Style("merged", VERMILLION, LONG),
+    "misclassified": Style("misclassified", YELLOW, DASHED),
+    "near_miss": Style("near miss", SKY, DASHED),
+    "missed": MISSED,
+}
+"""Of labels, by what became of them."""
+HIDDEN = Style("hidden truth", GREEN, DOTTED)
+"""There, but not labelled."""
+
+
+def ink_on(colour: Colour) -> Colour:
+    """Black or white, whichever stands out on `colour` (luma of ITU-R BT.601)."""
+    return BLACK if 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] > 130 else WHITE
+
+
+# Text in pictures: Pillow's own font at three sizes, measured, shortened and wrapped.
+
+
+Font = ImageFont.FreeTypeFont
+
+
+def _font(size: int) -> Font:
+    font = ImageFont.load_default(size=size)
+    assert isinstance(font, ImageFont.FreeTypeFont), "Pillow was built without FreeType"
+    return font
+
+
+TITLE_FONT, CAPTION_FONT, TAG_FONT = _font(18), _font(15), _font(12)
+
+
+def text_width(text: str, font: Font) -> int:
+    """Width in pixels."""
+    return round(font.getlength(text))
+
+
+def line_height(font: Font) -> int:
+    """Pixels from one line to the next."""
+    return round(font.size) + 6
+
+
+def fit(text: str, font: Font, room: int) -> str:
+    """`text`, or as much of its beginning and `...` as `room` pixels hold."""
+    if text_width(text, font) <= room:
+        return text
+    end = len(text)
+    while end and text_width(f"{text[:end]}...", font) > room:
+        end -= 1
+    return f"{text[:end]}..."
+
+
+def wrap(words: Sequence[str], font: Font, room: int, most: int, gap: str = " ") -> list[str]:
+    """Words in lines of at most `room` pixels and `most` lines; how many were left out ends the last one."""
+    lines: list[list[str]] = []
+    for number, word in enumerate(words):
+        word = fit(word, font, room)
+        if lines and text_width(gap.join([*lines[-1], word]), font) <= room:
+            lines[-1].append(word)
+        elif len(lines) < most:
+            lines.append([word])
+        else:
+            rest = len(words) - number
+            while lines[-1] and text_width(gap.join([*lines[-1], f"and {rest} more"]), font) > room:
+                lines[-1].pop()
+                rest += 1
+            lines[-1].append(f"and {rest} more")
+            break
+    return [gap.join(line) for line in lines]
+
 
 MIN_SIDE, MIN_SIDE_CROWD, MAX_SIDE = 480, 720, 1000
 """Pixels of the longer side: smaller images are enlarged (more for a crowd), larger ones reduced."""

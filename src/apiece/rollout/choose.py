@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from apiece.codec.vocab import CoordVocab
+from apiece.rollout.fast import Head, norm
 from apiece.rollout.grammar import Grammar, Kind
-from apiece.rollout.head import Head, norm
 from apiece.types import NEAR_BINS
 
 

@@ -23,13 +23,11 @@ from transformers import DynamicCache
 from apiece.config.schema import GenerateSection
 from apiece.data.collate import EncodedSample, collate_prefix
 from apiece.errors import UserError
-from apiece.model.forward import rope_positions
+from apiece.model.families import rope_positions
 from apiece.model.load import TextSide
-from apiece.rollout.cache import RowCache
 from apiece.rollout.choose import Ask, Chooser
+from apiece.rollout.fast import Head, Layers, Ledger, Place, RowCache, before_head, layers_of
 from apiece.rollout.grammar import Grammar, grammar_of
-from apiece.rollout.head import Head, Ledger, Place
-from apiece.rollout.layers import Layers, before_head, layers_of
 from apiece.rollout.rows import Row, Rules
 from apiece.types import Rollout
 

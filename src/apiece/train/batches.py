@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from apiece.config.schema import Shuffle
 from apiece.data.collate import Batch, collate
-from apiece.data.records import Records
+from apiece.data.index import Records
 from apiece.errors import UserError
 from apiece.model.encode import Augmentation, SampleEncoder
 from apiece.types import IntArray, Sample

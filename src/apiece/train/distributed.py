@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from apiece.model.device import pick_device
+from apiece.model.load import pick_device
 
 # All wait while one process evaluates; a process that died is noticed by torchrun, not by this.
 PATIENCE = timedelta(hours=2)

@@ -9,24 +9,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from apiece.config.dump import dump_config
+from apiece.config.reference import dump_config
 from apiece.config.schema import Config
 from apiece.data.collate import Batch
 from apiece.files import file_hash, write_json, write_text
-from apiece.model.parts import describe_parameters
+from apiece.model.families import describe_parameters
 from apiece.progress import progress_bar
-from apiece.train.checkpoint import load_checkpoint
+from apiece.train.checkpoint import choose_checkpoint, forget_after, load_checkpoint
 from apiece.train.distributed import World, join_world, leave_world
-from apiece.train.failures import signal_name, told
-from apiece.train.kept import choose_checkpoint, forget_after
-from apiece.train.memory import give_back
-from apiece.train.meter import Meter, brief
+from apiece.train.meter import Meter, brief, give_back
 from apiece.train.optim import lr_scale, set_lr
 from apiece.train.run import Metrics, create_run, held, log_to, make_manifest
 from apiece.train.saving import Saver
 from apiece.train.setup import Questions, Training, build_training, check_world, read_questions, seed_step
 from apiece.train.step import train_step
-from apiece.train.stop import stop_signals
+from apiece.train.stop import signal_name, stop_signals, told
 from apiece.train.trackers import TRACKERS
 from apiece.train.watch import Watched, read_manifest, watching, what_to_watch
 

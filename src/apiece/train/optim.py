@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from apiece.config.lora import Part
-from apiece.config.schema import OptimSection
+from apiece.config.schema import OptimSection, Part
+from apiece.model.families import part_of
 from apiece.model.lora import is_adapted, of_adapter
-from apiece.model.parts import part_of
 from apiece.train.sharding import is_sharded, sharded_like, whole
 
 

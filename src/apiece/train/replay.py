@@ -10,20 +10,19 @@ from pathlib import Path
 
 import torch
 
-from apiece.config.load import load_config, require_data
+from apiece.config.resolve import load_config, require_data
 from apiece.data.collate import Batch
 from apiece.errors import UserError
 from apiece.losses.compose import total_loss
-from apiece.train.checkpoint import load_checkpoint
+from apiece.train.checkpoint import complete_checkpoints, load_checkpoint, problem_of, step_of
 from apiece.train.distributed import World, join_world
-from apiece.train.failures import NonFiniteError, told
-from apiece.train.kept import complete_checkpoints, problem_of, step_of
 from apiece.train.loop import one_step
 from apiece.train.meter import Meter
 from apiece.train.optim import lr_scale, set_lr
 from apiece.train.saving import NONFINITE
 from apiece.train.setup import Training, build_training, read_questions, seed_step
 from apiece.train.step import global_counts
+from apiece.train.stop import NonFiniteError, told
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,12 +12,11 @@ from typing import Any
 
 from apiece.errors import UserError
 from apiece.files import write_json
-from apiece.train.checkpoint import NotSavedError, save_checkpoint
-from apiece.train.failures import NonFiniteError, UpdateBrokenError, told
-from apiece.train.kept import complete_checkpoints, prune, step_of
+from apiece.train.checkpoint import NotSavedError, complete_checkpoints, prune, save_checkpoint, step_of
 from apiece.train.meter import Meter
 from apiece.train.run import Metrics
 from apiece.train.setup import Training
+from apiece.train.stop import NonFiniteError, UpdateBrokenError, told
 
 NONFINITE = "nonfinite"
 log = logging.getLogger("apiece")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,22 +13,87 @@ import numpy as np
 import torch
 from torch import nn
 
+from apiece.channels.a_soft_context import SoftContext
+from apiece.channels.b_rollout import RolloutChannel, answering
 from apiece.channels.base import TwoChannels
 from apiece.config.schema import Config
 from apiece.data.collate import Batch
-from apiece.data.records import Records, open_records
+from apiece.data.index import Records, open_records
 from apiece.errors import UserError
 from apiece.losses.compose import Objective
 from apiece.model.encode import Augmentation, PromptTokens, SampleEncoder
-from apiece.model.load import TextSide, load_text_side
-from apiece.model.prompts import prompt_text
+from apiece.model.find import resolve_checkpoint
+from apiece.model.load import TextSide, load_model, load_text_side
+from apiece.model.lora import add_adapters, is_adapter, require_peft
+from apiece.model.prompt import prompt_text
+from apiece.rollout.generate import Engine, LocalEngine
+from apiece.rollout.targets import TargetBuilder
 from apiece.train.batches import BatchPlan, micro_batches, sample_lengths
-from apiece.train.channels import build_channels
 from apiece.train.distributed import World
-from apiece.train.optim import build_optimizers
-from apiece.train.sharding import parallelize
+from apiece.train.optim import build_optimizers, freeze_parts
+from apiece.train.sharding import parallelize, whole_model
 from apiece.train.step import autocast_dtype
-from apiece.train.trainable import trainable_model
+
+# The channels of a run: which there are, and how Channel-B's answers are written.
+
+
+def build_channels(
+    model: Any, objective: Objective, encoder: SampleEncoder, config: Config, world: World
+) -> TwoChannels:
+    """Both channels of a run; Channel-B only where the config has steps for it."""
+    settings, side = config.stage2_ab, encoder.side
+    a = SoftContext(model, objective, settings)
+    if not settings.b_ratio:
+        return TwoChannels(model, a)
+
+    @contextmanager
+    def engine_at(step: int) -> Iterator[Engine]:
+        with whole_model(model, config.model, world, everywhere=True) as whole:
+            assert whole is not None, "every process answers its own samples"
+            with answering(whole):
+                yield LocalEngine(whole, side, config.generate, rollout_seed(config.seed, step))
+
+    b = RolloutChannel(
+        model,
+        objective,
+        TargetBuilder(side.renderer, config.data.max_objects, encoder.max_length),
+        engine_at,
+        side.tokenizer.pad_token_id,
+        settings.b_redundancy_weight,
+    )
+    return TwoChannels(model, a, b, settings.b_ratio)
+
+
+def rollout_seed(seed: int, step: int) -> int:
+    """The engine's seed at an optimizer step: with it, a drawn answer is a function of (seed, step, sample)."""
+    return int(np.random.SeedSequence([seed, 0xB, step]).generate_state(1)[0])
+
+
+# The model as a run trains it: loaded, given adapters where the config asks for them, its parts frozen.
+
+
+def trainable_model(config: Config, side: TextSide, world: World) -> Any:
+    """The model on its device, in training mode.
+
+    Raises:
+        UserError: Adapters are asked for on top of others, or without peft.
+    """
+    settings = config.model
+    if settings.lora.rank:
+        require_peft()
+        if is_adapter(folder := resolve_checkpoint(settings.checkpoint)):
+            raise UserError(
+                "expected a base to put adapters on, found adapters",
+                where=folder,
+                fix=f"merge them first (apiece model merge {settings.checkpoint} --out DIR), and name that folder",
+            )
+    model = load_model(settings.checkpoint, attention=settings.attention)
+    if settings.lora.rank:
+        add_adapters(model, settings.lora, side.vocab.first_id, side.vocab.num_bins, config.seed)
+    if settings.gradient_checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    freeze_parts(model, config.optim, settings.freeze)
+    return model.to(world.device).train()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -17,8 +17,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from apiece.config.schema import ModelSection
-from apiece.config.training import Parallel
+from apiece.config.schema import ModelSection, Parallel
 from apiece.model.families import family_of, language_of
 from apiece.model.load import load_model
 from apiece.model.lora import adapter_weights, add_adapters_like, from_peft_name, is_adapted

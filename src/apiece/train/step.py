@@ -14,8 +14,8 @@ from apiece.config.schema import Precision
 from apiece.data.collate import Batch
 from apiece.losses.compose import Counts, Objective, mean, total_loss
 from apiece.train.distributed import World
-from apiece.train.failures import MORE_ROOM, NonFiniteError, UpdateBrokenError, first_line
 from apiece.train.sharding import whole
+from apiece.train.stop import MORE_ROOM, NonFiniteError, UpdateBrokenError, first_line
 from apiece.types import LossTerm, Per
 
 

@@ -6,11 +6,18 @@ made again. A second signal ends the process at once, by the operating system, w
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
+from typing import Any
+
+import torch
+
+from apiece.config.schema import Config, Parallel
+from apiece.errors import UserError
 
 
 class CutShortError(Exception):
@@ -68,3 +75,90 @@ def stop_signals() -> Iterator[StopFlag]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+# What can happen to a step, told in words: a value that is not finite, memory that runs out, a worker or process lost.
+#
+# All of it but `UpdateBrokenError` happens before the update: the weights are those of the step before, and are saved.
+
+
+MORE_ROOM = (
+    "lower train.micro_batch_size, set model.gradient_checkpointing: true, or share the model among processes "
+    "(train.parallel: fsdp)"
+)
+_WORKER = re.compile(r"DataLoader worker \(pid\(?s?\)? ?([\d, ]+)\)")
+_BY_SIGNAL = re.compile(r"is killed by signal: ([^.]*)")
+_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited", "Timed out")
+
+
+class NonFiniteError(UserError):
+    """A term or the gradient of a step is not finite. Every process raises the same.
+
+    Args:
+        message: What, and in which samples.
+        found: The same as JSON, for `apiece replay`.
+    """
+
+    def __init__(self, message: str, *, found: dict[str, Any]) -> None:
+        super().__init__(message, fix="lower optim.lr, or look at those samples: apiece data check")
+        self.found = found
+
+
+class UpdateBrokenError(UserError):
+    """An update was begun and not ended: the weights are neither those before nor those after."""
+
+
+@contextmanager
+def told(config: Config) -> Iterator[None]:
+    """Tell a failure of the block, which is a step up to its update, as a `UserError` that names the knobs."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise _memory(error, config, "the GPU's memory") from error
+    except MemoryError as error:
+        raise _memory(error, config, "this machine's memory") from error
+    except RuntimeError as error:
+        text = str(error)
+        if "DefaultCPUAllocator" in text:
+            raise _memory(error, config, "this machine's memory") from error
+        if _WORKER.search(text):
+            raise _worker(error, config) from error
+        if any(words in text for words in _PEER):
+            raise UserError(
+                f"another process of this run is gone ({first_line(error)})", fix="its own message says why"
+            ) from error
+        raise
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says."""
+    return str(error).strip().partition("\n")[0]
+
+
+def _memory(error: BaseException, config: Config, which: str) -> UserError:
+    train, model, data = config.train, config.model, config.data
+    size = train.micro_batch_size or f"none, so up to {train.batch_size} samples at once"
+    knobs = [f"lower train.micro_batch_size (now {size}; the step stays the same)"]
+    if not model.gradient_checkpointing:
+        knobs.append("set model.gradient_checkpointing: true")
+    if config.stage2_ab.b_ratio:
+        knobs.append(f"lower generate.batch_size (now {config.generate.batch_size})")
+    if train.parallel is Parallel.DDP:
+        knobs.append("share the model among several GPUs (torchrun, train.parallel: fsdp)")
+    knobs.append(f"or, in a new run, lower data.max_pixels (now {data.max_pixels}) or train.batch_size")
+    return UserError(f"{which} did not suffice for a step: {first_line(error)}", fix="; ".join(knobs))
+
+
+def _worker(error: RuntimeError, config: Config) -> UserError:
+    text = f"{error} {error.__cause__ or ''}"
+    killed = _BY_SIGNAL.search(text)
+    how = f"was ended by signal {killed[1]}" if killed else "ended unexpectedly"
+    pid = _WORKER.search(text)
+    which = f"a data worker (process {pid[1].strip()})" if pid else "a data worker"
+    fix = f"the system ends processes when memory runs out: lower data.workers (now {config.data.workers})"
+    return UserError(f"{which} {how}", fix=fix)
+
+
+def signal_name(number: int) -> str:
+    """`SIGTERM` for 15."""
+    return signal.Signals(number).name

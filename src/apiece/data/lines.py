@@ -1,0 +1,491 @@
+"""One record of the JSONL contract: a JSON value in, a `Sample` and its problems out.
+
+This is the one place that says what a valid record is (docs/data.md in words). Nothing is repaired: what is wrong is
+left out of the sample and named.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from apiece.errors import UserError, nearest
+from apiece.types import BoxXYXY, Instance, Sample
+
+# Every kind of dirt that data can have, by name and level, and one finding of it.
+
+
+class Level(StrEnum):
+    """How bad a problem is: an error stops training and `data check` (exit 1); a warning and a note do not."""
+
+    ERROR = "error"
+    WARNING = "warning"
+    NOTE = "note"
+
+
+class ProblemKind(StrEnum):
+    """Names of problems. Listed with their meaning in docs/data.md; a test holds that page complete."""
+
+    # The line and its keys.
+    BROKEN_JSON = "broken_json"
+    NOT_UTF8 = "not_utf8"
+    MISSING_KEY = "missing_key"
+    UNKNOWN_KEY = "unknown_key"
+    WRONG_TYPE = "wrong_type"
+    BAD_SIZE = "bad_size"
+    BAD_PATH = "bad_path"
+    DUPLICATE_ID = "duplicate_id"
+    # One object.
+    DUPLICATE_OBJECT_ID = "duplicate_object_id"
+    BOX_NOT_FINITE = "box_not_finite"
+    BOX_INVERTED = "box_inverted"
+    BOX_ZERO_SIZE = "box_zero_size"
+    BOX_OUTSIDE = "box_outside"
+    BAD_AREA = "bad_area"
+    DESC_EMPTY = "desc_empty"
+    DESC_SPACES = "desc_spaces"
+    DESC_TOO_LONG = "desc_too_long"
+    DESC_QUOTE = "desc_quote"
+    DESC_CONTROL = "desc_control"
+    # The image file.
+    MISSING_IMAGE = "missing_image"
+    UNREADABLE_IMAGE = "unreadable_image"
+    NOT_AN_IMAGE = "not_an_image"
+    TRUNCATED_IMAGE = "truncated_image"
+    IMAGE_TOO_LARGE = "image_too_large"
+    BROKEN_SHARD = "broken_shard"
+    SIZE_DIFFERS = "size_differs"
+    SIZE_UNROTATED = "size_unrotated"
+    # Only on import.
+    UNKNOWN_CATEGORY = "unknown_category"
+    UNKNOWN_IMAGE = "unknown_image"
+    BROKEN_FILE = "broken_file"
+    NO_IMAGE_FOR_LABEL = "no_image_for_label"
+    # Warnings.
+    DESC_NON_ASCII = "desc_non_ascii"
+    DESC_PUNCTUATION = "desc_punctuation"
+    BOX_UNDER_ONE_PIXEL = "box_under_one_pixel"
+    TINY_IMAGE = "tiny_image"
+    MANY_OBJECTS = "many_objects"
+    DUPLICATE_BOXES = "duplicate_boxes"
+    GROUP_BOX = "group_box"
+    REPEATED_IMAGE = "repeated_image"
+    SHARED_CATEGORY_NAME = "shared_category_name"
+    # Notes.
+    CONVERTED_TO_RGB = "converted_to_rgb"
+
+    @property
+    def level(self) -> Level:
+        """Whether this kind is an error, a warning or a note."""
+        if self in _WARNINGS:
+            return Level.WARNING
+        return Level.NOTE if self is ProblemKind.CONVERTED_TO_RGB else Level.ERROR
+
+
+class ImageError(UserError):
+    """An image file, or a shard of them, that cannot be used; `kind` says why, for `data check`."""
+
+    def __init__(self, kind: ProblemKind, message: str, path: str | Path, fix: str) -> None:
+        self.kind = kind
+        super().__init__(message, where=path, fix=fix)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exceptions are rebuilt from one text; worker processes must be able to hand this one back.
+        return ImageError, (self.kind, self.message, self.where, self.fix)
+
+
+IMPORT_COCO = "apiece data import coco"
+ROOT_VARIABLE = "APIECE_DATA_ROOT"
+"""Environment variable: folders (parted as in PATH) that images may lie in, beside the folder of their data file."""
+ALLOW_OUTSIDE = f"{ROOT_VARIABLE}=FOLDER"
+
+
+def remedy(errors: Sequence[Problem], path: Path, look: str) -> str:
+    """How to mend the errors of a data file.
+
+    A COCO file is imported, whatever else is wrong with it; images that lie elsewhere are allowed, not dropped.
+
+    Args:
+        errors: At least one.
+        path: Of the file.
+        look: What comes before dropping them: looking at them, or mending them.
+    """
+    if any(IMPORT_COCO in problem.message for problem in errors):
+        return f"{IMPORT_COCO} --annotations {path} --images FOLDER --out data.jsonl"
+    if all(ALLOW_OUTSIDE in problem.message for problem in errors):
+        return f"{look} if you trust this file: export {ALLOW_OUTSIDE}, a folder that holds its images"
+    return f"{look} drop them with `--fix drop --out {path.stem}_clean.jsonl`"
+
+
+_WARNINGS = frozenset(
+    {
+        ProblemKind.DESC_NON_ASCII,
+        ProblemKind.DESC_PUNCTUATION,
+        ProblemKind.BOX_UNDER_ONE_PIXEL,
+        ProblemKind.TINY_IMAGE,
+        ProblemKind.MANY_OBJECTS,
+        ProblemKind.DUPLICATE_BOXES,
+        ProblemKind.GROUP_BOX,
+        ProblemKind.REPEATED_IMAGE,
+        ProblemKind.SHARED_CATEGORY_NAME,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One finding.
+
+    Attributes:
+        kind: Its name, which fixes its level.
+        where: `file:line`, or the entry of a file without lines.
+        message: What was expected and what was found.
+        line: Line of the JSONL file, from 1; `None` for problems of an import.
+        object_index: Place of the object in its record, from 0; `None` when the whole record is meant.
+    """
+
+    kind: ProblemKind
+    where: str
+    message: str
+    line: int | None = None
+    object_index: int | None = None
+
+    @property
+    def level(self) -> Level:
+        """The level of its kind."""
+        return self.kind.level
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.message} [{self.kind}]"
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON output; `object` counts from 0."""
+        return {
+            "kind": str(self.kind),
+            "level": str(self.level),
+            "where": self.where,
+            "line": self.line,
+            "object": self.object_index,
+            "message": self.message,
+        }
+
+
+def counted(count: int, noun: str) -> str:
+    """A count with its noun: `1 box`, `2,000 boxes`."""
+    ending = "" if count == 1 else "es" if noun.endswith(("s", "x")) else "s"
+    return f"{count:,} {noun}{ending}"
+
+
+RECORD_KEYS = ("id", "image", "width", "height", "objects")
+OBJECT_KEYS = ("desc", "bbox", "iscrowd", "area", "id")
+MAX_DESC = 100
+"""Characters of a desc."""
+MAX_SIDE = 1_000_000
+"""Pixels of an image side; more is a typing error, not a photo."""
+ROUNDING_PX = 1.0
+"""How far a box may stick out of its image: what rounding does."""
+MAX_AREA = 1e15
+"""Square pixels of an annotation, which must be below."""
+
+_HUGE = 1e12  # beyond it, a whole number may not even fit a float
+
+Fault = tuple[ProblemKind, str]
+_RECORD_SET, _OBJECT_SET = frozenset(RECORD_KEYS), frozenset(OBJECT_KEYS)
+_CORNERS = ("x1", "y1", "x2", "y2")
+
+
+@dataclass(slots=True)
+class Line:
+    """What one line of a file gave.
+
+    Attributes:
+        number: From 1.
+        sample: The record without its faulty objects; `None` when the record itself is faulty.
+        problems: Errors and warnings, in the order found.
+        kept: Place in the line, from 0, of each object of `sample`.
+    """
+
+    number: int
+    sample: Sample | None = None
+    problems: list[Problem] = field(default_factory=list)
+    kept: list[int] = field(default_factory=list)
+
+    @property
+    def errors(self) -> list[Problem]:
+        """The problems that are errors."""
+        return [problem for problem in self.problems if problem.level is Level.ERROR]
+
+
+def parse_record(value: Any, *, folder: Path, number: int, where: str) -> Line:
+    """Check one decoded JSON value against the contract.
+
+    Args:
+        value: What `json.loads` returned.
+        folder: Folder of the JSONL file, which image paths are relative to.
+        number: Line number, from 1.
+        where: `file:line`, for the problems.
+
+    Returns:
+        The line with its sample and problems.
+    """
+    line = Line(number)
+    faults = _record_faults(value, folder)
+    if faults:
+        line.problems += [Problem(kind, where, message, number) for kind, message in faults]
+        return line
+    size_wh = (value["width"], value["height"])
+    objects: list[Instance] = []
+    for index, raw in enumerate(value["objects"]):
+        instance, object_faults = _parse_object(raw, size_wh)
+        if object_faults:
+            label = f"object {index}" + (f" ({raw['desc']!r})" if _has_text_desc(raw) else "")
+            line.problems += [
+                Problem(kind, where, f"{label}: {message}", number, index) for kind, message in object_faults
+            ]
+        if instance is not None:
+            objects.append(instance)
+            line.kept.append(index)
+    image = value["image"]
+    line.sample = Sample(value.get("id", image), folder / image, size_wh, tuple(objects))
+    return line
+
+
+def _has_text_desc(raw: Any) -> bool:
+    return isinstance(raw, dict) and isinstance(raw.get("desc"), str) and len(raw["desc"]) <= MAX_DESC
+
+
+def _record_faults(value: Any, folder: Path) -> list[Fault]:
+    """Faults of a record outside its objects; none means that every key has its right type and range."""
+    if not isinstance(value, dict):
+        return [(ProblemKind.WRONG_TYPE, f"expected a JSON object, found {_kind(value)}")]
+    faults = _key_faults(value, _RECORD_SET, RECORD_KEYS, ("image", "width", "height", "objects"))
+    if faults and {"images", "annotations"} & value.keys():
+        hint = f"this is a COCO file: convert it with `{IMPORT_COCO}`"
+        return [(ProblemKind.UNKNOWN_KEY, f"expected one image a line; {hint}")]
+    if "id" in value:
+        faults += text_faults("id", value["id"])
+    if "image" in value:
+        faults += text_faults("image", value["image"]) or _path_faults(value["image"], folder)
+    for key in ("width", "height"):
+        if key in value and (type(value[key]) is not int or not 1 <= value[key] <= MAX_SIDE):
+            found = value[key] if type(value[key]) is int and abs(value[key]) < 10**9 else _kind(value[key])
+            message = f"'{key}': expected a whole number of pixels from 1 to {MAX_SIDE:,}, found {found}"
+            faults.append((ProblemKind.BAD_SIZE, message))
+    if "objects" in value and not isinstance(value["objects"], list):
+        faults.append((ProblemKind.WRONG_TYPE, f"'objects': expected a list, found {_kind(value['objects'])}"))
+    return faults
+
+
+def _parse_object(raw: Any, size_wh: tuple[int, int]) -> tuple[Instance | None, list[Fault]]:
+    """One object of a record: the instance if it has no error, and its errors and warnings."""
+    if not isinstance(raw, dict):
+        return None, [(ProblemKind.WRONG_TYPE, f"expected a JSON object, found {_kind(raw)}")]
+    faults: list[Fault] = []
+    if not raw.keys() <= _OBJECT_SET or "desc" not in raw or "bbox" not in raw:
+        faults += _key_faults(raw, _OBJECT_SET, OBJECT_KEYS, ("desc", "bbox"))
+    desc, box, iscrowd = raw.get("desc", "none"), (0.0, 0.0, 1.0, 1.0), raw.get("iscrowd", False)
+    if not isinstance(desc, str):
+        faults.append((ProblemKind.WRONG_TYPE, f"'desc': expected text, found {_kind(desc)}"))
+    else:
+        faults += desc_faults(desc)
+    if "bbox" in raw:
+        box, shape_fault = parse_box(raw["bbox"])
+        box_fault = shape_fault or box_faults(box, size_wh)
+        if box_fault:
+            faults.append(box_fault)
+    if not isinstance(iscrowd, bool):
+        faults.append((ProblemKind.WRONG_TYPE, f"'iscrowd': expected true or false, found {_kind(iscrowd)}"))
+    area, identity = raw.get("area"), raw.get("id")
+    if "area" in raw and (area_fault := area_faults(area)):
+        faults.append(area_fault)
+    if "id" in raw and type(identity) is not int:
+        faults.append((ProblemKind.WRONG_TYPE, f"'id': expected a whole number, found {_kind(identity)}"))
+    if faults and any(kind.level is Level.ERROR for kind, _ in faults):
+        return None, faults
+    return Instance(desc, box, iscrowd, None if area is None else float(area), identity), faults
+
+
+def parse_box(value: Any) -> tuple[BoxXYXY, Fault | None]:
+    """Four finite numbers as floats, or the fault that says what was found instead."""
+    none = (0.0, 0.0, 1.0, 1.0)
+    if type(value) is not list or len(value) != 4:
+        found = f"a list of {len(value)}" if type(value) is list else _kind(value)
+        return none, (ProblemKind.WRONG_TYPE, f"'bbox': expected a list of 4 numbers, found {found}")
+    for corner in value:
+        if type(corner) is not float and type(corner) is not int:
+            return none, (ProblemKind.WRONG_TYPE, f"'bbox': expected 4 numbers, found {_kind(corner)} among them")
+        if not -_HUGE < corner < _HUGE:  # false for NaN too
+            if isinstance(corner, float) and not math.isfinite(corner):
+                return none, (ProblemKind.BOX_NOT_FINITE, f"box is not finite: found {corner} among its 4 numbers")
+            return none, (ProblemKind.BOX_OUTSIDE, f"box is outside any image: found {_kind(corner)} in it")
+    return (float(value[0]), float(value[1]), float(value[2]), float(value[3])), None
+
+
+def box_faults(box_xyxy: BoxXYXY, size_wh: tuple[int, int]) -> Fault | None:
+    """The fault of a finite box in an image of `size_wh` pixels, or `None`."""
+    x1, y1, x2, y2 = box_xyxy
+    width, height = size_wh
+    if x1 >= 0 and y1 >= 0 and x2 <= width and y2 <= height and x2 - x1 >= 1 and y2 - y1 >= 1:
+        return None  # nearly every box
+    shown = "[" + ", ".join(f"{corner:g}" for corner in box_xyxy) + "]"
+    if x2 < x1 or y2 < y1:
+        axis = "x" if x2 < x1 else "y"
+        return (
+            ProblemKind.BOX_INVERTED,
+            f"box is inverted: expected {axis}1 < {axis}2 in [x1, y1, x2, y2], found {shown}",
+        )
+    if x1 == x2 or y1 == y2:
+        side = "width" if x1 == x2 else "height"
+        return ProblemKind.BOX_ZERO_SIZE, f"box has zero {side}: {shown}"
+    far = max(-x1, -y1, x2 - width, y2 - height)
+    if far > ROUNDING_PX or x1 >= width or y1 >= height or x2 <= 0 or y2 <= 0:
+        message = f"box is outside the image: expected it within {width} x {height}, found {shown}"
+        return ProblemKind.BOX_OUTSIDE, message
+    if min(x2 - x1, y2 - y1) < 1:
+        return ProblemKind.BOX_UNDER_ONE_PIXEL, f"box is narrower than one pixel: {shown}"
+    return None
+
+
+def boxes_with_errors(boxes_xyxy: np.ndarray, size_wh: np.ndarray) -> np.ndarray:
+    """`[N]` which finite boxes have a fault that is an error: `box_faults` for many at once.
+
+    Args:
+        boxes_xyxy: `[N, 4]` pixels.
+        size_wh: `[N, 2]` the image of each.
+    """
+    fine = np.ones(len(boxes_xyxy), dtype=bool)
+    for low, high, size in zip(boxes_xyxy.T[:2], boxes_xyxy.T[2:], size_wh.T, strict=True):
+        fine &= (low < high) & (-low <= ROUNDING_PX) & (high - size <= ROUNDING_PX) & (low < size) & (high > 0)
+    return ~fine
+
+
+def area_faults(area: Any) -> Fault | None:
+    """The fault of an annotation area in square pixels, or `None`."""
+    if type(area) not in (int, float):
+        return ProblemKind.BAD_AREA, f"'area': expected a number, found {_kind(area)}"
+    if not 0 <= area < MAX_AREA:
+        return ProblemKind.BAD_AREA, "'area': expected a finite number from 0, found " + (
+            "NaN" if isinstance(area, float) and math.isnan(area) else "a negative one" if area < 0 else "a huge one"
+        )
+    return None
+
+
+@lru_cache(maxsize=65536)
+def desc_faults(desc: str) -> tuple[Fault, ...]:
+    """Faults of a desc: it must fit between the quotes of the answer as it is, without any escape."""
+    faults: list[Fault] = []
+    if not desc.strip():
+        return ((ProblemKind.DESC_EMPTY, "'desc' is empty"),)
+    if desc != desc.strip():
+        faults.append((ProblemKind.DESC_SPACES, "'desc' starts or ends with space"))
+    if len(desc) > MAX_DESC:
+        message = f"'desc' is too long: expected at most {MAX_DESC} characters, found {len(desc)}"
+        faults.append((ProblemKind.DESC_TOO_LONG, message))
+    if '"' in desc or "\\" in desc:
+        message = "'desc' holds a double quote or backslash, which would break the answer's JSON"
+        faults.append((ProblemKind.DESC_QUOTE, message))
+    if has_control(desc):
+        faults.append((ProblemKind.DESC_CONTROL, "'desc' holds a line break or control character"))
+    elif not desc.isascii():
+        message = "'desc' holds letters beyond ASCII, or emoji, that a tokenizer may cut into several tokens"
+        faults.append((ProblemKind.DESC_NON_ASCII, message))
+    if desc.isascii() and not faults and not desc[-1].isalnum():
+        message = f"'desc' ends in {desc[-1]!r}, which a tokenizer may merge with the closing quote"
+        faults.append((ProblemKind.DESC_PUNCTUATION, message))
+    return tuple(faults)
+
+
+def has_control(text: str) -> bool:
+    """Whether text holds a line break, a control character or half of a surrogate pair."""
+    if text.isprintable():
+        return False
+    return any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in text)
+
+
+def _key_faults(
+    value: dict[str, Any], known: frozenset[str], order: tuple[str, ...], need: tuple[str, ...]
+) -> list[Fault]:
+    faults = [
+        (ProblemKind.UNKNOWN_KEY, f"unknown key {key!r}{nearest(key, order)}; expected {', '.join(order)}")
+        for key in value
+        if key not in known
+    ]
+    missing = [key for key in need if key not in value]
+    if missing:
+        faults.append((ProblemKind.MISSING_KEY, f"missing {', '.join(repr(key) for key in missing)}"))
+    return faults
+
+
+def text_faults(key: str, value: Any) -> list[Fault]:
+    """What is wrong with the text of a key: its type, nothing in it, or letters that no line may hold."""
+    if not isinstance(value, str):
+        return [(ProblemKind.WRONG_TYPE, f"'{key}': expected text, found {_kind(value)}")]
+    if not value.strip():
+        return [(ProblemKind.WRONG_TYPE, f"'{key}': expected text, found an empty one")]
+    if has_control(value):
+        return [(ProblemKind.WRONG_TYPE, f"'{key}': holds a line break or control character: {value!r}")]
+    return []
+
+
+def texts_are_plain(images: Sequence[str], ids: Sequence[str | None], folder: Path) -> bool:
+    """Whether no record's image and id has a fault, quickly; what is unusual is not plain."""
+    named = [identity for identity in ids if identity is not None]
+    if not all(images) or not all(named) or not "".join([*images, *named]).isprintable():
+        return False
+    if any(first[0] in " /\\" or first[1:] == ":" for first in {image[:2] for image in images}):
+        return False
+    if " " in {identity[0] for identity in named}:
+        return False
+    return not any(".." in image and leads_out(image, folder) for image in images)
+
+
+def _path_faults(image: str, folder: Path) -> list[Fault]:
+    # Checked for both systems: a data set travels, and C:\ would be a relative path on Linux.
+    if image[0] in "/\\" or image[1:3] in (":\\", ":/"):
+        message = f"'image': expected a path relative to this file's folder, found the absolute {image!r}"
+        return [(ProblemKind.BAD_PATH, message)]
+    if leads_out(image, folder):
+        allow = f"allow it by {ALLOW_OUTSIDE} in the environment, a folder that holds the image"
+        return [(ProblemKind.BAD_PATH, f"'image': leads out of this file's folder: {image!r}; {allow}")]
+    return []
+
+
+def leads_out(image: str, folder: Path) -> bool:
+    """Whether a relative path leads out of its data file's folder, and out of what `APIECE_DATA_ROOT` names as well.
+
+    A data file comes from anybody; links inside the folder were made by whoever set it up, and are followed.
+    """
+    parts = image.replace("\\", "/").split("/")
+    return ".." in parts and _is_outside("/".join(parts[:-1]), str(folder), os.environ.get(ROOT_VARIABLE, ""))
+
+
+@lru_cache(maxsize=65536)
+def _is_outside(parent: str, folder: str, allowed: str) -> bool:
+    # Behind a link `..` leads to where the link's target lies: only the file system knows.
+    place = Path(os.path.realpath(Path(folder, parent)))
+    roots = [folder, *(root for root in allowed.split(os.pathsep) if root)]
+    return not any(place.is_relative_to(os.path.realpath(root)) for root in roots)
+
+
+def _kind(value: Any) -> str:
+    """A JSON value in words, short enough for a message."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        if isinstance(value, int) and abs(value) >= 10**15:
+            return "a huge number"
+        return f"the number {value!r}" if isinstance(value, int) or value.is_integer() else f"the number {value:g}"
+    if isinstance(value, str):
+        return f"the text {value if len(value) <= 30 else value[:30] + '...'!r}"
+    return "a list" if isinstance(value, list) else "a JSON object"

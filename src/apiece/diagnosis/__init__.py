@@ -1,1 +1,0 @@
-"""What fails, how often and where, and which explanation the probes support; no torch but where a model is run."""

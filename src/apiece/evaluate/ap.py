@@ -1,0 +1,371 @@
+"""COCO AP of many draws of images at once.
+
+The protocol matches image by image and only then ranks all detections, so a draw needs no matching anew: an image drawn
+k times counts k times where true and false positives are summed up. With every image once, the figures are the official
+ones (held by a test to 1e-12).
+
+Shapes: B draws, I images, D detections of a class, K true positives of it, T IoU thresholds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import hotcoco
+import numpy as np
+from numpy.typing import NDArray
+
+from apiece.boxes import FloatArray, area, paired_intersection, xyxy_to_xywh
+from apiece.codec.bins import Bins
+from apiece.evaluate.forms import Detections, GroundTruth
+from apiece.match import pairs_in_groups
+from apiece.types import IntArray
+
+# Official COCO AP by hotcoco, the only file that imports it.
+#
+# The protocol of https://cocodataset.org/#detection-eval: AP over IoU 0.50:0.05:0.95, original boxes, `iscrowd` regions
+# ignored, size ranges by annotation area, at most 100 detections an image and class. The figures equal pycocotools';
+# -1 is its word for "no label to find here" and is kept.
+#
+# Shapes: I images, C classes, N rows, T IoU thresholds.
+
+
+FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+"""The 12 official figures, in the order in which pycocotools prints them."""
+
+
+@dataclass(frozen=True, slots=True)
+class CocoScores:
+    """What the COCO protocol says of a split.
+
+    Attributes:
+        figures: The 12 of `FIGURES`; -1 where there is no label to find.
+        by_class: Class name to its `AP` and `AP50`; -1 for a class without labels.
+        by_subset: Subset name to the 12 figures of its images alone.
+    """
+
+    figures: dict[str, float]
+    by_class: dict[str, dict[str, float]]
+    by_subset: dict[str, dict[str, float]]
+
+
+def coco_scores(
+    truth: GroundTruth, detections: Detections, subsets: Mapping[str, IntArray] | None = None
+) -> CocoScores:
+    """Score detections by the official COCO protocol.
+
+    Args:
+        truth: Labels of the split.
+        detections: In the order written: at equal scores, AP depends on it.
+        subsets: Name to image numbers (indices into `truth.images`) to score by themselves as well.
+
+    Raises:
+        ValueError: A detection's image or class is not one of `truth`.
+    """
+    evaluator = _evaluator(truth, detections)
+    evaluator.evaluate()
+    evaluator.accumulate()
+    evaluator.summary_lines()  # fills `stats` as summarize() does, without printing
+    stats: list[float] = np.asarray(evaluator.stats).tolist()
+    assert evaluator.eval is not None
+    return CocoScores(
+        figures=dict(zip(FIGURES, stats, strict=True)),
+        by_class=_by_class(evaluator.eval["precision"], truth.names),
+        by_subset=_by_subset(evaluator, subsets or {}),
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CocoMatches:
+    """What the protocol decided image by image, before it is summed up: AP of any choice of images follows from it.
+
+    Attributes:
+        image: `[N]` index into the images, for the detections that count (at most 100 an image and class), in the order
+            in which AP goes through them: by class, falling score, then as written.
+        category: `[N]` index into the classes.
+        found: `[T, N]` whether each is a true positive at IoU 0.50:0.05:0.95.
+        ignored: `[T, N]` whether each is neither right nor wrong.
+        labels: `[I, C]` labels to find.
+    """
+
+    image: IntArray
+    category: IntArray
+    found: NDArray[np.bool_]
+    ignored: NDArray[np.bool_]
+    labels: IntArray
+
+
+def coco_matches(truth: GroundTruth, detections: Detections) -> CocoMatches:
+    """Match by the official COCO protocol, all areas, and keep every decision.
+
+    Raises:
+        ValueError: A detection's image or class is not one of `truth`.
+    """
+    evaluator = _evaluator(truth, detections)
+    evaluator.params.area_rng = evaluator.params.area_rng[:1]
+    evaluator.params.area_rng_lbl = evaluator.params.area_rng_lbl[:1]
+    evaluator.evaluate()
+    cells = [cell for cell in evaluator.eval_imgs if cell is not None]
+    labels = np.zeros((len(truth.images), len(truth.categories)), dtype=np.int64)
+    for cell in cells:
+        labels[cell["image_id"] - 1, cell["category_id"] - 1] = len(cell["gtIgnore"]) - np.count_nonzero(
+            cell["gtIgnore"]
+        )
+    thresholds = len(evaluator.params.iou_thrs)
+    lengths = [len(cell["dtScores"]) for cell in cells]
+    image = np.repeat(np.array([cell["image_id"] - 1 for cell in cells], dtype=np.int64), lengths)
+    category = np.repeat(np.array([cell["category_id"] - 1 for cell in cells], dtype=np.int64), lengths)
+    score = np.concatenate([np.zeros(0), *(np.asarray(cell["dtScores"], dtype=np.float64) for cell in cells)])
+    empty = np.zeros((thresholds, 0), dtype=bool)
+    found, ignored = (
+        np.concatenate([empty, *(np.asarray(cell[key], dtype=bool).reshape(thresholds, -1) for cell in cells)], axis=1)
+        for key in ("dtMatched", "dtIgnore")
+    )
+    order = np.lexsort((image, -score, category))  # stable: within an image as the protocol ranked them
+    return CocoMatches(
+        image=image[order],
+        category=category[order],
+        found=(found & ~ignored)[:, order],
+        ignored=ignored[:, order],
+        labels=labels,
+    )
+
+
+def _evaluator(truth: GroundTruth, detections: Detections) -> hotcoco.COCOeval:
+    detections.check_against(truth)
+    # Numbered from 1: evaluators take annotation id 0 for "unmatched". Order by id is kept, as it decides ties.
+    labels = hotcoco.COCO.from_arrays(
+        [{"id": i + 1} for i in range(len(truth.images))],
+        [{"id": i + 1, "name": category.name} for i, category in enumerate(truth.categories)],
+        truth.image + 1,
+        truth.category + 1,
+        truth.bbox_xywh,
+        ids=np.arange(1, len(truth) + 1),
+        area=truth.area,
+        iscrowd=truth.iscrowd.astype(np.int64),
+    )
+    rows = np.column_stack([detections.image + 1, detections.bbox_xywh, detections.score, detections.category + 1])
+    return hotcoco.COCOeval(labels, labels.load_res(rows), "bbox")
+
+
+def _by_class(precision: FloatArray, names: tuple[str, ...]) -> dict[str, dict[str, float]]:
+    """AP and AP50 of each class from the precision array `[IoU, recall, class, area range, detections]`."""
+    ap = precision[:, :, :, 0, -1]  # all areas, 100 detections
+    return {
+        name: {"AP": _mean_known(ap[:, :, number]), "AP50": _mean_known(ap[0, :, number])}
+        for number, name in enumerate(names)
+    }
+
+
+def _mean_known(values: FloatArray) -> float:
+    known = values[values > -1]
+    return float(known.mean()) if known.size else -1.0
+
+
+def _by_subset(evaluator: hotcoco.COCOeval, subsets: Mapping[str, IntArray]) -> dict[str, dict[str, float]]:
+    if not subsets:
+        return {}
+    slices = evaluator.slice_by({name: (images + 1).tolist() for name, images in subsets.items()})
+    return {name: {figure: float(slices[name][figure]) for figure in FIGURES} for name in subsets}
+
+
+# AP where scores tie: the order of equal scores is nobody's choice, and AP depends on it.
+#
+# Two orders are scored beside the given one, by the official evaluator: within equal scores, what is right first, and
+# what is wrong first. Both are orders in which the same detections could have been written, so the range is one that
+# really comes up. docs/metrics.md says what right and wrong first means in full.
+#
+# Shapes: N detections, E pairs of a detection and a label of its image and class.
+
+
+THRESHOLDS = np.linspace(0.5, 0.95, 10)
+"""Of COCO's AP."""
+
+
+def ap_range(truth: GroundTruth, detections: Detections, ap: float) -> tuple[float, float]:
+    """Lowest and highest COCO AP over orders of equal scores; twice `ap`, that of the order given, where none tie."""
+    if not has_ties(detections):
+        return ap, ap
+    found = [
+        coco_scores(truth, replace(detections, score=ranked(order))).figures["AP"]
+        for order in tie_orders(truth, detections)
+    ]
+    return min(ap, *found), max(ap, *found)
+
+
+def has_ties(detections: Detections) -> bool:
+    """Whether two detections of one class have one score: other ties decide nothing."""
+    order = np.lexsort((detections.score, detections.category))
+    category, score = detections.category[order], detections.score[order]
+    return bool(((category[1:] == category[:-1]) & (score[1:] == score[:-1])).any())
+
+
+def ranked(order: IntArray) -> FloatArray:
+    """Scores without ties that rank rows `[N]` in an order."""
+    score = np.empty(len(order))
+    score[order] = np.arange(len(order), 0, -1)
+    return score
+
+
+def tie_orders(truth: GroundTruth, detections: Detections) -> tuple[IntArray, IntArray]:
+    """Rows `[N]` by falling score: with what is wrong first among equals, and with what is right first.
+
+    Each detection counts for the label that it fits best. At each of COCO's thresholds a label is found by the first
+    detection that fits it well enough; a detection is as right as the number of thresholds at which it is that one.
+    """
+    label, iou = _best_label(truth, detections)
+    passed = np.searchsorted(THRESHOLDS, iou + 1e-12, side="right")
+    higher = -detections.score
+    # Right first: the best box of a label stands for it, and others come last, with whatever fits no label.
+    order = np.lexsort((-iou, higher, label))
+    gained = _scatter(order, np.maximum(passed[order] - _most_before(label[order], passed[order]), 0))
+    best = np.lexsort((-iou, -gained, higher))
+    # Wrong first: what could find no label whatever the order, then the boxes that compete for a label, together and
+    # the worst of them first, so that it takes the label from the others; labels with most rivals first.
+    order = np.lexsort((iou, higher, label))
+    run = _starts(label[order], higher[order])
+    _, start, count = np.unique(run, return_index=True, return_counts=True)
+    taken = _most_before(label[order], passed[order])
+    least = np.maximum(passed[order] - taken, 0)[start]
+    worst = np.lexsort((iou, label, -_scatter(order, count[run]), _scatter(order, least[run]), higher))
+    return worst, best
+
+
+def _best_label(truth: GroundTruth, detections: Detections) -> tuple[IntArray, FloatArray]:
+    """The label of highest IoU of each detection and that IoU, `[N]`; a number of its own and 0 where none has 0.5."""
+    objects = np.flatnonzero(~truth.iscrowd)
+    classes = len(truth.categories)
+    boxes, truth_boxes = detections.bbox_xyxy, truth.bbox_xyxy[objects]
+    own, other = area(boxes), area(truth_boxes)
+    label, best = len(truth) + np.arange(len(detections)), np.zeros(len(detections))
+    groups = [(rows.image * classes + rows.category) for rows in (detections, truth)]
+    for p, t in pairs_in_groups(groups[0], groups[1][objects]):
+        shared = paired_intersection(boxes[p], truth_boxes[t])
+        # shared / union >= 0.5, without dividing by nothing
+        near = (shared > 0) & (2 * shared >= own[p] + other[t] - shared)
+        p, t, shared = p[near], t[near], shared[near]
+        iou = shared / (own[p] + other[t] - shared)
+        rows = np.lexsort((t, -iou, p))
+        first = rows[np.unique(p[rows], return_index=True)[1]]
+        label[p[first]], best[p[first]] = objects[t[first]], iou[first]
+    return label, best
+
+
+def _starts(*keys: NDArray[np.generic]) -> IntArray:
+    """Runs of equal keys, numbered from 0, for each of the rows `[N]`; equal keys are neighbours."""
+    changes = [key[1:] != key[:-1] for key in keys]
+    return np.cumsum(np.concatenate([[0], np.any(changes, axis=0)]), dtype=np.int64)[: len(keys[0])]
+
+
+def _most_before(group: IntArray, value: IntArray) -> IntArray:
+    """The greatest of the values before each row in its group, 0 for the first; rows are ordered by group."""
+    base = (len(THRESHOLDS) + 1) * _starts(group)
+    so_far = np.maximum.accumulate(base + value)
+    return np.maximum(np.concatenate([[0], so_far])[: len(group)] - base, 0)
+
+
+def _scatter(rows: IntArray, values: IntArray) -> IntArray:
+    """Values given in some order of rows, in the order of rows."""
+    out = np.empty(len(rows), dtype=np.int64)
+    out[rows] = values
+    return out
+
+
+# The ceiling of the coordinate bins: what a model that writes every label's own bins would score.
+#
+# No model that answers in bins can be better placed than this, so a low AP75 on small objects may be the grid's doing.
+
+
+def through_codec(truth: GroundTruth, num_bins: int = 1000) -> FloatArray:
+    """Boxes `[N, 4]` (`xyxy` pixels) of all labels after pixel -> bin -> pixel."""
+    bins = Bins(num_bins)
+    boxes = truth.bbox_xyxy
+    decoded = np.zeros_like(boxes)
+    order = np.argsort(truth.image, kind="stable")
+    for rows in np.split(order, np.flatnonzero(np.diff(truth.image[order])) + 1):
+        if len(rows):
+            size_wh = truth.images[truth.image[rows[0]]].size_wh
+            decoded[rows] = bins.to_pixels(bins.to_bins(boxes[rows], size_wh), size_wh)
+    return decoded
+
+
+def codec_ceiling(truth: GroundTruth, num_bins: int = 1000) -> dict[str, float]:
+    """AP of the labels themselves sent through the codec, and the largest error it makes.
+
+    Args:
+        truth: Labels; crowd regions are not sent.
+        num_bins: Bins of the codec.
+
+    Returns:
+        `codec/AP`, `AP50`, `AP75`, `APs`, `APm`, `APl` (-1 without labels, as COCO has it) and
+        `codec/max_error_px`, the largest shift of any edge in pixels (0 without labels). Labels of no area and labels
+        beyond 100 of a class in one image cannot be found by COCO's rules and lower the ceiling as well.
+    """
+    decoded = through_codec(truth, num_bins)
+    rows = np.flatnonzero(~truth.iscrowd)
+    detections = Detections(
+        image=truth.image[rows],
+        category=truth.category[rows],
+        bbox_xywh=xyxy_to_xywh(decoded[rows]),
+        score=np.ones(len(rows)),
+    )
+    figures = coco_scores(truth, detections).figures
+    error = np.abs(decoded[rows] - truth.bbox_xyxy[rows])
+    ceiling = {f"codec/{name}": figures[name] for name in ("AP", "AP50", "AP75", "APs", "APm", "APl")}
+    return {**ceiling, "codec/max_error_px": float(error.max(initial=0.0))}
+
+
+RECALLS = np.linspace(0.0, 1.0, 101)
+_CELLS_AT_ONCE = 1 << 17
+"""Draws times detections: what is worked on at a time. More does not stay in the cache, which takes twice as long."""
+
+
+def ap_of_draws(matches: CocoMatches, weights: NDArray[np.generic]) -> tuple[FloatArray, FloatArray]:
+    """AP and AP50 of every draw.
+
+    Args:
+        matches: Of the split.
+        weights: `[B, I]` how often each image is in each draw.
+
+    Returns:
+        `[B]` each; NaN for a draw without a label to find. A class without labels in a draw is left out of its mean.
+    """
+    thresholds = len(matches.found)
+    known = np.flatnonzero(matches.labels.sum(0) > 0)
+    starts = np.searchsorted(matches.category, [known, known + 1])
+    total, total50 = np.zeros(len(weights)), np.zeros(len(weights))
+    classes = np.zeros(len(weights), dtype=np.int64)
+    for category, (start, end) in zip(known.tolist(), starts.T.tolist(), strict=True):
+        labels = weights.astype(np.float64) @ matches.labels[:, category]
+        block = max(_CELLS_AT_ONCE // max(end - start, 1), 1)
+        for begin in range(0, len(weights), block):
+            rows = slice(begin, begin + block)
+            ap = _class_ap(matches, slice(start, end), weights[rows], labels[rows])
+            total[rows] += ap.sum(0) / thresholds
+            total50[rows] += ap[0]
+        classes += labels > 0
+    some = classes > 0
+    ap, ap50 = (np.divide(x, classes, out=np.full(len(x), np.nan), where=some) for x in (total, total50))
+    return ap, ap50
+
+
+def _class_ap(matches: CocoMatches, detections: slice, weights: NDArray[np.generic], labels: FloatArray) -> FloatArray:
+    """AP `[T, B]` of one class at each threshold; 0 for a draw without its labels."""
+    drawn = weights[:, matches.image[detections]].astype(np.float64)  # [B, D]
+    found, ignored = matches.found[:, detections], matches.ignored[:, detections]
+    counted = np.cumsum(drawn, axis=1)
+    ap = np.zeros((len(found), len(weights)))
+    for i, (hit, ignore) in enumerate(zip(found, ignored, strict=True)):
+        at = np.flatnonzero(hit)
+        if not len(at):
+            continue
+        # Precision is highest, and recall moves, at true positives only: the others are needed as counts alone.
+        right = np.cumsum(drawn[:, at], axis=1)
+        whole = counted[:, at] - np.cumsum(drawn * ignore, axis=1)[:, at] if ignore.any() else counted[:, at]
+        precision = np.divide(right, whole, out=np.zeros_like(right), where=whole > 0)
+        best = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+        recall = np.divide(right, labels[:, None], out=np.zeros_like(right), where=labels[:, None] > 0)
+        passed = np.searchsorted(RECALLS, recall, side="right") * (right > 0)
+        ap[i] = (best * np.diff(passed, axis=1, prepend=0)).sum(1) / len(RECALLS)
+    return ap

@@ -1,0 +1,321 @@
+"""Writing the report page: runs in, a folder out that opens from disk and needs nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+import apiece
+from apiece.codec.bins import COORDINATE_NAMES
+from apiece.data.check import CROWDING
+from apiece.data.images import inspect_image, open_image, read_image_file
+from apiece.data.lines import ImageError, ProblemKind
+from apiece.dumps.folder import find_image, open_run
+from apiece.errors import UserError
+from apiece.report.overlay import CLASS_COLOURS, CROWD_REGION, FATES, HIDDEN, OUTCOMES, PREDICTION, Style
+from apiece.report.payload import RunPages, write_payload
+
+# Photos of the page: each stored once, whatever the number of steps and runs, without its metadata.
+
+
+MAX_SIDE = 1280
+"""Longer photos are scaled down: boxes are drawn over them as data, so nothing is lost but pixels."""
+_AS_IT_IS = 80_000
+"""Bytes up to which a JPEG is copied as it is."""
+_SMALL = 66_000
+"""Pixels up to which a photo is kept without loss."""
+
+
+class Photos:
+    """The folder `photos/` of a report.
+
+    Args:
+        folder: The report's folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._known: dict[tuple[Path, tuple[int, int]], tuple[str | None, str]] = {}
+
+    def add(self, path: Path, size_wh: tuple[int, int]) -> tuple[str | None, str]:
+        """Store a photo.
+
+        Args:
+            path: The image file.
+            size_wh: As it was when its boxes were written down.
+
+        Returns:
+            Its address in the page, or `None` and what is wrong with it.
+        """
+        key = path, size_wh
+        if key not in self._known:
+            try:
+                self._known[key] = self._stored(path, size_wh), ""
+            except ImageError as error:
+                self._known[key] = None, f"{path.name}: {error.message}"
+        return self._known[key]
+
+    def _stored(self, path: Path, size_wh: tuple[int, int]) -> str:
+        facts = inspect_image(path)
+        if facts.size_wh != size_wh:
+            found, expected = (f"{w} x {h}" for w, h in (facts.size_wh, size_wh))
+            message = f"the photo is {found} now, but its boxes are for {expected}"
+            raise ImageError(ProblemKind.SIZE_DIFFERS, message, path, "")
+        data = read_image_file(path, at_most=_AS_IT_IS)
+        suffix = ".jpg"
+        if not _plain_jpeg(data) or max(size_wh) > MAX_SIDE:
+            image = open_image(path)
+            image.thumbnail((MAX_SIDE, MAX_SIDE))
+            buffer = io.BytesIO()
+            small = image.width * image.height <= _SMALL
+            image.save(buffer, format="WEBP", lossless=small, quality=80, method=4)
+            data, suffix = buffer.getvalue(), ".webp"
+        name = f"photos/{hashlib.sha256(data).hexdigest()[:16]}{suffix}"
+        target = self._folder / name
+        target.parent.mkdir(exist_ok=True)
+        if not target.exists():
+            target.write_bytes(data)
+        return name
+
+
+def _plain_jpeg(data: bytes) -> bool:
+    """Whether a file's bytes can stand in the page: a JPEG without metadata that turns it or tells its place."""
+    return data.startswith(b"\xff\xd8") and b"Exif" not in data[:65536]
+
+
+def copy_assets(source: Path, folder: Path) -> None:
+    """Copy the style sheet and the scripts."""
+    (folder / "assets").mkdir()
+    for path in sorted(source.iterdir()):
+        if path.suffix in (".js", ".css"):
+            shutil.copyfile(path, folder / "assets" / path.name)
+
+
+MARK = '<meta name="generator" content="apiece report">'
+"""Stands in every report's page, so that a report is replaced by a newer one but nothing else ever is."""
+MAX_GAPS = 100
+SCRIPTS = (
+    "core",
+    "style",
+    "chart",
+    "scene",
+    "pointer",
+    "slots",
+    "overview",
+    "panel",
+    "detail",
+    "layers",
+    "extras",
+    "sample",
+    "compare",
+    "app",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """What was written.
+
+    Attributes:
+        page: The file to open.
+        samples: How many.
+        steps: Dumps of all runs.
+        num_bytes: Of the whole folder.
+        gaps: What is missing or broken, one sentence each.
+    """
+
+    page: Path
+    samples: int
+    steps: int
+    num_bytes: int
+    gaps: tuple[str, ...]
+
+
+def build_report(
+    runs: Sequence[Path],
+    out: Path,
+    *,
+    comparison: Mapping[str, Any] | None = None,
+    comparison_note: str = "",
+    overwrite: bool = False,
+) -> Built:
+    """Write the page of some runs.
+
+    Args:
+        runs: Folders of runs, the first ones shown side by side.
+        out: New or empty folder.
+        comparison: What `apiece compare` wrote, where there is one.
+        comparison_note: Why there is none.
+        overwrite: Whether a report that lies in `out` may be replaced.
+
+    Raises:
+        UserError: A folder is no run, no run has dumps, or `out` is not free.
+    """
+    _require_free(out, overwrite=overwrite)
+    pages = [RunPages(open_run(path)) for path in runs]
+    if len({page.run.path.resolve() for page in pages}) < len(pages):
+        raise UserError("a run is named twice", fix="name each run once", exit_code=2)
+    if not any(page.run.steps for page in pages):
+        names = ", ".join(page.run.name for page in pages)
+        raise UserError(
+            f"expected runs with dumps, found none in {names}: there is nothing to show image by image",
+            where=pages[0].run.path,
+            fix="set monitor.every_steps (and data.eval) in the config of the next run",
+        )
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+        try:
+            built = _write(pages, part, out, comparison, comparison_note)
+            part.chmod(0o755)  # mkdtemp's own folders are for one user alone
+            if out.is_dir():
+                shutil.rmtree(out)
+            part.rename(out)
+        finally:
+            if part.exists():
+                shutil.rmtree(part)
+    except OSError as error:
+        raise UserError(f"cannot write here: {error.strerror}", where=out, fix="choose another folder") from error
+    return built
+
+
+def _require_free(out: Path, *, overwrite: bool) -> None:
+    if out.exists() and not out.is_dir():
+        raise UserError("expected a new or empty folder, found a file", where=out, exit_code=2)
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    page = out / "index.html"
+    is_report = page.is_file() and MARK in page.read_text(encoding="utf-8", errors="replace")
+    if is_report and overwrite:
+        return
+    fix = "replace the report in it with --overwrite, or name another" if is_report else "name a new folder"
+    raise UserError("folder is not empty", where=out, fix=fix, exit_code=2)
+
+
+def _write(
+    pages: Sequence[RunPages], part: Path, out: Path, comparison: Mapping[str, Any] | None, comparison_note: str
+) -> Built:
+    for page in pages:
+        page.read()
+    ids = list(dict.fromkeys(id_ for panel in (True, False) for p in pages for id_ in _ids(p, in_panel=panel)))
+    numbers = {id_: number for number, id_ in enumerate(ids)}
+    photos = Photos(part)
+    samples = [_sample(id_, pages, photos) for id_ in ids]
+    lost = [f"photo of sample {sample['id']}: {sample['gap']}" for sample in samples if sample["gap"]]
+    for number, page in enumerate(pages):
+        page.write(part / "data", f"run{number}", numbers)
+    index = {
+        "made": time.strftime("%Y-%m-%d %H:%M"),
+        "version": apiece.__version__,
+        "coordinates": COORDINATE_NAMES,
+        "crowding": [name for name, _, _ in CROWDING],
+        "styles": _styles(),
+        "runs": [_run(page, out) for page in pages],
+        "differences": _differences([page.run.config for page in pages]),
+        "samples": samples,
+        "gaps": lost[:MAX_GAPS],
+        "comparison": comparison,
+        "comparison_note": comparison_note,
+    }
+    write_payload(part / "data", "index", index)
+    with as_file(files("apiece.report") / "templates") as templates:
+        copy_assets(templates, part)
+        environment = jinja2.Environment(loader=jinja2.FileSystemLoader(templates), autoescape=True)
+        title = " · ".join(page.run.name for page in pages)
+        html = environment.get_template("index.html").render(title=title, scripts=SCRIPTS, mark=Markup(MARK))
+    (part / "index.html").write_text(html, encoding="utf-8")
+    size = sum(path.stat().st_size for path in part.rglob("*") if path.is_file())
+    gaps = tuple(gap for page in pages for gap in page.gaps) + tuple(lost)
+    return Built(out / "index.html", len(samples), sum(len(page.steps) for page in pages), size, gaps)
+
+
+def _ids(page: RunPages, *, in_panel: bool) -> list[str]:
+    return [id_ for id_, facts in page.samples.items() if facts.in_panel == in_panel]
+
+
+def _sample(id_: str, pages: Sequence[RunPages], photos: Photos) -> dict[str, Any]:
+    """A line of the page's list of samples. The photo is taken from the first run that still has it."""
+    holders = [(number, page) for number, page in enumerate(pages) if id_ in page.samples]
+    facts = [page.samples[id_] for _, page in holders]
+    address, gap = None, "not found"
+    for (_, page), fact in zip(holders, facts, strict=True):
+        if address is None:
+            path = find_image(fact.image, page.run.path)
+            address, gap = (
+                (None, f"{fact.image['image']}: not found") if path is None else photos.add(path, fact.size_wh)
+            )
+    objects = facts[0].objects
+    return {
+        "id": id_,
+        "photo": address,
+        "gap": gap,
+        "size": facts[0].size_wh,
+        "objects": objects,
+        "crowding": next(i for i, (_, _, most) in enumerate(CROWDING) if most is None or objects <= most),
+        "classes": sorted({name[:200] for fact in facts for name in fact.classes}),
+        "panel": any(fact.in_panel for fact in facts),
+        "runs": [number for number, _ in holders],
+    }
+
+
+def _run(page: RunPages, out: Path) -> dict[str, Any]:
+    manifest, protocol = page.run.manifest, page.protocol
+    gaps = page.gaps
+    git = manifest.get("git")
+    return {
+        "name": page.run.name,
+        # From the page to the run's own files, for links that work while both stay where they are.
+        "path": Path(os.path.relpath(page.run.path.resolve(), out.resolve())).as_posix(),
+        "steps": page.steps,
+        "gaps": [*gaps[:MAX_GAPS], *([f"and {len(gaps) - MAX_GAPS} more"] if len(gaps) > MAX_GAPS else [])],
+        "num_bins": protocol.get("num_bins"),
+        "facts": {
+            "created": manifest.get("created"),
+            "seed": manifest.get("seed"),
+            "commit": str(git.get("commit") or "")[:10] if isinstance(git, dict) else None,
+            "panel of": protocol.get("data"),
+            "scores": protocol.get("score_policy"),
+        },
+    }
+
+
+def _differences(configs: Sequence[Mapping[str, Any]]) -> list[list[Any]]:
+    """Settings in which the runs differ: dotted key, then the value in each run."""
+    flat = [dict(_flat("", config)) for config in configs]
+    keys = dict.fromkeys(key for settings in flat for key in settings)
+    rows = [[key, *(settings.get(key, "-") for settings in flat)] for key in keys if not key.startswith("run.")]
+    return [row for row in rows if len(set(row[1:])) > 1][:60]
+
+
+def _flat(prefix: str, value: Any) -> list[tuple[str, str]]:
+    if isinstance(value, Mapping):
+        return [row for key, child in value.items() for row in _flat(f"{prefix}.{key}" if prefix else str(key), child)]
+    return [(prefix, str(value))]
+
+
+def _styles() -> dict[str, Any]:
+    """Colours and lines for the scripts; the palette is the only place that knows them."""
+    return {
+        "prediction": [[name, *_style(style)] for name, style in OUTCOMES.items()],
+        "label": [[name, *_style(style)] for name, style in FATES.items()],
+        "crowd": ["crowd", *_style(CROWD_REGION)],
+        "hidden": ["hidden", *_style(HIDDEN)],
+        "other": ["other", *_style(PREDICTION)],
+        "runs": ["#" + bytes(colour).hex() for colour in CLASS_COLOURS],
+    }
+
+
+def _style(style: Style) -> tuple[str, str, tuple[int, int]]:
+    return style.word, style.css, style.dash

@@ -1,0 +1,1 @@
+"""Studies: two runs compared, a ladder of runs measured, and the explanation of one."""
