@@ -113,7 +113,7 @@ optim:
   --list` lists them, `apiece config --copy tiny/bccd mine.yaml` makes a copy to edit. A file of that name in the
   current folder comes first.
 - **On the command line**: `apiece train FILE optim.lr=3e-4 'optim.betas[0]=0.8' data.eval=null`. Values are read as
-  in a file. `apiece evaluate` and `apiece predict` take `seed`, `prompt.*`, `generate.*` and `server.*` in the same way.
+  in a file. `apiece evaluate` and `apiece predict` take `seed`, `prompt.*`, `generate.*` and `server.*` likewise.
 - **Where a value comes from**: `apiece config FILE [KEY=VALUE]...` prints every setting with file and line;
   `--changed` leaves out the defaults; `--against OTHER` prints what differs between two configs.
 - **In an editor**: `apiece config --schema --out config.schema.json` writes the schema for the first line above.

@@ -186,10 +186,16 @@ no_effect(
     unless=lambda config: config.model.lora.rank > 0,
     why="with `model.lora.rank: 0`, which makes no adapters: raise that",
 )
-for _part, _name in RATES.items():
+
+
+def _rate_of(part: Part, path: str) -> None:
     no_effect(
-        f"optim.{_name}",
+        path,
         reads=_TRAINED,
-        unless=lambda c, p=_part, n=_name: not value_at(c, f"optim.{n}") or p in trained_parts(c),
-        why=f"as {_part} is not trained: take it out of model.freeze, or into model.lora.targets,",
+        unless=lambda config: not value_at(config, path) or part in trained_parts(config),
+        why=f"as {part} is not trained: take it out of model.freeze, or into model.lora.targets,",
     )
+
+
+for _part, _name in RATES.items():
+    _rate_of(_part, f"optim.{_name}")

@@ -24,8 +24,8 @@ class SplitSection(Section):
 class BenchmarkFile(Section):
     """Scenes with complete truth, each labelled in several ways.
 
-    The pictures of a split are drawn once. In addition to the complete truth there is one file of labels for every share
-    of unlabelled objects and every chance of a group box: they differ in nothing else.
+    The pictures of a split are drawn once. Each has its complete truth and a file of labels for every share of
+    unlabelled objects and every chance of a group box: they differ in nothing else.
     """
 
     name: str

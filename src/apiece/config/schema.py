@@ -235,8 +235,8 @@ class DataSection(Section):
     deviation, as a share of the box's side (seeded by sample and epoch). A model trained only on exact boxes learns to
     copy them, and drifts along a row once it conditions on its own predictions."""
     shuffle: Shuffle = Shuffle.FULL
-    """`full`: a new order of the whole file in each epoch; `buffer`: shuffled within blocks of `buffer_size` consecutive
-    lines, so that a slow disk or tar shards are read front to back; `none`: the order of the file. Every run resumes at
+    """`full`: a new order of the whole file in each epoch; `buffer`: within blocks of `buffer_size` consecutive lines,
+    so that a slow disk or tar shards are read front to back; `none`: the order of the file. Every run resumes at
     the sample where it stopped."""
     buffer_size: PositiveCount = 10_000
     """Lines in a block of `shuffle: buffer`."""
@@ -366,7 +366,7 @@ class Stage2Section(Section):
     softctx_radius: Count = 10
     """Greatest distance in bins for `softctx_replace: near_gt`."""
     softctx_target: SoftContextTarget = SoftContextTarget.IDENTITY
-    """`identity`: slot i is trained on object i's box; `retarget`: on the box of the instance that the context began."""
+    """`identity`: slot i is trained on object i's box; `retarget`: on that of the instance that the context began."""
 
 
 class OptimSection(Section):
