@@ -27,7 +27,7 @@ from apiece.errors import UserError
         (["data.complete=x"], "data.complete is set but data.eval is not: name the JSONL to evaluate on, whose images"),
         (["monitor.every_steps=3"], "monitor.every_steps is set but data.eval is not: name the JSONL that the panel"),
         (["generate.labels=[a]", "generate.grammar=false"], "generate.labels: has no effect with `generate.grammar: f"),
-        (["prompt.name=text", "prompt.text=' '"], "prompt.text: expected an instruction, found only blanks"),
+        (["prompt.name=text", "prompt.text=' '"], "prompt.text: expected an instruction, found blank text"),
         (
             ["data.eval=x", "monitor.every_steps=3", "monitor.panel.from=runs/a", "monitor.panel.size=3"],
             r"monitor.panel.size: has no effect with monitor.panel.from, which names the samples: leave that out, or "

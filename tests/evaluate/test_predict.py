@@ -117,7 +117,7 @@ def test_batch_that_does_not_fit_into_memory_says_what_to_do(tmp_path: Path, tin
         raise torch.OutOfMemoryError
 
     engine.generate = full  # type: ignore[method-assign]
-    with pytest.raises(UserError, match=r"2 images at once do not fit into memory\n.*--batch-size"):
+    with pytest.raises(UserError, match=r"2 images at once do not fit into memory\n.*generate.batch_size"):
         list(predictor.answers(labelled(tmp_path, [1, 1])))
 
 

@@ -95,7 +95,7 @@ def test_a_step_that_is_not_finite_stops_the_run_saved_and_can_be_gone_over_agai
         run = Path(make().run.dir) / "run"
         assert "step 3: a1/bbox_geo/ciou is not finite; the weights were not updated (samples " in str(caught.value)
         assert names["id"] in str(caught.value)
-        assert f"apiece replay {run}" in str(caught.value)
+        assert f"apiece train --replay {run}" in str(caught.value)
         assert f"go on with apiece train --resume {run}" in str(caught.value)
         assert steps(run) == [2]
         report = json.loads((run / "nonfinite" / "step_000003.json").read_text())
@@ -342,7 +342,7 @@ def test_sigterm_saves_and_says_so_and_exits_143(
         patch.setattr(loop, "train_step", step)
         assert command(monkeypatch, "train", str(tmp_path / "run.yaml")) == 143
     run = Path(make().run.dir) / "run"
-    assert f"stopped after step 2, which is saved; go on with: apiece train --resume {run}" in capsys.readouterr().out
+    assert f"stopped after step 2, which is saved; resume with: apiece train --resume {run}" in capsys.readouterr().out
     assert steps(run) == [2]
     assert "stopped by SIGTERM after step 2" in (run / "train.log").read_text()
     # What decides how fast a run is may change when it goes on, and stays.
@@ -350,9 +350,9 @@ def test_sigterm_saves_and_says_so_and_exits_143(
     assert f"going on from {run / 'checkpoints/step_000002'}" in capsys.readouterr().out
     assert "micro_batch_size: 1" in (run / "config.yaml").read_text()
     with poisoned(99):
-        assert command(monkeypatch, "replay", str(run), "--step", "3") in (0, None)
+        assert command(monkeypatch, "train", "--replay", str(run), "--step", "3") in (0, None)
     assert "everything is finite here" in capsys.readouterr().out
-    assert command(monkeypatch, "replay", str(run)) == 1
+    assert command(monkeypatch, "train", "--replay", str(run)) == 1
     assert "no step of this run was anything but finite" in capsys.readouterr().err
 
 

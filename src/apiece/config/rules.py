@@ -22,7 +22,8 @@ def _own_prompt(config: Config) -> str | None:
 
 @rule("prompt.text")
 def _blank_prompt(config: Config) -> str | None:
-    return "expected an instruction, found only blanks" if (config.prompt.text or "x").isspace() else None
+    text = config.prompt.text
+    return "expected an instruction, found blank text" if text is not None and not text.strip() else None
 
 
 @rule("train.micro_batch_size", "train.batch_size")

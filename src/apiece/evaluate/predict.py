@@ -113,7 +113,7 @@ class Predictor:
                 count = min(len(group), self.batch_size)
                 raise UserError(
                     f"{count} images at once do not fit into memory",
-                    fix="lower --batch-size (in training: generate.batch_size)",
+                    fix="lower generate.batch_size (diagnose: --batch-size)",
                 ) from error
             for (sample, _), rollout in zip(group, rollouts, strict=True):
                 yield read_answer(sample, rollout, side.tokenizer, side.vocab, self.policy)
@@ -283,6 +283,7 @@ def evaluate_checkpoint(
     settings: GenerateSection | None = None,
     prompt: PromptSection | None = None,
     device: str = "auto",
+    seed: int = 0,
     pictures: int = 16,
     complete: Path | None = None,
     policy: str = DEFAULT_POLICY,
@@ -301,6 +302,7 @@ def evaluate_checkpoint(
         settings: Of generation.
         prompt: The checkpoint's own if `None`.
         device: `auto`, `cpu` or `cuda`.
+        seed: Of sampling.
         pictures: How many images are drawn.
         complete: Complete truth of the same images (COCO or JSONL), where it is known.
         policy: Name of the score policy.
@@ -313,7 +315,7 @@ def evaluate_checkpoint(
     samples = read_split(data)
     everything = load_complete(complete, samples_to_ground_truth(samples))[1] if complete else None
     settings = settings or GenerateSection()
-    predictor, warning = load_predictor(checkpoint, settings, prompt=prompt, device=device, policy=policy)
+    predictor, warning = load_predictor(checkpoint, settings, prompt=prompt, device=device, seed=seed, policy=policy)
     if warning:
         warn(warning)
     metrics, answers = evaluate_samples(predictor, samples, out, min_score=min_score, complete=everything)

@@ -43,7 +43,7 @@ def require_peft() -> None:
     try:
         import peft  # noqa: F401
     except ImportError as error:
-        raise UserError("adapters need peft", fix="pip install -c constraints.txt 'apiece[lora]'") from error
+        raise UserError("adapters need peft", fix="pip install 'apiece[lora]'") from error
 
 
 def is_adapter(folder: Path) -> bool:

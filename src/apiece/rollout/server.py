@@ -106,7 +106,7 @@ class Client:
             raise UserError(
                 f"no server answers: {_said(error, self.settings.timeout_s)}",
                 where=self.base,
-                fix="start it and wait until it is ready, or check --server (docs/serving.md)",
+                fix="start it and wait until it is ready, or check --server",
             ) from error
         _require_entry(reply, self.base)
         if reply.status_code == 404:
@@ -416,7 +416,7 @@ class ServerEngine:
             raise UserError(
                 f"the server leaves the coordinate tokens out of its text: {text[:120]!r}",
                 where=self.client.base,
-                fix="it must keep special tokens (skip_special_tokens: false), as vLLM and SGLang do: docs/serving.md",
+                fix="it must keep special tokens (skip_special_tokens: false), as vLLM and SGLang do",
             )
         elif _NUMBERS.search(text):
             raise UserError(
@@ -434,7 +434,7 @@ class ServerEngine:
             self._warned = True
             self.warn(
                 f"the server reads {read} tokens for an image and prompt that are {expected} here: it resizes images, "
-                "or has another chat template, and its answers may differ (docs/serving.md)"
+                "or has another chat template, and its answers may differ"
             )
 
 

@@ -33,7 +33,7 @@ class TensorBoard:
             raise UserError(
                 "train.trackers names tensorboard, which is not installed",
                 where="config",
-                fix="pip install -c constraints.txt 'apiece[tensorboard]', or take it out of train.trackers",
+                fix="pip install 'apiece[tensorboard]', or take it out of train.trackers",
             ) from error
         self._writer = SummaryWriter(str(run / "tensorboard"))
 
