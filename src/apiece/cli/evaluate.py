@@ -113,8 +113,13 @@ def evaluate(
 
         resolve_checkpoint(checkpoint)  # reports a mistake in its name at once, before torch is loaded
         asked, remote = answer_settings(settings, server, served_model, device)
-        again = {"resume": resume, "overwrite": overwrite}
-        common = {"min_score": min_score, "pictures": pictures, "complete": complete, "policy": score_policy}
+        again: dict[str, Any] = {"resume": resume, "overwrite": overwrite}
+        common: dict[str, Any] = {
+            "min_score": min_score,
+            "pictures": pictures,
+            "complete": complete,
+            "policy": score_policy,
+        }
         metrics = _evaluate_model((checkpoint, data, out), asked, remote, device, again, common)
     print_table(metrics)
     drawn = f"; look at {out / 'contact_sheet.png'}" if checkpoint is not None and pictures else ""
@@ -126,7 +131,7 @@ def _evaluate_model(
     asked: AnswerSettings,
     remote: ServerSettings | None,
     device: str,
-    again: dict[str, bool],
+    again: dict[str, Any],
     common: dict[str, Any],
 ) -> Metrics:
     """Answer a split, in this process or behind a server, and score it; Ctrl-C keeps what a server has answered."""
