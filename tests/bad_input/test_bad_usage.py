@@ -87,8 +87,6 @@ USAGE = [
     Bad("train: nothing", "train"),
     Bad("train: a packaged config misspelt", "train tiny/bcdc"),
     Bad("train: a path of the repository", "train configs/tiny/bccd.yaml"),
-    Bad("train: replay and a config", "train c.yaml --replay runs/mine"),
-    Bad("train: replay of nothing", "train --replay runs/mine"),
     Bad("config: a copy of nothing", "config --copy tiny/bccd"),
     Bad("config: a copy of what there is not", "config --copy tiny/bcd mine.yaml"),
     Bad("config: a copy over a file", "config --copy tiny/bccd mine.yaml", [write("mine.yaml", "seed: 1\n")]),

@@ -27,7 +27,7 @@ from apiece.cli.train import _closing
             "start a new run: apiece train runs/mine/config.yaml model.checkpoint=runs/mine run.name=NEW seed=1; "
             "these can: train.micro_batch_size",
         ),
-        (["c.yaml", "--step", "4"], "--step goes with --resume or --replay"),
+        (["c.yaml", "--step", "4"], "--step goes with --resume"),
         (["c.yaml", "--resume", "runs/mine"], "name a CONFIG (c.yaml), or a run to --resume: one of the two"),
         (
             ["--resume", "runs/mien"],

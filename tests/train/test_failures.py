@@ -95,7 +95,7 @@ def test_a_step_that_is_not_finite_stops_the_run_saved_and_can_be_gone_over_agai
         run = Path(make().run.dir) / "run"
         assert "step 3: a1/bbox_geo/ciou is not finite; the weights were not updated (samples " in str(caught.value)
         assert names["id"] in str(caught.value)
-        assert f"apiece train --replay {run}" in str(caught.value)
+        assert f"apiece replay {run}" in str(caught.value)
         assert f"go on with apiece train --resume {run}" in str(caught.value)
         assert steps(run) == [2]
         report = json.loads((run / "nonfinite" / "step_000003.json").read_text())
@@ -350,9 +350,9 @@ def test_sigterm_saves_and_says_so_and_exits_143(
     assert f"going on from {run / 'checkpoints/step_000002'}" in capsys.readouterr().out
     assert "micro_batch_size: 1" in (run / "config.yaml").read_text()
     with poisoned(99):
-        assert command(monkeypatch, "train", "--replay", str(run), "--step", "3") in (0, None)
+        assert command(monkeypatch, "replay", str(run), "--step", "3") in (0, None)
     assert "everything is finite here" in capsys.readouterr().out
-    assert command(monkeypatch, "train", "--replay", str(run)) == 1
+    assert command(monkeypatch, "replay", str(run)) == 1
     assert "no step of this run was anything but finite" in capsys.readouterr().err
 
 

@@ -1,4 +1,4 @@
-"""`apiece train`: train as a config says, resume an interrupted run, or repeat a step that was not finite."""
+"""`apiece train`: train as a config says, or resume an interrupted run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from apiece.errors import UserError, nearest
 MAX_LISTED = 10
 TERMINATED = 128 + signal.SIGTERM
 """Exit code after SIGTERM, as shells count it: tells a scheduler to start the run again."""
-MOST_NAMES = 4
 FREE = (
     *("train.micro_batch_size", "train.parallel", "train.device", "train.save_every", "train.sharded_checkpoints"),
     *("train.keep_last", "train.keep_best", "train.skip_nonfinite", "model.gradient_checkpointing", "data.workers"),
@@ -36,16 +35,8 @@ def train(
         typer.Argument(metavar="[KEY=VALUE]...", help="Settings on top of the file.", show_default=False),
     ] = None,
     resume: Annotated[Path | None, typer.Option(help="Folder of an interrupted run.", show_default=False)] = None,
-    replay: Annotated[
-        Path | None, typer.Option(help="Folder of a run of which to repeat one step.", show_default=False)
-    ] = None,
     step: Annotated[
-        int | None,
-        typer.Option(
-            help="With --resume: start from this step's checkpoint (default: the newest). With --replay: the step, "
-            "counted from 1 (default: the last one that was not finite).",
-            show_default=False,
-        ),
+        int | None, typer.Option(help="With --resume: from this step's checkpoint.", show_default="the newest")
     ] = None,
 ) -> None:
     """Train a model, and evaluate it on the way.
@@ -53,10 +44,6 @@ def train(
     A run is written to its folder (`runs/NAME`): config, manifest, metrics, log, checkpoints, evaluations. Ctrl-C and
     SIGTERM save and exit (a second one exits at once). `--resume` ends with the same weights as without the
     interruption, and takes settings that affect speed, not training.
-
-    `--replay` repeats one training step, sample by sample, and says which terms and gradients are not finite, and
-    where. The steps since the checkpoint before it are repeated first, with the same samples, answers and random
-    numbers. Nothing of the run is changed.
 
     Examples:
 
@@ -69,14 +56,7 @@ def train(
     `torchrun --nproc-per-node 2 -m apiece train CONFIG` (several processes)
 
     `torchrun --nproc-per-node 8 -m apiece train CONFIG train.parallel=fsdp` (with the model sharded among them)
-
-    `apiece train --replay runs/stage1 --step 1200`
     """
-    if replay is not None:
-        if config is not None or overrides or resume is not None:
-            raise UserError("--replay takes nothing but --step", exit_code=2)
-        _replay(replay, step)
-        return
     settings = _check_usage(config, overrides or [], resume, step)
     from apiece.config.resolve import load_config, require_data
 
@@ -132,7 +112,7 @@ def _check_usage(config: Path | None, overrides: list[str], resume: Path | None,
     """The settings on top of the CONFIG or of the run to resume; a `UserError` if the arguments do not fit together."""
     if resume is None:
         if step is not None:
-            raise UserError("--step goes with --resume or --replay", exit_code=2)
+            raise UserError("--step goes with --resume", exit_code=2)
         if config is None:
             raise UserError("name a CONFIG, or a run to --resume", exit_code=2)
         if "=" in str(config) and not config.exists():
@@ -162,22 +142,3 @@ def _check_usage(config: Path | None, overrides: list[str], resume: Path | None,
             exit_code=2,
         )
     return settings
-
-
-def _replay(run: Path, step: int | None) -> None:
-    """Repeat one step of a run sample by sample, and print what is not finite in it."""
-    if not (run / "config.yaml").is_file():
-        raise UserError("expected the folder of a run, with its config.yaml", where=run, exit_code=2)
-    from apiece.train.replay import replay
-
-    done = replay(run, step, say=typer.echo)
-    typer.echo(f"step {done.step} (channel {done.channel.upper()}), {len(done.samples)} samples")
-    for bad in done.bad:
-        for name, value in bad.terms.items():
-            which, _, term = name.partition("/")
-            typer.echo(f"  sample {bad.sample}  pass {which}  term {term}  {value}")
-        if bad.gradients:
-            more = f" and {len(bad.gradients) - MOST_NAMES} more" if len(bad.gradients) > MOST_NAMES else ""
-            typer.echo(f"  sample {bad.sample}  gradient of {', '.join(bad.gradients[:MOST_NAMES])}{more}")
-    if not done.bad:
-        typer.echo("  everything is finite here: on this device, and each sample by itself")

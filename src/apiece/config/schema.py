@@ -117,8 +117,8 @@ class TrainSection(Section):
     grace_s: Positive = 30.0
     """Seconds between SIGTERM and the end of the process; a warning says if a step and a save take longer."""
     skip_nonfinite: Count = 0
-    """How many steps may be skipped because a loss or the gradient was not finite (`apiece train --replay RUN` shows
-    where); at the next one, or the first one with 0, the run saves the step before and stops."""
+    """How many steps may be skipped because a loss or the gradient was not finite; at the next one, or the first one
+    with 0, the run saves the step before and stops."""
     log_every: PositiveCount = 10
     """Steps between lines in `metrics.jsonl`."""
     telemetry_window: Annotated[int, Field(ge=3)] = 100

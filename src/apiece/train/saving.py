@@ -121,7 +121,7 @@ class Saver:
                 kept = f"go on with apiece train --resume {self.run}"
         fix = f"{error.fix}; {kept}" if error.fix else kept
         if isinstance(error, NonFiniteError):
-            fix = f"see where: apiece train --replay {self.run}; {fix}"
+            fix = f"see where: apiece replay {self.run}; {fix}"
         raise UserError(
             f"step {step}: {error.message}", where=error.where, fix=fix, exit_code=error.exit_code
         ) from error

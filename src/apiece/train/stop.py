@@ -96,7 +96,7 @@ class NonFiniteError(UserError):
 
     Args:
         message: What, and in which samples.
-        found: The same as JSON, for `apiece train --replay`.
+        found: The same as JSON, for `apiece replay`.
     """
 
     def __init__(self, message: str, *, found: dict[str, Any]) -> None:
