@@ -265,6 +265,15 @@ class Per(StrEnum):
     SLOTS = "slots"
 
 
+class ChannelName(StrEnum):
+    """The channels: how one optimizer step turns samples into loss terms."""
+
+    A = "a"
+    """Teacher forcing, then passes on the model's own coordinate beliefs."""
+    B = "b"
+    """The model answers, and is taught on its own answer."""
+
+
 @dataclass(frozen=True, slots=True)
 class LossTerm:
     """One part of the loss, as a sum over its items.

@@ -81,7 +81,7 @@ def test_the_first_page_names_every_command_in_one_line(run: Run, words: tuple[s
     assert "one box apiece" in out
     assert "The usual order" in out
     listed = [name for name, *_ in re.findall(r"^│ ([a-z]+)  +\S(.*)│$", out, re.MULTILINE)]
-    shown = "demo scenes data model config plan train replay evaluate diagnose compare ladder report view export"
+    shown = "demo scenes data model config plan train evaluate diagnose compare ladder report view export"
     assert listed == [*shown.split(), "predict", "env"]
     assert set(listed) == {words[0] for words in commands()}
 

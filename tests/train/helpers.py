@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 from apiece.config.resolve import load_config
 from apiece.config.schema import Config
 from apiece_scenes import write_scenes
+
+TOOLS = Path(__file__).parents[2] / "tools"
+sys.path.insert(0, str(TOOLS))
 
 
 def small_scenes(folder: Path, n: int = 12) -> Path:

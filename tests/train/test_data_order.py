@@ -97,4 +97,4 @@ def test_resuming_on_other_data_is_said(
     lines = data.read_text().splitlines()
     data.write_text("\n".join(reversed(lines)))
     train(config, "x", resume=first.run)
-    assert f"{data} has changed since the run began: its batches from here on are others" in caplog.text
+    assert f"{data} has changed since the run began: its batches differ from here on" in caplog.text

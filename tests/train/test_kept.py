@@ -19,7 +19,7 @@ from apiece.train import loop, watch
 from apiece.train.checkpoint import choose_checkpoint, complete_checkpoints, problem_of, prune, step_of
 from apiece.train.distributed import World
 from apiece.train.loop import train
-from apiece.train.run import Metrics
+from apiece.train.run import MetricsFile
 
 CPU = World(0, 1, torch.device("cpu"))
 LAST = "checkpoints/step_000004"
@@ -131,7 +131,7 @@ def test_a_step_gone_over_again_gives_the_same_bits(run: Path, kept_run: Path) -
 
     said: list[str] = []
     train(load_config(run / "config.yaml").config, "copy", resume=run, step=3, say=said.append)
-    assert said == [f"going on from {run / 'checkpoints/step_000003'}"]
+    assert said == [f"resuming from {run / 'checkpoints/step_000003'}"]
     assert problem_of(run / LAST, CPU) is None
     for name in ("optimizer.safetensors", "model/model.safetensors"):
         assert (run / LAST / name).read_bytes() == (kept_run / LAST / name).read_bytes()
@@ -159,12 +159,12 @@ def test_pruning_keeps_what_it_is_told(run: Path) -> None:
 
 
 def test_the_best_of_none_is_none(tmp_path: Path) -> None:
-    with Metrics(tmp_path) as metrics:
+    with MetricsFile(tmp_path) as metrics:
         assert metrics.best("eval/f1/f1", {1, 2}) is None
         metrics.log(1, {"eval/f1/f1": 0.5})
         assert metrics.best("eval/f1/f1", {2}) is None
         assert metrics.best("eval/coco/AP", {1}) is None
-    with Metrics(tmp_path, 1) as again:
+    with MetricsFile(tmp_path, 1) as again:
         assert again.best("eval/f1/f1", {1}) == 1
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -96,7 +97,8 @@ def test_answers_of_training_are_those_of_evaluation(tmp_path: Path, scenes: Pat
     channels = build_channels(model, objective, encoder, config, CPU)
     channels.b.builder = Keeping(side.renderer, 60, 4096)  # type: ignore[union-attr]
     plan = BatchPlan([1] * len(samples), len(samples), 1, 0)
-    stream = micro_batches(samples, encoder, Augmentation(), plan, start=0, stop=1, rank=0, world=1, micro=4, workers=0)
+    one_step: Any = {"start": 0, "stop": 1, "rank": 0, "world": 1, "micro": 4, "workers": 0}
+    stream = micro_batches(samples, encoder, Augmentation(), plan, **one_step, collated=lambda step: False)
     batches = next(stream)
     state = torch.get_rng_state()
     channels.prepare(0, batches)

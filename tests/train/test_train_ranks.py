@@ -194,7 +194,7 @@ def test_what_is_not_finite_on_one_rank_stops_all(runs: dict[str, Path]) -> None
     first, second = ((root / f"said_{rank}").read_text() for rank in (0, 1))
     assert first == second
     assert first.startswith("step 2: a1/token_ce/struct, ")
-    assert "apiece replay" in first
+    assert "nonfinite/step_000002.json" in first
     report = json.loads((root / "runs" / "not finite" / "nonfinite" / "step_000002.json").read_text())
     assert {row["rank"] for row in report["found"]} == {1}
     assert report["world_size"] == 2

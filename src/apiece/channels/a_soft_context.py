@@ -8,7 +8,6 @@ Shapes: B samples, T answer tokens, S slots, K bins, D width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +16,6 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding
 
 from apiece.channels.answer import CoordRows, answer_terms, slot_logits
-from apiece.channels.base import Prepared
 from apiece.channels.retarget import retarget
 from apiece.config.schema import ContextEmbedMode, SoftContextGrad, SoftContextReplace, SoftContextTarget, Stage2Section
 from apiece.data.collate import Batch, BatchSlots
@@ -85,10 +83,6 @@ class SoftContext(nn.Module):
         self.objective = objective
         self.config = config
         allow_shared_prefix(model)
-
-    def prepare(self, step: int, batches: Sequence[Batch]) -> Prepared:
-        """The labels are the targets: nothing to be done."""
-        return Prepared(tuple(batches))
 
     def forward(self, batch: Batch) -> list[LossTerm]:
         """Loss terms of one batch, as sums; named `a1/...` and, with several passes, `aN/...`."""

@@ -19,7 +19,6 @@ ORDER = (
     "config",
     "plan",
     "train",
-    "replay",
     "evaluate",
     "diagnose",
     "compare",

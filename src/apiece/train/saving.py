@@ -14,9 +14,9 @@ from apiece.errors import UserError
 from apiece.files import write_json
 from apiece.train.checkpoint import NotSavedError, complete_checkpoints, prune, save_checkpoint, step_of
 from apiece.train.meter import Meter
-from apiece.train.run import Metrics
+from apiece.train.run import MetricsFile
 from apiece.train.setup import Training
-from apiece.train.stop import NonFiniteError, UpdateBrokenError, told
+from apiece.train.stop import NonFiniteError, UpdateBrokenError, explained
 
 NONFINITE = "nonfinite"
 log = logging.getLogger("apiece")
@@ -42,7 +42,7 @@ class Saver:
     run: Path
     training: Training
     meter: Meter
-    metrics: Metrics
+    metrics: MetricsFile
     skipped: list[int] = field(default_factory=list)
     _step_s: float = 0.0
     _warned: bool = False
@@ -53,7 +53,7 @@ class Saver:
         self.metrics.sync()
         state = {"skipped": self.skipped, "meter": self.meter.state()}
         sharded = t.config.train.sharded_checkpoints
-        side, since = t.questions.side, time.monotonic()
+        side, since = t.data.side, time.monotonic()
         save_checkpoint(self.run, step, t.model, side, t.optimizers, t.card, state, t.world, sharded=sharded)
         took, grace = time.monotonic() - since, t.config.train.grace_s
         if took + self._step_s > grace and not self._warned:
@@ -91,7 +91,7 @@ class Saver:
         """
         world, since = self.training.world, time.monotonic()
         try:
-            with told(self.training.config):
+            with explained(self.training.config):
                 yield
             self._step_s = time.monotonic() - since
         except NonFiniteError as error:
@@ -112,16 +112,16 @@ class Saver:
 
     def _save_before(self, step: int, error: UserError) -> None:
         """Save the step before and raise the error, with how to go on."""
-        kept = f"nothing is lost: go on with apiece train --resume {self.run}"
+        kept = f"nothing is lost: resume with apiece train --resume {self.run}"
         if step > 1:
             try:
                 self.save(step - 1)
             except NotSavedError as second:
                 log.warning("%s", second)
-                kept = f"go on with apiece train --resume {self.run}"
+                kept = f"resume with apiece train --resume {self.run}"
         fix = f"{error.fix}; {kept}" if error.fix else kept
         if isinstance(error, NonFiniteError):
-            fix = f"see where: apiece replay {self.run}; {fix}"
+            fix = f"which samples and terms: {report_file(self.run, step)}; {fix}"
         raise UserError(
             f"step {step}: {error.message}", where=error.where, fix=fix, exit_code=error.exit_code
         ) from error
@@ -131,7 +131,7 @@ class Saver:
         report = {
             "step": step,
             "seed": t.config.seed,
-            "channel": t.channels.letter(step - 1),
+            "channel": t.channels.channel_of(step - 1),
             "world_size": t.world.size,
             "micro_batch_size": t.config.train.micro_batch_size,
             **error.found,

@@ -109,8 +109,8 @@ class UpdateBrokenError(UserError):
 
 
 @contextmanager
-def told(config: Config) -> Iterator[None]:
-    """Tell a failure of the block, which is a step up to its update, as a `UserError` that names the knobs."""
+def explained(config: Config) -> Iterator[None]:
+    """Turn a failure of the block, a step up to its update, into a `UserError` that names the settings to change."""
     try:
         yield
     except torch.OutOfMemoryError as error:

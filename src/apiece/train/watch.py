@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +15,6 @@ from apiece.channels.b_rollout import answering
 from apiece.config.schema import Config
 from apiece.data.index import open_records
 from apiece.data.jsonl import read_jsonl
-from apiece.errors import UserError
 from apiece.evaluate.answers import DEFAULT_POLICY, Answer, under_one_policy
 from apiece.evaluate.detections import load_complete, samples_to_ground_truth
 from apiece.evaluate.forms import GroundTruth
@@ -29,7 +27,7 @@ from apiece.monitor.panel import ChosenPanel, choose_panel, panel_again
 from apiece.progress import track
 from apiece.rollout.generate import LocalEngine
 from apiece.train.distributed import World
-from apiece.train.run import Metrics
+from apiece.train.run import MetricsFile, read_manifest
 from apiece.train.sharding import whole_model
 from apiece.train.stop import StopFlag
 from apiece.types import Sample
@@ -150,6 +148,11 @@ class Watched:
     panel: ChosenPanel | None = None
     complete: GroundTruth | None = None
 
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """What the run's manifest says of it."""
+        return {} if self.panel is None else {"panel": self.panel.entry}
+
 
 def what_to_watch(config: Config, resume: Path | None) -> Watched:
     """Choose what is looked at, before anything of the run is written; every process chooses the same.
@@ -172,22 +175,6 @@ def what_to_watch(config: Config, resume: Path | None) -> Watched:
     return Watched(samples, panel, load_complete(Path(config.data.complete), split)[1])
 
 
-def read_manifest(run: Path) -> dict[str, Any]:
-    """A run's `manifest.json`.
-
-    Raises:
-        UserError: It cannot be read.
-    """
-    file = run / "manifest.json"
-    try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"the run's manifest cannot be read: {error}", where=file) from error
-    if not isinstance(manifest, dict):
-        raise UserError("expected a JSON object", where=file)
-    return manifest
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Watch:
     """Evaluates and dumps when a step is due. All processes must call it: each asks about its share of the images."""
@@ -200,7 +187,7 @@ class Watch:
     monitor: Monitor | None
     stop: StopFlag
 
-    def begin(self, start: int, model: Any, metrics: Metrics) -> None:
+    def begin(self, start: int, model: Any, metrics: MetricsFile) -> None:
         """The dump before the first step, or what an interruption has left undone at the step that it goes on from."""
         logged = self.world.any(metrics.has_evaluation(start))
         dumped = self.world.any(self.monitor is not None and self.world.is_main and self.monitor.has(start))
@@ -217,14 +204,14 @@ class Watch:
         """Whether a step is to be looked at."""
         return self._evaluates(step) or self._dumps(step)
 
-    def after(self, step: int, model: Any, metrics: Metrics) -> bool:
+    def after(self, step: int, model: Any, metrics: MetricsFile) -> bool:
         """Evaluate and dump after a step, where it is due; tells whether anything was."""
         evaluates, dumps = self._evaluates(step), self._dumps(step)
         if evaluates or dumps:
             self._look(step, model, metrics, evaluates=evaluates, dumps=dumps)
         return evaluates or dumps
 
-    def _look(self, step: int, model: Any, metrics: Metrics | None, *, evaluates: bool, dumps: bool) -> None:
+    def _look(self, step: int, model: Any, metrics: MetricsFile | None, *, evaluates: bool, dumps: bool) -> None:
         """Evaluate, then dump; left at once where the run is asked to stop, since it can be made again."""
         with whole_model(model, self.config.model, self.world, everywhere=True) as whole:
             assert whole is not None, "every process asks about its share"
