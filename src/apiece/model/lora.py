@@ -125,16 +125,6 @@ def to_peft_name(name: str) -> str:
     raise AssertionError(f"{name} is not of an adapter")
 
 
-def from_peft_name(name: str) -> str:
-    """The name here of a parameter in peft's files; any other name stays."""
-    if not name.startswith(_PREFIX):
-        return name
-    for end, saved in _ENDS.items():
-        if name.endswith(saved):
-            return name.removeprefix(_PREFIX).removesuffix(saved) + end
-    return name
-
-
 def save_adapter(model: Any, out: Path, weights: dict[str, Tensor] | None) -> dict[str, Any]:
     """Write the adapter as peft does, with the base's `config.json` beside it.
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from apiece.config.schema import OptimSection, Part
 from apiece.model.families import part_of
 from apiece.model.lora import is_adapted, of_adapter
-from apiece.train.sharding import is_sharded, sharded_like, whole
+from apiece.train.distributed import is_sharded, sharded_like, whole
 
 
 def _is_hidden_matrix(name: str, parameter: Tensor) -> bool:
@@ -116,32 +116,3 @@ def set_lr(optimizers: Iterable[torch.optim.Optimizer], scale: float) -> dict[st
             group["lr"] = scale * group["peak_lr"]
             rates[group["part"]] = group["lr"]
     return rates
-
-
-def optimizer_tensors(model: nn.Module, optimizers: Iterable[torch.optim.Optimizer]) -> dict[str, Tensor]:
-    """All optimizer state as named tensors: `<parameter>/<state>`."""
-    names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
-    return {
-        f"{names[p]}/{key}": torch.as_tensor(value)
-        for optimizer in optimizers
-        for p, state in optimizer.state.items()
-        for key, value in state.items()
-    }
-
-
-def load_optimizer_tensors(
-    model: nn.Module, optimizers: Iterable[torch.optim.Optimizer], tensors: dict[str, Tensor]
-) -> None:
-    """Put back what `optimizer_tensors` gave."""
-    by_name: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        name, _, state = key.rpartition("/")
-        by_name.setdefault(name, {})[state] = tensor
-    parameters = dict(model.named_parameters())
-    owner = {p: optimizer for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
-    for name, states in by_name.items():
-        parameter = parameters[name]
-        # `step` stays on the CPU, as AdamW keeps it; moments go to the parameter's device.
-        owner[parameter].state[parameter] = {
-            key: value if key == "step" else sharded_like(value, parameter) for key, value in states.items()
-        }

@@ -28,9 +28,8 @@ from apiece.model.prompt import prompt_text
 from apiece.rollout.generate import Engine, LocalEngine
 from apiece.rollout.targets import TargetBuilder
 from apiece.train.batches import BatchPlan, MicroBatch, micro_batches, sample_lengths
-from apiece.train.distributed import World
+from apiece.train.distributed import World, parallelize, whole_model
 from apiece.train.optim import build_optimizers, freeze_parts
-from apiece.train.sharding import parallelize, whole_model
 from apiece.train.step import autocast_dtype
 from apiece.types import ChannelName
 

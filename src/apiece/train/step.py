@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from apiece.config.schema import Precision
 from apiece.data.collate import Batch
 from apiece.losses.compose import Counts, Objective, mean, total_loss
-from apiece.train.distributed import World
-from apiece.train.sharding import whole
+from apiece.train.distributed import World, whole
 from apiece.train.stop import MORE_ROOM, NonFiniteError, UpdateBrokenError, first_line
 from apiece.types import LossTerm, Per
 

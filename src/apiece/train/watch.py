@@ -26,9 +26,8 @@ from apiece.monitor.dump import Monitor
 from apiece.monitor.panel import ChosenPanel, choose_panel, panel_again
 from apiece.progress import track
 from apiece.rollout.generate import LocalEngine
-from apiece.train.distributed import World
+from apiece.train.distributed import World, whole_model
 from apiece.train.run import MetricsFile, read_manifest
-from apiece.train.sharding import whole_model
 from apiece.train.stop import StopFlag
 from apiece.types import Sample
 
