@@ -13,7 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from apiece.train.distributed import end_process, join_world, leave_world
+from apiece.config.schema import Parallel
+from apiece.train.distributed import end_process, join_world, leave_world, parallelize
 
 ROUNDS = 100
 
@@ -23,7 +24,7 @@ def once(meeting: Path) -> None:
     # In a file of its own: torchrun's store remembers the addresses of the round before.
     dist.init_process_group("gloo", init_method=meeting.as_uri(), rank=int(os.environ["RANK"]), world_size=2)
     world = join_world("cpu")
-    model = world.wrap(nn.Linear(8, 8))
+    model = parallelize(nn.Linear(8, 8), Parallel.DDP, world, None)
     model(torch.ones(2, 8)).sum().backward()
     world.share({"rank": world.rank})
     assert not world.any(False)

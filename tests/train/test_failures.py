@@ -123,7 +123,7 @@ def test_as_many_steps_are_left_out_as_is_allowed(make: Callable[..., Config]) -
         assert state["skipped"] == [2]
         rows = [json.loads(line) for line in (done.run / "metrics.jsonl").read_text().splitlines()]
         assert [row["step"] for row in rows] == [1, 3, 4]
-        assert "step 2 is left out (1 of 1): a1/bbox_geo/ciou" in (done.run / "train.log").read_text()
+        assert "step 2 is skipped (1 of 1): a1/bbox_geo/ciou" in (done.run / "train.log").read_text()
         again = replay(done.run, 4, say=lambda _: None)  # from the first step on, without the second
         assert again.bad == ()
         assert again.begun == 0
@@ -166,14 +166,14 @@ def failing(number: int, error: BaseException) -> Callable[..., Any]:
     [
         (
             torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore"),
-            r"step 3: the GPU's memory did not suffice for a step: CUDA out of memory. Tried to allocate 2.00 GiB.\n"
-            r"  fix: lower train.micro_batch_size \(now none, so up to 2 samples at once; the step stays the same\); "
+            r"step 3: the GPU's memory is too small for a step: CUDA out of memory. Tried to allocate 2.00 GiB.\n"
+            r"  fix: lower train.micro_batch_size \(now unset, so up to 2 samples at once; the step stays the same\); "
             r"set model.gradient_checkpointing: true; share the model .*train.parallel: fsdp\); or, in a new run, "
             r"lower data.max_pixels \(now 1048576\) or train.batch_size; nothing is lost: resume with apiece train",
         ),
         (
             RuntimeError("[enforce fail at alloc_cpu.cpp:1] . DefaultCPUAllocator: can't allocate memory"),
-            "this machine's memory did not suffice",
+            "this machine's memory is too small",
         ),
         (UserError("a photo is gone", where="a.png"), r"a.png: step 3: a photo is gone\n  fix: nothing is lost"),
     ],
@@ -245,7 +245,7 @@ def test_a_data_worker_that_is_killed(make: Callable[..., Config], monkeypatch: 
         patch.setattr(loop, "one_step", step)
         with pytest.raises(
             UserError,
-            match=r"a data worker \(process \d+\) (ended unexp|was ended by signal K)(?s:.*)memory.*data.workers",
+            match=r"a data worker \(process \d+\) (ended unexp|was killed by signal K)(?s:.*)memory.*data.workers",
         ):
             train(config, "run")
     run = Path(config.run.dir) / "run"

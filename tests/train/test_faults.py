@@ -72,7 +72,9 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(tmp_path: 
 
     whole = contents(tmp_path / "whole" / "runs" / "run")
     assert [line["step"] for line in whole["metrics.jsonl"]] == [2, 2, 4, 4, 6, 6]  # training and evaluation
-    assert {f"checkpoints/step_{step:06d}/optimizer.safetensors" for step in (5, 6)} <= whole.keys()
+    assert {
+        f"checkpoints/step_{step:06d}/optimizer/shard-00001-model-00001-of-00001.safetensors" for step in (5, 6)
+    } <= whole.keys()
     assert {"eval/step_000006/metrics.json", "dumps/step_000000/records.jsonl"} <= whole.keys()
     runs = sorted(tmp_path.glob("killed*"))
     assert len(runs) == told[-1]["run"] + 1

@@ -23,6 +23,7 @@ from apiece.train.run import MetricsFile
 
 CPU = World(0, 1, torch.device("cpu"))
 LAST = "checkpoints/step_000004"
+OPTIMIZER = "optimizer/shard-00001-model-00001-of-00001.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +88,7 @@ def _json(file: Path) -> Any:
     ("name", "change", "said"),
     [
         ("model/model.safetensors", "remove", "model/model.safetensors is missing"),
-        ("optimizer.safetensors", "cut", r"optimizer.safetensors has 100 bytes, expected \d{5,}"),
+        (OPTIMIZER, "cut", rf"{OPTIMIZER} has 100 bytes, expected \d{{5,}}"),
         ("state.json", "flip", "state.json is damaged: its checksum"),
         ("manifest.json", "remove", "manifest.json is damaged or missing"),
         ("manifest.json", "cut", "manifest.json is damaged or missing"),
@@ -105,8 +106,7 @@ def test_a_damaged_checkpoint_is_refused_by_name_and_the_one_before_is_offered(
     offered = rf"step_000004: this checkpoint is not used: {said}(?s:.*)fix: .*--resume {run} --step 3$"
     with pytest.raises(UserError, match=offered):
         choose_checkpoint(run, None, CPU)
-    for broken in (run / "checkpoints/step_000003").glob("*.safetensors"):
-        broken.unlink()
+    (run / "checkpoints/step_000003" / OPTIMIZER).unlink()
     with pytest.raises(UserError, match="there is no whole one before it"):
         choose_checkpoint(run, None, CPU)
 
@@ -125,7 +125,7 @@ def test_one_without_checksums_by_an_earlier_version_is_taken(run: Path, caplog:
 
 def test_a_step_gone_over_again_gives_the_same_bits(run: Path, kept_run: Path) -> None:
     """Going on from step 3 removes what is after it, broken as it is, and makes it again."""
-    (run / LAST / "optimizer.safetensors").write_bytes(b"broken")
+    (run / LAST / OPTIMIZER).write_bytes(b"broken")
     (run / "checkpoints" / ".step_000009.tmp").mkdir()
     from apiece.config.resolve import load_config
 
@@ -133,7 +133,7 @@ def test_a_step_gone_over_again_gives_the_same_bits(run: Path, kept_run: Path) -
     train(load_config(run / "config.yaml").config, "copy", resume=run, step=3, say=said.append)
     assert said == [f"resuming from {run / 'checkpoints/step_000003'}"]
     assert problem_of(run / LAST, CPU) is None
-    for name in ("optimizer.safetensors", "model/model.safetensors"):
+    for name in (OPTIMIZER, "model/model.safetensors"):
         assert (run / LAST / name).read_bytes() == (kept_run / LAST / name).read_bytes()
     assert not list((run / "checkpoints").glob(".*"))
 

@@ -35,19 +35,12 @@ PATIENCE = timedelta(hours=2)
 
 T = TypeVar("T")
 
-_left: list[Any] = []
-"""Groups that were closed: see `leave_world`."""
+_left: list[Any] = []  # groups that were closed: see `leave_world`
 
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """This process among all of the run.
-
-    Attributes:
-        rank: 0 is the one that writes files.
-        size: Number of processes.
-        device: Where this process computes.
-    """
+    """This process among all of the run; rank 0 is the main one, which writes files."""
 
     rank: int
     size: int
@@ -55,7 +48,6 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes files."""
         return self.rank == 0
 
     def sum(self, tensor: Tensor) -> Tensor:
@@ -85,20 +77,12 @@ class World:
         return values
 
     def barrier(self) -> None:
-        """Wait for all."""
         if self.size > 1:
             dist.barrier()
 
 
 def join_world(device: str) -> World:
-    """Join the processes that torchrun started; alone without it.
-
-    Args:
-        device: `auto`, `cpu` or `cuda`.
-
-    Raises:
-        UserError: `cuda` is asked for, and there is none.
-    """
+    """Join the processes that torchrun started, if it did; `device` is `auto`, `cpu` or `cuda`."""
     cuda = pick_device(device, cpu="train.device=cpu").type == "cuda"
     size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     local = int(os.environ.get("LOCAL_RANK", "0"))
@@ -113,8 +97,8 @@ def join_world(device: str) -> World:
 def leave_world(world: World) -> None:
     """Close what `join_world` opened.
 
-    The group itself is kept to the end of the process. A replicated model holds on to it, and whoever drops it last
-    waits, with Python's lock, for gloo's threads; one of those may be waiting for that lock, to give back the tensors
+    The group itself is kept to the end of the process. A replicated model refers to it, and whoever drops it last
+    waits, holding Python's lock, for gloo's threads; one of those may be waiting for that lock, to release the tensors
     of the last exchange, and neither ever ends (pytorch/pytorch#56297).
     """
     if world.size > 1:
@@ -123,14 +107,11 @@ def leave_world(world: World) -> None:
 
 
 def end_process(status: int) -> None:
-    """End a process that was one of several, at once; one that was alone goes on to its ordinary end.
+    """End a process that was one of several, at once; one that was alone continues to its ordinary end.
 
-    The handlers that wait for the end run and what was printed is written, but Python is not taken apart. gloo's
-    threads give back the tensors of an exchange a little after it, with Python's lock; whoever asks for that lock while
-    Python is taken apart is ended (up to Python 3.13), and a thread of C++ that is ended so aborts the whole process.
-
-    Args:
-        status: The exit code.
+    Exit handlers run and what was printed is written, but the interpreter is not finalized. gloo's threads release the
+    tensors of an exchange a little after it, under Python's lock; a thread that asks for that lock during finalization
+    is ended (up to Python 3.13), and ending a thread of C++ in this way aborts the whole process.
     """
     if _left or (dist.is_available() and dist.is_initialized()):
         atexit._run_exitfuncs()

@@ -15,24 +15,16 @@ from apiece.model.lora import is_adapted, of_adapter
 from apiece.train.distributed import is_sharded, sharded_like, whole
 
 
-def _is_hidden_matrix(name: str, parameter: Tensor) -> bool:
-    return parameter.ndim == 2 and not any(x in name for x in ("embed", "lm_head"))
-
-
 def part_rates(config: OptimSection) -> dict[Part, float]:
-    """The peak rate of every part."""
-    return {
-        Part.VISION: config.lr if config.lr_vision is None else config.lr_vision,
-        Part.MERGER: config.lr if config.lr_merger is None else config.lr_merger,
-        Part.LANGUAGE: config.lr,
-        Part.COORD: config.lr if config.lr_coord is None else config.lr_coord,
-    }
+    """The peak learning rate of every part."""
+    own = {Part.VISION: config.lr_vision, Part.MERGER: config.lr_merger, Part.COORD: config.lr_coord}
+    return {part: config.lr if (rate := own.get(part)) is None else rate for part in Part}
 
 
 def freeze_parts(model: nn.Module, config: OptimSection, frozen: Iterable[Part] = ()) -> None:
     """Freeze the parameters of parts with rate 0 and of those named, and train all others.
 
-    Of a model with adapters only these and the coordinate rows are ever trained.
+    Of a model with adapters, only these and the coordinate rows are ever trained.
     """
     rates, frozen, adapted = part_rates(config), set(frozen), is_adapted(model)
     for name, parameter in model.named_parameters():
@@ -46,17 +38,16 @@ def build_optimizers(model: nn.Module, config: OptimSection) -> list[torch.optim
     Each group carries `peak_lr` for the schedule and `part`.
 
     Args:
-        model: The bare model (not a distributed wrapper), sharded already if it is to be.
-        config: The `optim` section.
+        model: The bare model, not a distributed wrapper; sharded already if it is to be.
     """
     rates = part_rates(config)
     adamw: dict[tuple[Part, bool], list[Tensor]] = {}
     muon: list[Tensor] = []
     for name, parameter in model.named_parameters():
-        part = part_of(name)
         if not parameter.requires_grad:
             continue
-        matrix = _is_hidden_matrix(name, parameter)
+        part = part_of(name)
+        matrix = parameter.ndim == 2 and not any(x in name for x in ("embed", "lm_head"))
         if config.name == "muon" and matrix:
             muon.append(parameter)
         else:

@@ -1,4 +1,4 @@
-"""When a run saves, what it saves beside the weights, and which checkpoints it keeps."""
+"""When a run saves, what it saves besides the weights, and which checkpoints it keeps."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ log = logging.getLogger("apiece")
 
 
 def report_file(run: Path, step: int) -> Path:
-    """Where it is kept what was not finite in a step."""
+    """What was not finite in a step."""
     return run / NONFINITE / f"step_{step:06d}.json"
 
 
@@ -32,11 +32,9 @@ class Saver:
     """Saves a run.
 
     Attributes:
-        run: Its folder.
-        training: What is saved.
         meter: Figures that are not written yet.
         metrics: Figures that are.
-        skipped: Steps that were left out because something was not finite.
+        skipped: Steps that were skipped because something was not finite.
     """
 
     run: Path
@@ -48,45 +46,42 @@ class Saver:
     _warned: bool = False
 
     def save(self, step: int) -> None:
-        """Write the checkpoint after `step` steps, then let go of old ones; all processes must call this."""
+        """Write the checkpoint after `step` steps, then remove old ones; all processes must call this."""
         t = self.training
         self.metrics.sync()
         state = {"skipped": self.skipped, "meter": self.meter.state()}
-        sharded = t.config.train.sharded_checkpoints
-        side, since = t.data.side, time.monotonic()
-        save_checkpoint(self.run, step, t.model, side, t.optimizers, t.card, state, t.world, sharded=sharded)
-        took, grace = time.monotonic() - since, t.config.train.grace_s
+        sharded, grace, since = t.config.train.sharded_checkpoints, t.config.train.grace_s, time.monotonic()
+        save_checkpoint(self.run, step, t.model, t.data.side, t.optimizers, t.card, state, t.world, sharded=sharded)
+        took = time.monotonic() - since
         if took + self._step_s > grace and not self._warned:
             self._warned = True
             log.warning(
-                "a step (%.0f s) and a save (%.0f s) take longer than train.grace_s (%g): where machines are taken "
-                "away, what came after the last checkpoint may be lost",
+                "a step (%.0f s) and a save (%.0f s) take longer than train.grace_s (%g): on a machine that is taken "
+                "away, the steps since the last checkpoint may be lost",
                 *(self._step_s, took, grace),
             )
         self.prune()
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take up what `save` kept."""
+        """Restore what `save` kept."""
         self.skipped[:] = state.get("skipped", [])
         if "meter" in state:
             self.meter.restore(state["meter"])
 
     def prune(self) -> None:
-        """Let go of all checkpoints but the newest, and the best where that is asked for."""
+        """Remove all checkpoints but the newest, and the best where that is asked for."""
         train = self.training.config.train
         if not self.training.world.is_main:
             return
-        best = None
-        if train.keep_best is not None:
-            there = {step_of(folder) for folder in complete_checkpoints(self.run)}
-            best = self.metrics.best(f"eval/{train.keep_best}", there)
+        steps = {step_of(folder) for folder in complete_checkpoints(self.run)}
+        best = None if train.keep_best is None else self.metrics.best(f"eval/{train.keep_best}", steps)
         prune(self.run, train.keep_last, best)
 
     @contextmanager
     def step(self, step: int) -> Iterator[None]:
         """The block takes step number `step`, up to the end of its update.
 
-        A step that is not finite is left out while `train.skip_nonfinite` allows it: the block then ends without an
+        A step that is not finite is skipped while `train.skip_nonfinite` allows it: the block then ends without an
         error. After any other failure before the update, the step before is saved, so that nothing is lost.
         """
         world, since = self.training.world, time.monotonic()
@@ -96,11 +91,11 @@ class Saver:
             self._step_s = time.monotonic() - since
         except NonFiniteError as error:
             if world.is_main:
-                self._report(step, error)
+                write_json(report_file(self.run, step), self._report(step, error))
             allowed = self.training.config.train.skip_nonfinite
             if len(self.skipped) < allowed:
                 self.skipped.append(step)
-                log.warning("step %d is left out (%d of %d): %s", step, len(self.skipped), allowed, error.message)
+                log.warning("step %d is skipped (%d of %d): %s", step, len(self.skipped), allowed, error.message)
                 return
             self._save_before(step, error)
         except (UpdateBrokenError, NotSavedError):
@@ -111,7 +106,7 @@ class Saver:
             self._save_before(step, error)
 
     def _save_before(self, step: int, error: UserError) -> None:
-        """Save the step before and raise the error, with how to go on."""
+        """Save the step before and raise the error, with how to resume."""
         kept = f"nothing is lost: resume with apiece train --resume {self.run}"
         if step > 1:
             try:
@@ -126,9 +121,9 @@ class Saver:
             f"step {step}: {error.message}", where=error.where, fix=fix, exit_code=error.exit_code
         ) from error
 
-    def _report(self, step: int, error: NonFiniteError) -> None:
+    def _report(self, step: int, error: NonFiniteError) -> dict[str, Any]:
         t = self.training
-        report = {
+        return {
             "step": step,
             "seed": t.config.seed,
             "channel": t.channels.channel_of(step - 1),
@@ -136,4 +131,3 @@ class Saver:
             "micro_batch_size": t.config.train.micro_batch_size,
             **error.found,
         }
-        write_json(report_file(self.run, step), report)

@@ -1,4 +1,4 @@
-"""Looking at the model in the middle of training: evaluations and dumps, when and with what."""
+"""Evaluations and dumps in the middle of training: when, and with what."""
 
 from __future__ import annotations
 
@@ -73,19 +73,14 @@ def evaluate_step(
     """Evaluate on the fixed subset into `eval/step_*/`; each process asks about its share, one writes.
 
     Args:
-        run: The run's folder.
         step: Optimizer steps done.
         model: Whole, and left in the mode that it was in.
-        encoder: Tokenizer, prompt and images.
-        samples: The subset.
-        config: Of the run.
         complete: Complete truth of (at least) the subset, where it is known.
         world: The processes, all of which must call this; this one alone if `None`.
         stop: Cuts it short.
 
     Returns:
-        The figures that go to the metrics, and the answers; empty on processes that write no files. `None` where it
-        was cut short.
+        The figures for the metrics, and the answers; empty on processes that write no files. `None` if cut short.
     """
     world, stop = world or World(0, 1, model.device), stop or StopFlag()
     own = answered(model, encoder, samples[world.rank :: world.size], config, stop)
@@ -116,7 +111,7 @@ def answered(
 
 
 def in_order(shares: Sequence[Sequence[Answer]]) -> list[Answer]:
-    """What processes have answered of every so-manieth sample, in the order of the samples."""
+    """Interleaves the answers of all ranks back into the order of the samples."""
     mixed = itertools.zip_longest(*shares)
     return [answer for row in mixed for answer in row if answer is not None]
 
@@ -135,7 +130,7 @@ def write_scored(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Watched:
-    """What is looked at during a run.
+    """What is evaluated and dumped during a run.
 
     Attributes:
         samples: Evaluated; none without `data.eval`.
@@ -154,14 +149,12 @@ class Watched:
 
 
 def what_to_watch(config: Config, resume: Path | None) -> Watched:
-    """Choose what is looked at, before anything of the run is written; every process chooses the same.
+    """Choose what is watched, before anything of the run is written; every process chooses the same.
 
-    Args:
-        config: Of the run.
-        resume: Folder of the run that goes on; its panel stays.
+    A resumed run keeps its panel.
 
     Raises:
-        UserError: The panel cannot be had, or the complete truth lacks an image.
+        UserError: No panel can be made, or the complete truth lacks an image.
     """
     samples = tuple(eval_subset(config))
     panel = None
@@ -187,11 +180,11 @@ class Watch:
     stop: StopFlag
 
     def begin(self, start: int, model: Any, metrics: MetricsFile) -> None:
-        """The dump before the first step, or what an interruption has left undone at the step that it goes on from."""
+        """The dump before the first step, or what an interruption left undone at the step that is resumed from."""
         logged = self.world.any(metrics.has_evaluation(start))
         dumped = self.world.any(self.monitor is not None and self.world.is_main and self.monitor.has(start))
         dumps = self._dumps(start) and not dumped
-        # A dump keeps failures of the evaluation at its step, so that is made once more, too.
+        # A dump keeps failures of the evaluation at its step, so that is repeated, too.
         evaluates = start > 0 and self._evaluates(start) and (dumps or not logged)
         if not (evaluates or dumps):
             return
@@ -200,18 +193,17 @@ class Watch:
             self.monitor.wait()  # the data workers are forked next, which a busy thread may not survive
 
     def due(self, step: int) -> bool:
-        """Whether a step is to be looked at."""
+        """Whether to evaluate or dump after a step."""
         return self._evaluates(step) or self._dumps(step)
 
     def after(self, step: int, model: Any, metrics: MetricsFile) -> bool:
-        """Evaluate and dump after a step, where it is due; tells whether anything was."""
-        evaluates, dumps = self._evaluates(step), self._dumps(step)
-        if evaluates or dumps:
-            self._look(step, model, metrics, evaluates=evaluates, dumps=dumps)
-        return evaluates or dumps
+        """Evaluate and dump after a step, where it is due; returns whether anything was."""
+        if due := self.due(step):
+            self._look(step, model, metrics, evaluates=self._evaluates(step), dumps=self._dumps(step))
+        return due
 
     def _look(self, step: int, model: Any, metrics: MetricsFile | None, *, evaluates: bool, dumps: bool) -> None:
-        """Evaluate, then dump; left at once where the run is asked to stop, since it can be made again."""
+        """Evaluate, then dump; left at once if the run is asked to stop, since it can be repeated."""
         with whole_model(model, self.config.model, self.world, everywhere=True) as whole:
             assert whole is not None, "every process asks about its share"
             answers: list[Answer] = []
