@@ -33,11 +33,10 @@ from apiece.types import LossTerm
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What stands at the slots of a pass's input.
+    """What is at the slots of a pass's input.
 
     Attributes:
-        embeds_SD: Input embeddings.
-        bins_S: The bins they stand for: the most likely one, or the truth where it was kept.
+        bins_S: The bins that the embeddings stand for: the most likely one, or the truth where it was kept.
     """
 
     embeds_SD: Tensor
@@ -45,7 +44,7 @@ class Context:
 
 
 def self_context(logits_SK: Tensor, truth_S: Tensor, table_KD: Tensor, config: Stage2Section) -> Context:
-    """What stands at the slots of the next pass, from the beliefs of the pass before.
+    """What is at the slots of the next pass, from the beliefs of the pass before.
 
     Rows are looked up by `embedding`, not by index: many slots have the same bin, and the gradients of an index are
     added up in any order by the threads of a CPU, so that no two runs would have the same bits.
@@ -87,7 +86,8 @@ class SoftContext(nn.Module):
     def forward(self, batch: Batch) -> list[LossTerm]:
         """Loss terms of one batch, as sums; named `a1/...` and, with several passes, `aN/...`."""
         passes, terms_of = self.config.n_softctx_iter, self.objective.config
-        first, rows = first_pass(self.model, batch), self._rows()
+        first = first_pass(self.model, batch)
+        rows = CoordRows.of(self.model, self.objective.first_id, self.objective.num_bins)
         weights = teacher_forced_weights(terms_of) if passes == 1 else anchor_weights(terms_of)
         terms = self._terms("a1", weights, first.hidden_BTD, batch, rows, batch.slots.target_bin)
         if passes == 1:
@@ -105,9 +105,6 @@ class SoftContext(nn.Module):
         target_S = self._targets(context, batch)
         return terms + self._terms(f"a{passes}", self_context_weights(terms_of), hidden_BTD, batch, rows, target_S)
 
-    def _rows(self) -> CoordRows:
-        return CoordRows.of(self.model, self.objective.first_id, self.objective.num_bins)
-
     def _targets(self, context: Context, batch: Batch) -> Tensor:
         """The bins that the last pass is to say."""
         slots = batch.slots
@@ -118,5 +115,4 @@ class SoftContext(nn.Module):
     def _terms(
         self, name: str, weights: Weights, hidden_BTD: Tensor, batch: Batch, rows: CoordRows, target_S: Tensor
     ) -> list[LossTerm]:
-        """The losses of one pass."""
         return answer_terms(self.model, self.objective, name, weights, hidden_BTD, batch, rows, target_S)

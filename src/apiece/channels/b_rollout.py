@@ -127,7 +127,7 @@ class RolloutChannel(nn.Module):
 
 @contextmanager
 def answering(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode while the block runs, then what was before."""
+    """Evaluation mode while the block runs, then the mode of before."""
     training = model.training
     model.eval()
     try:

@@ -49,7 +49,7 @@ def _nearest(left: list[int], own: int, truth: list[list[int]], context: list[in
     """The instance of `left` nearest to the first `written` coordinates of the context."""
 
     def distance(instance: int) -> tuple[int, bool, int]:
-        apart = sum(abs(truth[instance][c] - context[c]) for c in range(written))
-        return apart, instance != own, instance
+        l1 = sum(abs(truth[instance][c] - context[c]) for c in range(written))
+        return l1, instance != own, instance
 
     return min(left, key=distance)

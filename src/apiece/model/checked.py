@@ -1,6 +1,6 @@
-"""The parts of a checkpoint's folder, read so that whatever is wrong with one is told with its file and a remedy.
+"""Reads the parts of a checkpoint's folder: what is wrong with one is said with its file and a remedy.
 
-The libraries that read them say in an error of any kind what they cannot do with a file; here it becomes a `UserError`.
+The libraries that read them raise errors of any kind about a file; here these become a `UserError`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _UNREADABLE = (
 )
 
 
-class told_of:  # noqa: N801  a context manager, read as a verb
+class reading:  # noqa: N801  a context manager, read as a verb
     """Turns a library's error about a user's file into a `UserError`; wrap nothing but the library's call in it."""
 
     def __init__(self, where: Path, what: str, fix: str) -> None:
@@ -62,12 +62,8 @@ class _Card(BaseModel):
 
 
 def read_card(folder: Path) -> dict[str, Any]:
-    """What `apiece.json` says the weights were trained under; empty where there is none.
-
-    Raises:
-        UserError: It cannot be read, or says something impossible.
-    """
-    path, fix = folder / CARD, "delete the file to go on without it"
+    """What `apiece.json` says the weights were trained under; empty if there is none."""
+    path, fix = folder / CARD, "delete the file to continue without it"
     if not path.exists():
         return {}
     card = read_json_object(path, "what the weights were trained under", fix=fix)
@@ -85,15 +81,7 @@ def read_card(folder: Path) -> dict[str, Any]:
 
 
 def read_model_config(folder: Path, supported: Mapping[str, str]) -> Any:
-    """A checkpoint's `config.json`, of a supported kind of model.
-
-    Args:
-        folder: Of the checkpoint.
-        supported: Names of the kinds by `model_type`.
-
-    Raises:
-        UserError: It cannot be read, describes no model, or one of another kind.
-    """
+    """A checkpoint's `config.json`; `supported` are the names of model families by `model_type`."""
     path, fix = folder / "config.json", _COPY.format("config.json")
     kind = read_json_object(path, "a model's settings", fix=fix).get("model_type")
     if not isinstance(kind, str) or kind not in supported:
@@ -102,16 +90,12 @@ def read_model_config(folder: Path, supported: Mapping[str, str]) -> Any:
             where=path,
             fix=f"start from a checkpoint of {' or '.join(supported.values())}",
         )
-    with told_of(path, "does not describe a model", fix):
+    with reading(path, "does not describe a model", fix):
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
 
 
 def read_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a checkpoint.
-
-    Raises:
-        UserError: A file of it is missing or cannot be read.
-    """
+    """The tokenizer of a checkpoint."""
     path, fix = folder / "tokenizer.json", _COPY.format("tokenizer.json")
     _require(path)
     content = read_json_object(path, "a tokenizer", fix=fix)
@@ -120,21 +104,17 @@ def read_tokenizer(folder: Path) -> Any:
     settings = folder / "tokenizer_config.json"
     if settings.exists():
         read_json_object(settings, "a tokenizer's settings", fix=_COPY.format(settings.name))
-    with told_of(path, "cannot be read as a tokenizer", fix):
+    with reading(path, "cannot be read as a tokenizer", fix):
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 def read_image_processor(folder: Path) -> Qwen2VLImageProcessorPil:
-    """The image processor of a checkpoint.
-
-    Raises:
-        UserError: Its file is missing, cannot be read, or holds sizes that no image can have.
-    """
+    """The image processor of a checkpoint."""
     path = folder / "preprocessor_config.json"
     fix = _COPY.format(path.name)
     _require(path)
     read_json_object(path, "an image processor's settings", fix=fix)
-    with told_of(path, "does not describe an image processor", fix):
+    with reading(path, "does not describe an image processor", fix):
         found = Qwen2VLImageProcessorPil.from_pretrained(folder, trust_remote_code=False)
         longest = found.size["longest_edge"]
     sizes = {"patch_size": found.patch_size, "merge_size": found.merge_size, "size.longest_edge": longest}
@@ -145,31 +125,27 @@ def read_image_processor(folder: Path) -> Qwen2VLImageProcessorPil:
 
 
 def require_fitting(tokenizer: Any, config: Any, folder: Path) -> None:
-    """Refuse a tokenizer that has more tokens than the model has rows: they are not of one checkpoint."""
+    """Refuse a tokenizer with more tokens than the model has rows: they are not from one checkpoint."""
     rows = config.text_config.vocab_size
     if len(tokenizer) > rows:
         raise UserError(
-            f"tokenizer.json has {len(tokenizer):,} tokens, the model of config.json {rows:,} rows: they are not of "
-            "one checkpoint",
+            f"tokenizer.json has {len(tokenizer):,} tokens, the model of config.json {rows:,} rows: they are not "
+            "from one checkpoint",
             where=folder,
             fix="copy both from the same model",
         )
 
 
 def read_weights(folder: Path, load: Callable[[], tuple[Any, Mapping[str, Any]]]) -> Any:
-    """A model whose weights are all there, of the right shapes, and finite.
+    """A model whose weights are all there, of the right shapes, and finite; else they would be random numbers.
 
     Args:
-        folder: Of the checkpoint, for messages.
         load: `from_pretrained` with `output_loading_info=True` and `ignore_mismatched_sizes=True`.
-
-    Raises:
-        UserError: One is missing, of another shape, NaN or infinite. Without this they would be random numbers.
     """
     before = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # its own report of the same is pages long
     try:
-        with told_of(folder, "the model cannot be built", _COPY.format("config.json and the weights")):
+        with reading(folder, "the model cannot be built", _COPY.format("config.json and the weights")):
             model, found = load()
     finally:
         transformers_logging.set_verbosity(before)
@@ -194,8 +170,7 @@ def _finite(weight: torch.Tensor) -> bool:
     """Whether all of a weight is finite: one pass over it and no copy."""
     if weight.is_meta or not weight.numel():
         return True
-    low, high = torch.aminmax(weight.detach())
-    return bool(torch.isfinite(low) and torch.isfinite(high))
+    return bool(torch.isfinite(torch.stack(torch.aminmax(weight.detach()))).all())
 
 
 def _more(names: list[Any]) -> str:

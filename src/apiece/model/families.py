@@ -1,7 +1,7 @@
-"""The families of models that are supported: what each is called, and where in it things are.
+"""The families of models that are supported, and everything that is particular to one of them.
 
-Everything that is particular to one stands here. The rest of the package asks for the language model, the layers of the
-vision tower and the features of images, and does not know whose they are.
+The rest of the package asks for the language model, the layers of the vision tower and the features of images, and does
+not know which family they belong to.
 """
 
 from __future__ import annotations
@@ -12,15 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    Qwen2_5_VLForConditionalGeneration,
-    Qwen3VLForConditionalGeneration,
-)
+from transformers import Qwen2_5_VLForConditionalGeneration, Qwen3VLForConditionalGeneration
 
 from apiece.config.schema import Part
 from apiece.data.collate import Prefix
-
-# The parts of a model by the names of its parameters, and how many of each are trained.
 
 
 def part_of(name: str) -> Part:
@@ -49,15 +44,10 @@ def describe_parameters(model: nn.Module) -> str:
     return f"trained: {', '.join(parts)}; in all {trained / 1e6:.2f} of {total / 1e6:.2f} M ({share:.3g} %)"
 
 
-# Rotary positions of a batch: always handed to the model, never left for it to find.
-#
-# Shapes: B samples, P prefix tokens, T answer tokens.
-
-
 def rope_positions(model: Any, prefix: Prefix, num_answer: int) -> Tensor:
-    """Three-axis rotary positions `[3, B, P + T]` of the prefix and `num_answer` text tokens behind it.
+    """Three-axis rotary positions `[3, B, P + T]` of P prefix tokens and `num_answer` text tokens after them.
 
-    They are always passed: the model drops to plain positions silently where it is left to find them by itself.
+    They are always passed to the model: left to find them by itself, it silently falls back to plain positions.
     """
     positions = family_of(model).rope_positions(model, prefix)
     start = positions.amax(dim=(0, 2)) + 1
@@ -70,8 +60,8 @@ class ImageFeatures:
     """What a vision tower makes of a batch's images.
 
     Attributes:
-        embeds_VD: In place of the image tokens' embeddings.
-        deepstack: `[V, D]` each, added to the hidden states behind the first layers; empty where a family has none.
+        embeds_VD: They replace the image tokens' embeddings.
+        deepstack: `[V, D]` each, added to the hidden states after the first layers; empty where a family has none.
     """
 
     embeds_VD: Tensor
@@ -83,13 +73,11 @@ class Family:
     """One family of models.
 
     Attributes:
-        name: For people.
-        model_class: Loads its checkpoints.
         language: Model -> language model, with `layers`, `norm` and `rotary_emb`.
         vision_layers: Model -> layers of the vision tower.
         image_features: Model, prefix -> features of its images.
         rope_positions: Model, prefix -> rotary positions `[3, B, P]`.
-        unsupported: Config -> what of it would go wrong silently, or `None`.
+        unsupported: Config -> a feature that would go wrong silently, or `None`.
     """
 
     name: str
@@ -101,19 +89,14 @@ class Family:
     unsupported: Callable[[Any], str | None]
 
 
-def _joined(features: Tensor | Sequence[Tensor]) -> Tensor:
-    """Features of all images in one table, `[V, D]`; the library gives them whole or split by image."""
-    return features if isinstance(features, Tensor) else torch.cat(list(features))
-
-
 def _features(model: Any, prefix: Prefix) -> ImageFeatures:
-    found = model.model.get_image_features(prefix.pixel_values, prefix.grid_thw, return_dict=True)
-    return ImageFeatures(_joined(found.pooler_output))
+    def joined(features: Tensor | Sequence[Tensor]) -> Tensor:
+        """The library gives them whole or split by image."""
+        return features if isinstance(features, Tensor) else torch.cat(list(features))
 
-
-def _features_with_deepstack(model: Any, prefix: Prefix) -> ImageFeatures:
     found = model.model.get_image_features(prefix.pixel_values, prefix.grid_thw, return_dict=True)
-    return ImageFeatures(_joined(found.pooler_output), tuple(_joined(f) for f in found.deepstack_features))
+    deepstack = getattr(found, "deepstack_features", None) or ()
+    return ImageFeatures(joined(found.pooler_output), tuple(map(joined, deepstack)))
 
 
 def _three_axes(model: Any, prefix: Prefix) -> Tensor:
@@ -123,17 +106,13 @@ def _three_axes(model: Any, prefix: Prefix) -> Tensor:
     return positions
 
 
-def _sliding_window(config: Any) -> str | None:
-    return "sliding-window attention in the language model" if config.text_config.use_sliding_window else None
-
-
 FAMILIES = {
     "qwen3_vl": Family(
         "Qwen3-VL",
         Qwen3VLForConditionalGeneration,
         lambda model: model.model.language_model,
         lambda model: model.model.visual.blocks,
-        _features_with_deepstack,
+        _features,
         _three_axes,
         lambda config: None,
     ),
@@ -144,7 +123,7 @@ FAMILIES = {
         lambda model: model.model.visual.blocks,
         _features,
         _three_axes,
-        _sliding_window,
+        lambda config: "sliding-window attention" if config.text_config.use_sliding_window else None,
     ),
 }
 """By `model_type` in `config.json`."""

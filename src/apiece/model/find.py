@@ -1,4 +1,4 @@
-"""Which folder a checkpoint's name means, told apart without torch: `tiny`, a folder, a run, a downloaded model."""
+"""Which folder a checkpoint's name means, found without torch: `tiny`, a folder, a run, a downloaded model."""
 
 from __future__ import annotations
 
@@ -12,11 +12,7 @@ RUNS = "runs"
 
 
 def resolve_checkpoint(name: str) -> Path:
-    """Folder of a checkpoint named `tiny`, by its folder, its run's folder (the newest one), or a Hugging Face id.
-
-    Raises:
-        UserError: No such folder, or one that holds no checkpoint, or one whose config.json is not JSON.
-    """
+    """Folder of a checkpoint named `tiny`, by its folder, its run's folder (the newest one), or a Hugging Face id."""
     if name == "tiny":
         folder = Path(str(resources.files("apiece"))) / "assets" / "tiny"
         if not (folder / "config.json").is_file():
@@ -39,7 +35,7 @@ def resolve_checkpoint(name: str) -> Path:
     if complete:
         return _readable(complete[-1])
     if (folder / "config.yaml").is_file():
-        fix = f"go on with it until it saves one: apiece train --resume {folder}"
+        fix = f"resume it until it saves one: apiece train --resume {folder}"
         raise UserError("the run has no complete checkpoint yet", where=folder, fix=fix)
     raise UserError(
         "the folder holds no checkpoint (no config.json)", where=folder, fix="name a checkpoint or a run folder"

@@ -35,22 +35,11 @@ from apiece.model.find import resolve_checkpoint
 from apiece.model.lora import fingerprint, is_adapted, is_adapter, merged, read_adapter_config, save_adapter
 from apiece.model.prompt import ImageEncoder
 
-# Where a model computes.
-
-
 DEVICES = ("auto", "cpu", "cuda")
 
 
 def pick_device(name: str, *, cpu: str = "--device cpu") -> torch.device:
-    """The device of a name: `auto` is a GPU where there is one.
-
-    Args:
-        name: `auto`, `cpu` or `cuda`.
-        cpu: How to ask for the CPU instead.
-
-    Raises:
-        UserError: The name is unknown, or there is no such device here.
-    """
+    """The device named `cpu`, `cuda` or `auto`, a GPU where there is one; `cpu` is how the user asks for the CPU."""
     if name not in DEVICES:
         raise UserError(f"unknown device '{name}'{nearest(name, DEVICES)}; known: {', '.join(DEVICES)}", exit_code=2)
     if name == "cuda" and not torch.cuda.is_available():
@@ -62,20 +51,16 @@ def pick_device(name: str, *, cpu: str = "--device cpu") -> torch.device:
     return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
 
 
-# Weights in a file for each process that trained them, put together: safetensors are read, no processes are needed.
+# Weights in a file for each process that trained them, joined: safetensors are read, no processes are needed.
 
 
 PATTERN = "shard-*.safetensors"
-# Where torch.distributed.checkpoint keeps the place of each part, in the header of the file.
+# Keys under which torch.distributed.checkpoint keeps the place of each part, in the header of the file.
 _PLACES, _OFFSETS = "DCP_SHARDING_INFO", "saved_offsets"
 
 
 def read_shards(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a folder, whole.
-
-    Raises:
-        UserError: A file is damaged, or one is missing.
-    """
+    """All tensors of a folder, whole."""
     parts: dict[str, list[tuple[tuple[int, ...], Tensor]]] = {}
     for file in sorted(folder.glob(PATTERN)):
         try:
@@ -88,10 +73,10 @@ def read_shards(folder: Path) -> dict[str, Tensor]:
             raise UserError(
                 f"cut short or damaged weights: {error}", where=file, fix="name an older checkpoint of the run"
             ) from error
-    return {name: _put_together(name, parts.pop(name), folder) for name in sorted(parts)}
+    return {name: _joined(name, parts.pop(name), folder) for name in sorted(parts)}
 
 
-def _put_together(name: str, parts: list[tuple[tuple[int, ...], Tensor]], folder: Path) -> Tensor:
+def _joined(name: str, parts: list[tuple[tuple[int, ...], Tensor]], folder: Path) -> Tensor:
     ends = [[at + size for at, size in zip(offsets, part.shape, strict=True)] for offsets, part in parts]
     size = [max(column) for column in zip(*ends, strict=True)]
     whole = torch.empty(size, dtype=parts[0][1].dtype)
@@ -113,10 +98,6 @@ class TextSide:
     """What is needed to write and read answers and to encode images, without the weights: workers get this.
 
     Attributes:
-        tokenizer: Hugging Face tokenizer.
-        images: Turns a photo into patches.
-        vocab: Coordinate tokens.
-        renderer: Answers as tokens.
         image_token_id: Placeholder that the image's features replace.
         card: Contents of `apiece.json`; empty if there is none.
     """
@@ -135,11 +116,7 @@ class TextSide:
 
 
 def load_text_side(checkpoint: str, max_pixels: int | None = None) -> TextSide:
-    """Tokenizer, image processor and coordinate vocabulary of a checkpoint.
-
-    Raises:
-        UserError: Not a supported model, files missing, or no coordinate tokens (with the command that adds them).
-    """
+    """Tokenizer, image processor and coordinate vocabulary of a checkpoint."""
     folder = resolve_checkpoint(checkpoint)
     config = _read_config(folder)
     tokenizer = read_tokenizer(folder)
@@ -159,7 +136,7 @@ def load_text_side(checkpoint: str, max_pixels: int | None = None) -> TextSide:
 
 
 def context_length(checkpoint: str) -> int:
-    """How many tokens the model of a checkpoint takes, image, prompt and answer together."""
+    """How many tokens the model of a checkpoint takes: image, prompt and answer together."""
     return int(_read_config(resolve_checkpoint(checkpoint)).text_config.max_position_embeddings)
 
 
@@ -173,10 +150,10 @@ def load_model(
     """The model of a checkpoint, in evaluation mode, on the CPU; an adapter is merged into its base.
 
     Args:
-        checkpoint: As `resolve_checkpoint` takes it.
+        checkpoint: As for `resolve_checkpoint`.
         attention: `sdpa`, `eager`, `flash_attention_2`, or `auto` for FlashAttention where it can run, else SDPA.
         dtype: Of the weights; `auto` keeps the file's.
-        base: Of an adapter, where it is not where it was.
+        base: An adapter's base, if that has moved.
     """
     folder = resolve_checkpoint(checkpoint)
     config = _read_config(folder)
@@ -192,14 +169,20 @@ def load_model(
     if attention == "auto":
         attention = "flash_attention_2" if is_flash_attn_2_available() else "sdpa"
     cls = FAMILIES[config.model_type].model_class
-    told = {"attn_implementation": attention, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    options: dict[str, Any] = {
+        "attn_implementation": attention,
+        "output_loading_info": True,
+        "ignore_mismatched_sizes": True,
+    }
     if list(folder.glob(PATTERN)):
         parts = read_shards(folder)
         # `auto` would take the config's: these are to keep their own.
-        told |= {"dtype": next(iter(parts.values())).dtype if dtype == "auto" else dtype}
-        return read_weights(folder, lambda: cls.from_pretrained(None, config=config, state_dict=parts, **told)).eval()
-    options = {"dtype": dtype, "use_safetensors": True}
-    return read_weights(folder, lambda: cls.from_pretrained(folder, **options, **told)).eval()
+        options["dtype"] = next(iter(parts.values())).dtype if dtype == "auto" else dtype
+        return read_weights(
+            folder, lambda: cls.from_pretrained(None, config=config, state_dict=parts, **options)
+        ).eval()
+    options |= {"dtype": dtype, "use_safetensors": True}
+    return read_weights(folder, lambda: cls.from_pretrained(folder, **options)).eval()
 
 
 def save_pretrained(
@@ -213,10 +196,7 @@ def save_pretrained(
     """Write a checkpoint folder that the ordinary loading code reads; weights in shards that are there already stay.
 
     Args:
-        model: The model; of one with adapters these alone are written.
-        tokenizer: Its tokenizer.
-        image_processor: Its image processor.
-        out: Folder; made if missing.
+        model: Of one with adapters only these are written.
         card: What the weights were trained under, for `apiece.json`.
         weights: All weights by name, where the model holds only a part of them.
     """
@@ -239,24 +219,19 @@ def _load_adapted(folder: Path, attention: str, dtype: torch.dtype | Literal["au
     where = base or str(read_adapter_config(folder).get("base_model_name_or_path"))
     fix = "move the base back, or merge with --base: apiece model merge"
     if base is None and not Path(where).is_dir():
-        raise UserError(f"the adapter's base is not at {where} any more", where=folder, fix=fix)
+        raise UserError(f"the adapter's base is no longer at {where}", where=folder, fix=fix)
     known, found = read_card(folder).get("base", {}).get("fingerprint"), fingerprint(resolve_checkpoint(where))
     if known is not None and known != found:
         raise UserError(f"the weights in {where} are not those that the adapter was trained on", where=folder, fix=fix)
     _require_whole(folder)
     model = merged(load_model(where, attention=attention), folder)
-    return (model if dtype == torch.float32 else model.to(_file_dtype(where) if dtype == "auto" else dtype)).eval()
-
-
-def _file_dtype(checkpoint: str) -> torch.dtype:
-    return _read_config(resolve_checkpoint(checkpoint)).dtype or torch.float32
+    if dtype == "auto":
+        dtype = _read_config(resolve_checkpoint(where)).dtype or torch.float32
+    return model.to(dtype).eval()
 
 
 def _require_whole(folder: Path) -> None:
-    """Open each file of weights and read its header, which also tells how long the file must be.
-
-    Where weights are in several files, an index names them all.
-    """
+    """Open each file of weights, whose header says how long the file must be; an index names all of several files."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         found = read_json_object(index, "an index of weights", fix="copy or download this file again").get("weight_map")
