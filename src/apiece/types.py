@@ -201,8 +201,8 @@ class Rollout:
         text: The ids decoded, special tokens kept.
         near_mass: `[T]` probability within `NEAR_BINS` bins of a coordinate token, same softmax; NaN for other tokens.
             `None` from an engine that does not see the distribution.
-        logprobs_masked: `[T]` log-probability of each id among those that the grammar allowed at its place, 0 for forced
-            ones. Equal to `logprobs` without a grammar; `None` where not known.
+        logprobs_masked: `[T]` log-probability of each id among those that the grammar allowed at its place, 0 for
+            forced ones. Equal to `logprobs` without a grammar; `None` where not known.
     """
 
     sample_id: str

@@ -17,8 +17,7 @@ from apiece.data.collate import EncodedSample
 from apiece.data.images import open_image, require_size
 from apiece.data.index import Records
 from apiece.errors import UserError
-from apiece.model.checked import reading
-from apiece.model.load import TextSide
+from apiece.model.load import TextSide, reading
 from apiece.model.prompt import chat_prompt, prompt_hash
 from apiece.types import Instance, IntArray, Sample
 

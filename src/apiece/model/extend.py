@@ -13,10 +13,9 @@ from torch import Tensor
 from apiece.codec import NUM_BINS, CoordVocab, coord_token
 from apiece.errors import UserError
 from apiece.files import require_new
-from apiece.model.checked import read_image_processor, read_tokenizer
 from apiece.model.coord_modules import ordinal_rows
 from apiece.model.find import resolve_checkpoint
-from apiece.model.load import load_model, load_text_side, save_pretrained
+from apiece.model.load import load_model, load_text_side, read_image_processor, read_tokenizer, save_pretrained
 from apiece.model.lora import is_adapter
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

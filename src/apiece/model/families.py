@@ -44,12 +44,52 @@ def describe_parameters(model: nn.Module) -> str:
     return f"trained: {', '.join(parts)}; in all {trained / 1e6:.2f} of {total / 1e6:.2f} M ({share:.3g} %)"
 
 
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One family of models.
+
+    Attributes:
+        unsupported: Config -> a feature that would go wrong silently, or `None`.
+    """
+
+    name: str
+    model_class: Any
+    unsupported: Callable[[Any], str | None]
+
+
+FAMILIES = {
+    "qwen3_vl": Family("Qwen3-VL", Qwen3VLForConditionalGeneration, lambda config: None),
+    "qwen2_5_vl": Family(
+        "Qwen2.5-VL",
+        Qwen2_5_VLForConditionalGeneration,
+        lambda config: "sliding-window attention" if config.text_config.use_sliding_window else None,
+    ),
+}
+"""By `model_type` in `config.json`."""
+
+
+# Where things are in a loaded model: the same in all families.
+
+
+def language_of(model: Any) -> Any:
+    """The language model, with `layers`, `norm` and `rotary_emb`."""
+    return model.model.language_model
+
+
+def vision_layers(model: Any) -> Sequence[nn.Module]:
+    """The layers of the vision tower."""
+    layers: Sequence[nn.Module] = model.model.visual.blocks
+    return layers
+
+
 def rope_positions(model: Any, prefix: Prefix, num_answer: int) -> Tensor:
     """Three-axis rotary positions `[3, B, P + T]` of P prefix tokens and `num_answer` text tokens after them.
 
     They are always passed to the model: left to find them by itself, it silently falls back to plain positions.
     """
-    positions = family_of(model).rope_positions(model, prefix)
+    positions: Tensor = model.model.get_rope_index(
+        prefix.ids, prefix.image_mask.int(), image_grid_thw=prefix.grid_thw, attention_mask=prefix.mask.int()
+    )[0]
     start = positions.amax(dim=(0, 2)) + 1
     answer = start[:, None] + torch.arange(num_answer, device=start.device)
     return torch.cat([positions, answer.expand(3, -1, -1)], dim=2)
@@ -68,28 +108,9 @@ class ImageFeatures:
     deepstack: tuple[Tensor, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Family:
-    """One family of models.
+def image_features(model: Any, prefix: Prefix) -> ImageFeatures:
+    """Features of a batch's images."""
 
-    Attributes:
-        language: Model -> language model, with `layers`, `norm` and `rotary_emb`.
-        vision_layers: Model -> layers of the vision tower.
-        image_features: Model, prefix -> features of its images.
-        rope_positions: Model, prefix -> rotary positions `[3, B, P]`.
-        unsupported: Config -> a feature that would go wrong silently, or `None`.
-    """
-
-    name: str
-    model_class: Any
-    language: Callable[[Any], Any]
-    vision_layers: Callable[[Any], Sequence[nn.Module]]
-    image_features: Callable[[Any, Prefix], ImageFeatures]
-    rope_positions: Callable[[Any, Prefix], Tensor]
-    unsupported: Callable[[Any], str | None]
-
-
-def _features(model: Any, prefix: Prefix) -> ImageFeatures:
     def joined(features: Tensor | Sequence[Tensor]) -> Tensor:
         """The library gives them whole or split by image."""
         return features if isinstance(features, Tensor) else torch.cat(list(features))
@@ -97,43 +118,3 @@ def _features(model: Any, prefix: Prefix) -> ImageFeatures:
     found = model.model.get_image_features(prefix.pixel_values, prefix.grid_thw, return_dict=True)
     deepstack = getattr(found, "deepstack_features", None) or ()
     return ImageFeatures(joined(found.pooler_output), tuple(map(joined, deepstack)))
-
-
-def _three_axes(model: Any, prefix: Prefix) -> Tensor:
-    positions: Tensor = model.model.get_rope_index(
-        prefix.ids, prefix.image_mask.int(), image_grid_thw=prefix.grid_thw, attention_mask=prefix.mask.int()
-    )[0]
-    return positions
-
-
-FAMILIES = {
-    "qwen3_vl": Family(
-        "Qwen3-VL",
-        Qwen3VLForConditionalGeneration,
-        lambda model: model.model.language_model,
-        lambda model: model.model.visual.blocks,
-        _features,
-        _three_axes,
-        lambda config: None,
-    ),
-    "qwen2_5_vl": Family(
-        "Qwen2.5-VL",
-        Qwen2_5_VLForConditionalGeneration,
-        lambda model: model.model.language_model,
-        lambda model: model.model.visual.blocks,
-        _features,
-        _three_axes,
-        lambda config: "sliding-window attention" if config.text_config.use_sliding_window else None,
-    ),
-}
-"""By `model_type` in `config.json`."""
-
-
-def family_of(model: Any) -> Family:
-    """The family of a loaded model."""
-    return FAMILIES[model.config.model_type]
-
-
-def language_of(model: Any) -> Any:
-    """The language model of a loaded model."""
-    return family_of(model).language(model)

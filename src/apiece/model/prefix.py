@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from apiece.data.collate import Batch, Prefix
-from apiece.model.families import family_of, language_of, rope_positions
+from apiece.model.families import image_features, language_of, rope_positions
 
 # Short stretches of answers run again with other tokens in place, all at once: each sees only what stood before it.
 #
@@ -242,7 +242,7 @@ def attention_mask(
 
 def _image_embeds(model: Any, prefix: Prefix, embeds: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Prefix embeddings with the image's features in place, and the features for the first layers."""
-    features = family_of(model).image_features(model, prefix)
+    features = image_features(model, prefix)
     image = features.embeds_VD.to(embeds.dtype)
     return embeds.masked_scatter(prefix.image_mask[..., None], image), features.deepstack
 

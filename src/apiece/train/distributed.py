@@ -26,7 +26,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from apiece.config.schema import ModelSection, Parallel
-from apiece.model.families import family_of, language_of
+from apiece.model.families import language_of, vision_layers
 from apiece.model.load import load_model, pick_device
 from apiece.model.lora import adapter_weights, add_adapters_like, is_adapted
 
@@ -143,7 +143,7 @@ def parallelize(channel: nn.Module, parallel: Parallel, world: World, dtype: tor
     # Autocast casts where it must; casting a layer's input would round the residual stream as well.
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=reduce, cast_forward_inputs=False)
     model: Any = channel.get_submodule("model")
-    for layer in [*family_of(model).vision_layers(model), *language_of(model).layers]:
+    for layer in [*vision_layers(model), *language_of(model).layers]:
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     fully_shard(channel, mesh=mesh)
     return channel
