@@ -228,6 +228,7 @@ def test_an_update_that_was_broken_off_is_not_saved(
     assert steps(run) == [1, 2]
 
 
+@pytest.mark.slow
 def test_a_data_worker_that_is_killed(make: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> None:
     real, calls = loop.one_step, 0
 
@@ -296,6 +297,7 @@ def test_a_folder_that_cannot_be_written_to(make: Callable[..., Config], tmp_pat
         train(make(), "run")
 
 
+@pytest.mark.slow
 def test_a_run_is_trained_by_one_process_at_a_time(make: Callable[..., Config]) -> None:
     """Such as where a cluster starts a run again while the one before still saves."""
     run = train(make(), "run").run
@@ -358,6 +360,7 @@ def test_sigterm_saves_and_says_so_and_exits_143(
     assert "every step of this run had finite loss and gradients" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal_ends_the_process_at_once(second: signal.Signals) -> None:
     code = (

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import small_config, small_scenes
+from helpers import small_config
 from safetensors.torch import load_file
 from test_train_loop import interrupt_at, weights
 
@@ -27,9 +27,9 @@ LAST = "checkpoints/step_000004"
 OPTIMIZER = "optimizer/shard-00001-model-00001-of-00001.safetensors"
 
 
-@pytest.fixture(scope="module")
-def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_scenes(tmp_path_factory.mktemp("scenes") / "s", 6)
+@pytest.fixture
+def scenes(finished_data: Path) -> Path:
+    return finished_data
 
 
 def config(root: Path, tiny_checkpoint: Path, scenes: Path, **changes: Any) -> Any:
@@ -37,15 +37,9 @@ def config(root: Path, tiny_checkpoint: Path, scenes: Path, **changes: Any) -> A
     return small_config(root, tiny_checkpoint, scenes, **(quick | changes))
 
 
-@pytest.fixture(scope="module")
-def kept_run(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, scenes: Path) -> Path:
-    """A run of four steps with its last two checkpoints. Read only."""
-    return train(config(tmp_path_factory.mktemp("run"), tiny_checkpoint, scenes), "run").run
-
-
 @pytest.fixture
-def run(kept_run: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(kept_run, tmp_path / "copy"))
+def run(plain_run: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(plain_run, tmp_path / "copy"))
 
 
 def test_a_run_without_a_checkpoint_begins_anew(tmp_path: Path) -> None:
@@ -124,7 +118,7 @@ def test_one_without_checksums_by_an_earlier_version_is_taken(run: Path, caplog:
     assert "not verified" in caplog.text
 
 
-def test_a_step_gone_over_again_gives_the_same_bits(run: Path, kept_run: Path) -> None:
+def test_a_step_gone_over_again_gives_the_same_bits(run: Path, plain_run: Path) -> None:
     """Going on from step 3 removes what is after it, broken as it is, and makes it again."""
     (run / LAST / OPTIMIZER).write_bytes(b"broken")
     (run / "checkpoints" / ".step_000009.tmp").mkdir()
@@ -135,7 +129,7 @@ def test_a_step_gone_over_again_gives_the_same_bits(run: Path, kept_run: Path) -
     assert said == [f"resuming from {run / 'checkpoints/step_000003'}"]
     assert problem_of(run / LAST, CPU) is None
     for name in (OPTIMIZER, "model/model.safetensors"):
-        once, again = load_file(kept_run / LAST / name), load_file(run / LAST / name)
+        once, again = load_file(plain_run / LAST / name), load_file(run / LAST / name)
         assert once.keys() == again.keys()
         assert all(torch.equal(once[key], again[key]) for key in once)
     assert not list((run / "checkpoints").glob(".*"))
