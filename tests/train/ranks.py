@@ -116,13 +116,7 @@ def asked_to_stop(root: Path) -> None:
 
 def lora_config(root: Path, parallel: str) -> Config:
     """Of the runs of both channels with adapters."""
-    changes = LORA | {
-        "optim__lr": 1e-4,
-        "eval__samples": 2,
-        "monitor__every_steps": "null",
-        "train__save_every": "null",
-    }
-    return config(root, train__parallel=parallel, **changes)
+    return config(root, train__parallel=parallel, **(LORA | {"optim__lr": 1e-4, "eval__samples": 2}))
 
 
 def with_adapters(root: Path) -> None:
@@ -132,11 +126,11 @@ def with_adapters(root: Path) -> None:
 
 
 def in_every_order(root: Path) -> None:
-    """Five steps of samples in two orders, encoded by workers; a copy is resumed from the third of them."""
+    """Five steps of samples in two orders, encoded by workers; a copy is resumed from the fourth of them."""
     world = join_world("cpu")
     for shuffle, more in ORDERS.items():
         small = {"train__steps": 5, "data__flip": True, "data__shuffle": shuffle, "data__workers": 2}
-        order = small_config(root, root / "mini", root / "s" / "complete.jsonl", train__save_every=3, **small, **more)
+        order = small_config(root, root / "mini", root / "s" / "complete.jsonl", train__save_every=4, **small, **more)
         whole, parts = train(order, f"{shuffle} whole").run, root / "runs" / f"{shuffle} parts"
         if world.is_main:
             shutil.copytree(whole, parts)
