@@ -47,16 +47,16 @@ def _elsewhere(name: str) -> Path:
     path = Path(name)
     is_local = path.is_absolute() or name.startswith((".", "~", f"{RUNS}/")) or name.count("/") > 1
     if is_local or ("/" in name and path.parent.is_dir()):
-        beside = sorted(one.name for one in path.parent.iterdir() if one.is_dir()) if path.parent.is_dir() else []
+        siblings = sorted(one.name for one in path.parent.iterdir() if one.is_dir()) if path.parent.is_dir() else []
         if not path.parent.is_dir():
             fix = f"there is no folder {path.parent} here either; paths are read from the current folder"
-        elif not beside:
+        elif not siblings:
             fix = f"{path.parent} holds no folders"
         else:
-            more = f" and {len(beside) - 8} more" if len(beside) > 8 else ""
-            fix = f"in {path.parent} there are: {', '.join(beside[:8])}{more}"
+            more = f" and {len(siblings) - 8} more" if len(siblings) > 8 else ""
+            fix = f"in {path.parent} there are: {', '.join(siblings[:8])}{more}"
         raise UserError(
-            f"expected a checkpoint folder or a run folder, found nothing{nearest(path.name, beside)}",
+            f"expected a checkpoint folder or a run folder, found nothing{nearest(path.name, siblings)}",
             where=name,
             fix=fix,
         )

@@ -147,9 +147,8 @@ class _TrainingSet(Dataset["MicroBatch | UserError"]):
         return collate(encoded, side.tokenizer.pad_token_id, side.image_token_id) if asked.collated else encoded
 
 
-def _as_made(micro: Any) -> Any:
-    """In place of the loader's own collation."""
-    return micro
+def _unchanged(micro: Any) -> Any:
+    return micro  # in place of the loader's own collation
 
 
 def _ignore_stop_signals(worker: int) -> None:
@@ -192,7 +191,7 @@ def micro_batches(
         _TrainingSet(samples, encoder, augment),
         batch_sampler=asked(),
         num_workers=workers,
-        collate_fn=_as_made,
+        collate_fn=_unchanged,
         prefetch_factor=4 if workers else None,
         worker_init_fn=_ignore_stop_signals,
     )
@@ -200,15 +199,12 @@ def micro_batches(
     stream = iter(loader)
     try:
         for _ in range(start, stop):
-            yield [_good(next(stream)) for _ in range(per_step)]
+            found = [next(stream) for _ in range(per_step)]
+            if error := next((one for one in found if isinstance(one, UserError)), None):
+                raise error
+            yield found
     finally:
         if workers:
             # Left to the end of the process they would be waited for without end, as they ignore the signal that is to
             # stop them; and the traceback of an error keeps the iterator from being collected.
             stream._shutdown_workers()
-
-
-def _good(found: MicroBatch | UserError) -> MicroBatch:
-    if isinstance(found, UserError):
-        raise found
-    return found

@@ -8,6 +8,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from statistics import fmean
 from typing import Any
 
@@ -119,7 +120,7 @@ class Meter:
             counts = self._world.sum(sums).tolist()
         return {
             "telemetry": self._telemetry.state(),
-            "steps": [_as_json(result) for result in self._results],
+            "steps": [{f.name: _as_json(getattr(r, f.name)) for f in fields(r)} for r in self._results],
             "tallies": [dict(zip(KEYS, row, strict=True)) for row in counts],
             "seconds": time.perf_counter() - self._since,
         }
@@ -180,27 +181,24 @@ class Meter:
         return {"b/step_share": len(self._tallies) / steps, **written_figures(dict(zip(KEYS, sums, strict=True)))}
 
 
-_MAPS, _NUMBERS = ("atoms", "values", "counts"), ("grad_norm", "num_tokens", "num_places", "num_collapsed")
-
-
-def _as_json(result: StepResult) -> dict[str, Any]:
-    maps = {name: {str(k): float(v) for k, v in getattr(result, name).items()} for name in _MAPS}
-    numbers = {name: float(getattr(result, name)) for name in _NUMBERS}
-    return {**maps, **numbers, "per": {k: str(v) for k, v in result.per.items()}, "seconds": result.seconds}
+def _as_json(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _as_json(item) for key, item in value.items()}
+    return float(value) if isinstance(value, Tensor) else value
 
 
 def _from_json(row: Mapping[str, Any]) -> StepResult:
-    def number(value: float) -> Tensor:
+    def tensors(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: tensors(item) for key, item in value.items()}
         return torch.tensor(value, dtype=torch.float64)
 
-    return StepResult(
-        atoms={k: number(v) for k, v in row["atoms"].items()},
-        values={k: number(v) for k, v in row["values"].items()},
-        counts={Per(k): number(v) for k, v in row["counts"].items()},
-        per={k: Per(v) for k, v in row["per"].items()},
-        **{name: number(row[name]) for name in _NUMBERS},
-        seconds=row["seconds"],
-    )
+    plain = {
+        "per": {key: Per(value) for key, value in row["per"].items()},
+        "counts": {Per(key): tensors(value) for key, value in row["counts"].items()},
+        "seconds": row["seconds"],
+    }
+    return StepResult(**{key: tensors(value) for key, value in row.items() if key not in plain}, **plain)
 
 
 def brief(figures: dict[str, float]) -> str:

@@ -1,7 +1,7 @@
 """Being asked to stop: Ctrl-C, and SIGTERM as a cluster sends it before it takes a machine away.
 
 The first signal asks: the step in progress is finished and saved; an evaluation or a dump is cut short, since it can be
-made again. A second signal ends the process at once, by the operating system, whatever it is doing.
+made again. A second signal ends the process at once, by the operating system.
 """
 
 from __future__ import annotations
