@@ -21,12 +21,11 @@ from apiece.config.resolve import load_config, require_data
 from apiece.data.collate import Batch
 from apiece.errors import UserError
 from apiece.losses.compose import total_loss
-from apiece.train.checkpoint import complete_checkpoints, load_checkpoint, problem_of, step_of
+from apiece.train.checkpoint import NONFINITE, complete_checkpoints, load_checkpoint, problem_of, step_of
 from apiece.train.distributed import World, join_world
 from apiece.train.loop import one_step
 from apiece.train.meter import Meter
 from apiece.train.optim import lr_scale, set_lr
-from apiece.train.saving import NONFINITE
 from apiece.train.setup import Training, build_training, read_training_data, seed_step
 from apiece.train.step import global_counts
 from apiece.train.stop import NonFiniteError, explained
@@ -113,7 +112,7 @@ def restore_before(run: Path, number: int, training: Training, say: Callable[[st
             say(f"{folder} is not used: {problem}")
             continue
         say(f"beginning from {folder}")
-        return int(load_checkpoint(folder, training.model, training.optimizers, training.world)["step"])
+        return int(load_checkpoint(folder, training)["step"])
     say(f"beginning from {training.config.model.checkpoint}: there is no checkpoint before step {number}")
     return 0
 

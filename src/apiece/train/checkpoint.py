@@ -18,9 +18,11 @@ import json
 import logging
 import re
 import shutil
+import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +36,13 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from apiece.errors import UserError
 from apiece.files import file_hash, sync_path, sync_tree, write_json
-from apiece.model.load import TextSide, save_pretrained
+from apiece.model.load import save_pretrained
 from apiece.model.lora import is_adapted, to_peft_name
 from apiece.train.distributed import World, weights_of, whole_state
+from apiece.train.meter import Meter
+from apiece.train.run import MetricsFile
+from apiece.train.setup import Training
+from apiece.train.stop import NonFiniteError, UpdateBrokenError, explained
 
 MANIFEST = "manifest.json"
 FORMAT = 3
@@ -109,41 +115,28 @@ class NotSavedError(UserError):
     """A checkpoint could not be written; trying again would not help."""
 
 
-def save_checkpoint(
-    run: Path,
-    step: int,
-    model: Any,
-    side: TextSide,
-    optimizers: Sequence[torch.optim.Optimizer],
-    card: Mapping[str, Any],
-    state: Mapping[str, Any],
-    world: World,
-    *,
-    sharded: bool = False,
-) -> Path:
+def save_checkpoint(run: Path, step: int, training: Training, state: Mapping[str, Any]) -> Path:
     """Write the checkpoint after `step` steps under a temporary name, then rename it; gives its folder.
 
-    All processes must call this, as they may hold parts.
+    All processes must call this, as they may hold parts. With `train.sharded_checkpoints` each writes the weights that
+    it holds; else one process gathers and writes them all, as an ordinary folder. Adapters are small, and are always
+    gathered.
 
     Args:
-        model: Not wrapped.
-        side: Its tokenizer and images.
-        card: What is kept with the weights, in `apiece.json`.
         state: What else the run must remember, as JSON.
-        sharded: Each process writes the weights that it holds; else one process gathers and writes them all, as an
-            ordinary folder. Adapters are small, and are always gathered.
 
     Raises:
         NotSavedError: On every process, if one of them could not write.
     """
+    model, side, world = training.model, training.data.side, training.world
     folder = checkpoint_folder(run, step)
     if world.any(world.is_main and folder.exists()):
         return folder
     temporary = folder.with_name(f".{folder.name}.tmp")
     if world.is_main:
         shutil.rmtree(temporary, ignore_errors=True)
-    parts, whole = {"optimizer": optimizer_tensors(model, optimizers)}, None
-    if sharded and not is_adapted(model):
+    parts, whole = {"optimizer": optimizer_tensors(model, training.optimizers)}, None
+    if training.config.train.sharded_checkpoints and not is_adapted(model):
         parts["model"] = weights_of(model)
     else:
         whole = whole_state(weights_of(model), keep=world.is_main)
@@ -156,7 +149,7 @@ def save_checkpoint(
 
     def write_rest() -> None:
         processor = side.images.processor
-        save_pretrained(model, side.tokenizer, processor, temporary / "model", {**card, "step": step}, whole)
+        save_pretrained(model, side.tokenizer, processor, temporary / "model", {**training.card, "step": step}, whole)
         write_json(temporary / "state.json", {"format": FORMAT, "step": step, **state})
         write_manifest(temporary, step, known)
         sync_tree(temporary)
@@ -189,20 +182,19 @@ def _together(write: Callable[[], None] | None, run: Path, folder: Path, world: 
         )
 
 
-def load_checkpoint(
-    folder: Path, model: Any, optimizers: Sequence[torch.optim.Optimizer], world: World
-) -> dict[str, Any]:
+def load_checkpoint(folder: Path, training: Training) -> dict[str, Any]:
     """Restore a checkpoint's weights and optimizer state, each process its own parts; all processes must call this.
 
     Returns:
         What else the run remembers; `step` is the number of steps done.
     """
     try:
+        model, world = training.model, training.world
         weights = {to_peft_name(n) if is_adapted(model) else n: tensor for n, tensor in weights_of(model).items()}
         missing = weights.keys() - stored(folder / "model").keys()
         if not missing:
             read_tensors(folder / "model", weights, world)  # the tensors are the model's own
-            _load_optimizers(folder, model, optimizers, world)
+            _load_optimizers(folder, training)
         state: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         state["step"] = int(state["step"])
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
@@ -216,17 +208,19 @@ def load_checkpoint(
     return state
 
 
-def _load_optimizers(folder: Path, model: Any, optimizers: Sequence[torch.optim.Optimizer], world: World) -> None:
+def _load_optimizers(folder: Path, training: Training) -> None:
     place = folder / "optimizer" if (folder / "optimizer").is_dir() else folder
-    parameters = dict(model.named_parameters())
-    owner = {p: optimizer for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
+    parameters = dict(training.model.named_parameters())
+    owner = {
+        p: optimizer for optimizer in training.optimizers for group in optimizer.param_groups for p in group["params"]
+    }
     moments = {}
     for name, (size, dtype) in stored(place).items():
         parameter = parameters[name.rpartition("/")[0]].detach()
         # Moments are laid out as their parameter is; `step` is a number on the CPU, where AdamW keeps it.
         alike = parameter.shape == size
         moments[name] = torch.empty_like(parameter, dtype=dtype) if alike else torch.empty(size, dtype=dtype)
-    read_tensors(place, moments, world)
+    read_tensors(place, moments, training.world)
     for name, tensor in moments.items():
         of, _, key = name.rpartition("/")
         owner[parameters[of]].state[parameters[of]][key] = tensor
@@ -376,3 +370,120 @@ def remove_checkpoint(folder: Path) -> None:
     folder.replace(gone)
     sync_path(folder.parent)
     shutil.rmtree(gone, ignore_errors=True)
+
+
+# When a run saves, and what else it remembers.
+
+
+NONFINITE = "nonfinite"
+
+
+def report_file(run: Path, step: int) -> Path:
+    """What was not finite in a step."""
+    return run / NONFINITE / f"step_{step:06d}.json"
+
+
+@dataclass
+class Saver:
+    """Saves a run.
+
+    Attributes:
+        meter: Figures that are not written yet.
+        metrics: Figures that are.
+        skipped: Steps that were skipped because something was not finite.
+    """
+
+    run: Path
+    training: Training
+    meter: Meter
+    metrics: MetricsFile
+    skipped: list[int] = field(default_factory=list)
+    _step_s: float = 0.0
+    _warned: bool = False
+
+    def save(self, step: int) -> None:
+        """Write the checkpoint after `step` steps, then remove old ones; all processes must call this."""
+        t = self.training
+        self.metrics.sync()
+        state = {"skipped": self.skipped, "meter": self.meter.state()}
+        grace, since = t.config.train.grace_s, time.monotonic()
+        save_checkpoint(self.run, step, t, state)
+        took = time.monotonic() - since
+        if took + self._step_s > grace and not self._warned:
+            self._warned = True
+            log.warning(
+                "a step (%.0f s) and a save (%.0f s) take longer than train.grace_s (%g): on a machine that is taken "
+                "away, the steps since the last checkpoint may be lost",
+                *(self._step_s, took, grace),
+            )
+        self.prune()
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Restore what `save` kept."""
+        self.skipped[:] = state.get("skipped", [])
+        if "meter" in state:
+            self.meter.restore(state["meter"])
+
+    def prune(self) -> None:
+        """Remove all checkpoints but the newest, and the best where that is asked for."""
+        train = self.training.config.train
+        if not self.training.world.is_main:
+            return
+        steps = {step_of(folder) for folder in complete_checkpoints(self.run)}
+        best = None if train.keep_best is None else self.metrics.best(f"eval/{train.keep_best}", steps)
+        prune(self.run, train.keep_last, best)
+
+    @contextmanager
+    def step(self, step: int) -> Iterator[None]:
+        """The block takes step number `step`, up to the end of its update.
+
+        A step that is not finite is skipped while `train.skip_nonfinite` allows it: the block then ends without an
+        error. After any other failure before the update, the step before is saved, so that nothing is lost.
+        """
+        world, since = self.training.world, time.monotonic()
+        try:
+            with explained(self.training.config):
+                yield
+            self._step_s = time.monotonic() - since
+        except NonFiniteError as error:
+            if world.is_main:
+                write_json(report_file(self.run, step), self._report(step, error))
+            allowed = self.training.config.train.skip_nonfinite
+            if len(self.skipped) < allowed:
+                self.skipped.append(step)
+                log.warning("step %d is skipped (%d of %d): %s", step, len(self.skipped), allowed, error.message)
+                return
+            self._save_before(step, error)
+        except (UpdateBrokenError, NotSavedError):
+            raise
+        except UserError as error:
+            if world.size > 1:  # the others do not know
+                raise
+            self._save_before(step, error)
+
+    def _save_before(self, step: int, error: UserError) -> None:
+        """Save the step before and raise the error, with how to resume."""
+        kept = f"nothing is lost: resume with apiece train --resume {self.run}"
+        if step > 1:
+            try:
+                self.save(step - 1)
+            except NotSavedError as second:
+                log.warning("%s", second)
+                kept = f"resume with apiece train --resume {self.run}"
+        fix = f"{error.fix}; {kept}" if error.fix else kept
+        if isinstance(error, NonFiniteError):
+            fix = f"which samples and terms: {report_file(self.run, step)}; {fix}"
+        raise UserError(
+            f"step {step}: {error.message}", where=error.where, fix=fix, exit_code=error.exit_code
+        ) from error
+
+    def _report(self, step: int, error: NonFiniteError) -> dict[str, Any]:
+        t = self.training
+        return {
+            "step": step,
+            "seed": t.config.seed,
+            "channel": t.channels.channel_of(step - 1),
+            "world_size": t.world.size,
+            "micro_batch_size": t.config.train.micro_batch_size,
+            **error.found,
+        }

@@ -13,12 +13,11 @@ from apiece.config.schema import Config
 from apiece.model.families import describe_parameters
 from apiece.progress import progress_bar
 from apiece.train.batches import MicroBatch
-from apiece.train.checkpoint import choose_checkpoint, forget_after, load_checkpoint
+from apiece.train.checkpoint import Saver, choose_checkpoint, forget_after, load_checkpoint
 from apiece.train.distributed import World, join_world, leave_world
 from apiece.train.meter import Meter, brief, give_back
 from apiece.train.optim import lr_scale, set_lr
 from apiece.train.run import TRACKERS, MetricsFile, hold, log_to, make_run
-from apiece.train.saving import Saver
 from apiece.train.setup import Training, build_training, check_world, read_training_data, seed_step
 from apiece.train.step import train_step
 from apiece.train.stop import explained, signal_name, stop_signals
@@ -160,7 +159,7 @@ def open_run(
         watched = what_to_watch(config, resume)
         training = build_training(config, data, world)
         run = make_run(config, name, resume, world, data.manifest | watched.manifest)
-        state = load_checkpoint(found, training.model, training.optimizers, world) if found else {"step": 0}
+        state = load_checkpoint(found, training) if found else {"step": 0}
         if resume is not None and world.is_main:
             forget_after(run, state["step"])
         trackers = [TRACKERS[tracker]() for tracker in config.train.trackers]
