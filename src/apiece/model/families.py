@@ -57,12 +57,16 @@ class Family:
     unsupported: Callable[[Any], str | None]
 
 
+def _sliding_window(config: Any) -> str | None:
+    return "sliding-window attention in the language model" if config.text_config.use_sliding_window else None
+
+
 FAMILIES = {
     "qwen3_vl": Family("Qwen3-VL", Qwen3VLForConditionalGeneration, lambda config: None),
     "qwen2_5_vl": Family(
         "Qwen2.5-VL",
         Qwen2_5_VLForConditionalGeneration,
-        lambda config: "sliding-window attention" if config.text_config.use_sliding_window else None,
+        _sliding_window,
     ),
 }
 """By `model_type` in `config.json`."""
