@@ -147,7 +147,7 @@ def load_model(
     Args:
         checkpoint: As for `resolve_checkpoint`.
         attention: `sdpa`, `eager`, `flash_attention_2`, or `auto` for FlashAttention where it can run, else SDPA.
-        dtype: Of the weights; `auto` keeps the file's.
+        dtype: The weights'; `auto` keeps the file's.
         base: An adapter's base, if that has moved.
     """
     folder = resolve_checkpoint(checkpoint)
@@ -191,7 +191,7 @@ def save_pretrained(
     """Write a checkpoint folder that the ordinary loading code reads; weights in shards that are there already stay.
 
     Args:
-        model: Of one with adapters only these are written.
+        model: If it has adapters, only these are written.
         card: What the weights were trained under, for `apiece.json`.
         weights: All weights by name, where the model holds only a part of them.
     """

@@ -130,7 +130,7 @@ def parallelize(channel: nn.Module, parallel: Parallel, world: World, dtype: tor
 
     Args:
         channel: The whole step, with the model as `model`; with `fsdp` it is changed in place.
-        dtype: Of autocast. Sharded layers are gathered in it, since their products run in it anyway; the table, norms
+        dtype: Autocast's. Sharded layers are gathered in it, since their products run in it anyway; the table, norms
             and mergers outside the layers stay as they are, and gradients are added up as they are.
     """
     if world.size == 1:

@@ -101,7 +101,7 @@ class Training:
         channels: Both channels of the model: they say whose step it is, and prepare it.
         wrapped_channels: The same module as a step runs it: alone, replicated or sharded.
         encoder: Makes tokens and patches of samples.
-        dtype: Of autocast; `None` for float32.
+        dtype: Autocast's; `None` for float32.
         plan: Which samples make which batch.
     """
 
