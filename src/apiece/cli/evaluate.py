@@ -74,9 +74,7 @@ def evaluate(
     concurrency: Concurrency = 8,
     timeout: Timeout = 300.0,
     retries: Retries = 5,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="With `--server`: go on with the evaluation in `--out`.")
-    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume the interrupted evaluation in `--out`.")] = False,
 ) -> None:
     """Score a checkpoint on a split, or detections on their annotations.
 
@@ -85,7 +83,8 @@ def evaluate(
     would give, by class and by crowding; AP by score policy and by the order of equal scores, and the calibration of
     scores. All in `OUT/metrics.json` and as tables. docs/metrics.md explains each figure.
 
-    With `--server` another process writes the answers (docs/serving.md); if it fails, `--resume` does what is missing.
+    With `--server` another process writes the answers (docs/serving.md). After an interruption, `--resume` answers only
+    the missing images.
 
     For a checkpoint also `predictions.jsonl` (raw answers, boxes, scores), `coco.json` and `results.json` (the same as
     COCO labels and results), `pictures/` and `contact_sheet.png` (labels beside predictions, from few objects to many).
@@ -115,7 +114,7 @@ def _evaluate_model(context: typer.Context, checkpoint: str, data: Path, path: P
     from apiece.config.schema import GenerateSection
     from apiece.evaluate.answers import chosen_policy
     from apiece.evaluate.metrics import print_table
-    from apiece.evaluate.predict import evaluate_checkpoint, evaluate_on_server
+    from apiece.evaluate.predict import evaluate_checkpoint
 
     given, out = context.params, path.parent
     server = chosen_server(context)
@@ -126,19 +125,13 @@ def _evaluate_model(context: typer.Context, checkpoint: str, data: Path, path: P
         "prompt": chosen_prompt(given["prompt"], given["prompt_text"]),
         "policy": chosen_policy(given["score_policy"]),
         "warn": lambda message: typer.echo(f"warning: {message}", err=True),
-        **{name: given[name] for name in ("min_score", "pictures", "complete")},
+        **{name: given[name] for name in ("min_score", "pictures", "complete", "resume", "overwrite", "device")},
     }
-    if server:
-        again = {name: given[name] for name in ("resume", "overwrite")}
-        try:
-            metrics = evaluate_on_server(checkpoint, data, out, server, **common, **again)
-        except KeyboardInterrupt:
-            fix = "the same command with --resume"
-            raise UserError("interrupted; what is done is kept", where=out, fix=fix, exit_code=INTERRUPTED) from None
-    elif given["resume"]:
-        raise UserError("only with --server: --resume", exit_code=2)
-    else:
-        metrics = evaluate_checkpoint(checkpoint, data, out, device=given["device"], **common)
+    try:
+        metrics = evaluate_checkpoint(checkpoint, data, out, server=server, **common)
+    except KeyboardInterrupt:
+        fix = "repeat the command with --resume"
+        raise UserError("interrupted; finished answers are kept", where=out, fix=fix, exit_code=INTERRUPTED) from None
     print_table(metrics)
     typer.echo(f"\nwrote {path}" + (f"; look at {out / 'contact_sheet.png'}" if given["pictures"] else ""))
 

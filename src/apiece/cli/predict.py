@@ -86,7 +86,7 @@ def predict(
     from apiece.config.schema import GenerateSection
     from apiece.data.photos import find_photos
     from apiece.evaluate.answers import check_out, chosen_policy
-    from apiece.evaluate.predict import load_predictor, load_remote_predictor, predict_photos
+    from apiece.evaluate.predict import load_predictor, predict_photos
 
     # Everything that can be refused is refused before a large model is loaded.
     labels = chosen_labels(label, grammar)
@@ -96,17 +96,17 @@ def predict(
     settings = GenerateSection(
         batch_size=batch_size, max_objects=max_objects, temperature=temperature, grammar=grammar, labels=labels
     )
-    if remote:
-        predictor = load_remote_predictor(checkpoint, settings, remote, prompt=asked, policy=policy, warn=_warn)
-    else:
-        predictor, warning = load_predictor(checkpoint, settings, prompt=asked, device=device, seed=seed, policy=policy)
-        if warning:
-            _warn(warning)
+    predictor = load_predictor(
+        checkpoint, settings, server=remote, prompt=asked, device=device, seed=seed, policy=policy, warn=_warn
+    )
     try:
         done = predict_photos(predictor, photos, out, overlays=overlays, resume=resume)
     except KeyboardInterrupt:
         raise UserError(
-            "interrupted; what is done is kept", where=out, fix="the same command with --resume", exit_code=INTERRUPTED
+            "interrupted; finished answers are kept",
+            where=out,
+            fix="repeat the command with --resume",
+            exit_code=INTERRUPTED,
         ) from None
     _report(done, out, policy)
 

@@ -156,10 +156,10 @@ class Client:
                 await asyncio.sleep(wait)
         attempts = "1 attempt" if attempt == 1 else f"{attempt} attempts"
         raise UserError(
-            f"sample {sample_id}: no answer in {attempts}; the last time: {problem}. What is done is kept",
+            f"sample {sample_id}: no answer in {attempts}; the last time: {problem}. Finished answers are kept",
             where=self.base,
-            fix="see that the server runs (too slow: lower --concurrency, raise --timeout), then the same command "
-            "with --resume",
+            fix="check that the server runs (if it is too slow: lower --concurrency, raise --timeout), then repeat the "
+            "command with --resume",
         )
 
     def _drop_refused(self, reply: httpx2.Response, sent: Mapping[str, Any]) -> bool:
