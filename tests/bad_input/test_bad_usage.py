@@ -71,7 +71,6 @@ USAGE = [
     Bad("two forms", "evaluate tiny --data x.jsonl --predictions d.json --out out"),
     Bad("options of the other form",
         "evaluate --predictions d.json --annotations gt.json --out out generate.batch_size=2"),
-    Bad("resume without server", "evaluate tiny --data x.jsonl --out out --resume", data(record())),
     Bad("an unknown score policy", "evaluate tiny --data x.jsonl --out out --score-policy logits", data(record())),
     Bad("an unknown device", f"{LOOK} --device gpu", [photo()]),
     Bad("a batch of none", f"{LOOK} generate.batch_size=0", [photo()]),

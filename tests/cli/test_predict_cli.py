@@ -71,7 +71,12 @@ def test_photos_are_answered(run: Run, short: list[dict[str, Any]], photos: Path
     produced = {p.name for p in Path("out").iterdir()}
     assert produced == {"predictions.jsonl", "results.json", "coco.json", "protocol.json", "overlays"}
     settings = GenerateSection(max_objects=7, batch_size=2, temperature=0.5)
-    assert short == [{"settings": settings, "prompt": None, "seed": 3, "device": "cpu", "policy": "coord_logprob"}]
+    (call,) = short
+    asked = {name: call[name] for name in ("settings", "server", "prompt", "seed", "device", "policy")}
+    assert asked == {
+        **{"settings": settings, "server": None, "prompt": None, "seed": 3, "device": "cpu"},
+        "policy": "coord_logprob",
+    }
 
 
 def test_unreadable_photo_is_named_and_the_exit_code_is_1(
@@ -89,7 +94,12 @@ def test_prompt_is_passed_on_and_a_difference_told_first(
     run: Run, short: list[dict[str, Any]], photos: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = predict_module.load_predictor
-    monkeypatch.setattr(predict_module, "load_predictor", lambda *a, **k: (loaded(*a, **k)[0], "another prompt"))
+
+    def load(*arguments: Any, **options: Any) -> Any:
+        options["warn"]("another prompt")
+        return loaded(*arguments, **options)
+
+    monkeypatch.setattr(predict_module, "load_predictor", load)
     code, _, err = run("predict", tiny_checkpoint, "photos", "--out", "out", "prompt.name=text", "prompt.text=Find it.")
     assert (code, err) == (0, "warning: another prompt\n")
     assert short[0]["prompt"].model_dump() == {"name": "text", "text": "Find it."}

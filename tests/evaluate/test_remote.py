@@ -11,12 +11,11 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from written import bins_of, written_predictor
+from written import bins_of, evaluated, written_predictor
 
 from apiece.cli import main
 from apiece.codec.vocab import decode_exact
 from apiece.data.jsonl import write_jsonl
-from apiece.evaluate.predict import evaluate_samples
 from apiece.model.load import load_text_side
 from apiece.rollout import server as client
 from apiece.types import Instance, Sample
@@ -97,7 +96,7 @@ def test_split_is_evaluated_and_scores_are_constant(
     assert {item["score"] for line in lines for item in line["objects"]} == {1.0}
     # The same answers by an engine in this process give the same figures.
     predictor, _ = written_predictor(tiny_checkpoint, {s.id: bins_of(s) for s in samples if s.id != "s7"})
-    expected, _ = evaluate_samples(predictor, samples, tmp_path / "here")
+    expected, _ = evaluated(predictor, samples, tmp_path / "here")
     assert metrics["f1/recall"] == pytest.approx(expected["f1/recall"])
     assert metrics["f1/recall"] < 1
     assert metrics["parse/dropped"] > 0
@@ -115,12 +114,12 @@ def test_server_killed_in_the_middle_and_a_second_call_does_only_what_is_missing
     code, _, err = run(*command)
     assert code == 1
     assert "sample s5: no answer in 2 attempts; the last time: " in err
-    assert "What is done is kept" in err and "the same command with --resume" in err
+    assert "Finished answers are kept" in err and "repeat the command with --resume" in err
     assert {p.name for p in Path("out").iterdir()} == {"predictions.jsonl.part", "protocol.json"}
     assert len(Path("out/predictions.jsonl.part").read_text().splitlines()) == 5
 
     code, _, err = run(*command)
-    assert (code, "add --resume to go on with the run in it" in err) == (2, True)
+    assert (code, "add --resume to finish it, or --overwrite to start again" in err) == (2, True)
 
     fake.answer = answer
     fake.asked.clear()
@@ -182,7 +181,6 @@ def test_photos_are_answered_and_gone_on_with(run: Run, fake: FakeServer, tiny_c
             "not with --server.*: generate.batch_size, --dev",
         ),
         (("--server", "localhost:8000"), "expected an address such as http://localhost:8000/v1"),
-        (("--resume",), "only with --server: --resume"),
     ],
 )
 def test_options_that_do_not_go_together(

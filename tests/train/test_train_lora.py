@@ -64,8 +64,9 @@ def test_a_run_is_evaluated_merged_and_read_by_plain_peft(
     samples = read_jsonl(scenes)[:4]
     said = []
     for checkpoint in (run, tmp_path / "merged"):
-        predictor, warning = load_predictor(str(checkpoint), settings, device="cpu")
-        assert warning is None
+        warned: list[str] = []
+        predictor = load_predictor(str(checkpoint), settings, device="cpu", warn=warned.append)
+        assert warned == []
         said.append([a.rollout for a in predictor.answers(samples)])
     base = load_model(json.loads((folder(run) / "adapter_config.json").read_text())["base_model_name_or_path"])
     before = base.get_input_embeddings().weight.clone(), base.lm_head.weight.clone()

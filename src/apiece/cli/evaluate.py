@@ -15,15 +15,14 @@ from apiece.cli.options import (
     Server,
     answer_settings,
     chosen_prompt,
+    interrupted,
     is_setting,
     warn,
 )
-from apiece.errors import INTERRUPTED, UserError
+from apiece.errors import UserError
 
 if TYPE_CHECKING:
-    from apiece.config.schema import AnswerSettings
     from apiece.evaluate.metrics import Metrics
-    from apiece.rollout.server import ServerSettings
 
 _FORMS = "apiece evaluate CHECKPOINT --data X.jsonl  or  apiece evaluate --predictions DETS.json --annotations GT.json"
 _POLICY, _PICTURES = "coord_logprob", 16
@@ -62,7 +61,7 @@ def evaluate(
     pictures: Annotated[int, Pictures] = _PICTURES,
     server: Server = None,
     served_model: ServedModel = None,
-    resume: Annotated[bool, typer.Option("--resume", help="With `--server`: resume what is in `--out`.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume the interrupted evaluation in `--out`.")] = False,
 ) -> None:
     """Score a checkpoint on a split, or detections on their annotations.
 
@@ -72,7 +71,8 @@ def evaluate(
     scores. All in `OUT/metrics.json` and as tables.
 
     How answers are generated is set as in `apiece train`: `generate.max_objects=60`, `generate.grammar=false`,
-    `prompt.name=coco_80`. With `--server` another process generates them; if it fails, `--resume` does what is missing.
+    `prompt.name=coco_80`. With `--server` another process generates them. After an interruption, `--resume` does what
+    is missing.
 
     For a checkpoint also `predictions.jsonl` (raw answers, boxes, scores), `coco.json` and `results.json` (the same as
     COCO labels and results), `pictures/` and `contact_sheet.png` (labels left, predictions right, from few objects to
@@ -112,45 +112,21 @@ def evaluate(
         from apiece.model.find import resolve_checkpoint
 
         resolve_checkpoint(checkpoint)  # reports a mistake in its name at once, before torch is loaded
+        from apiece.evaluate.answers import chosen_policy
+        from apiece.evaluate.predict import evaluate_checkpoint
+
+        assert data is not None, "checked above"
         asked, remote = answer_settings(settings, server, served_model, device)
-        again: dict[str, Any] = {"resume": resume, "overwrite": overwrite}
-        common: dict[str, Any] = {
-            "min_score": min_score,
-            "pictures": pictures,
-            "complete": complete,
-            "policy": score_policy,
-        }
-        metrics = _evaluate_model((checkpoint, data, out), asked, remote, device, again, common)
+        how: dict[str, Any] = {"settings": asked.generate, "prompt": chosen_prompt(asked), "seed": asked.seed}
+        how |= {"server": remote, "device": device, "policy": chosen_policy(score_policy), "min_score": min_score}
+        how |= {"complete": complete, "pictures": pictures, "resume": resume, "overwrite": overwrite}
+        try:
+            metrics = evaluate_checkpoint(checkpoint, data, out, warn=warn, **how)
+        except KeyboardInterrupt:
+            raise interrupted(out) from None
     print_table(metrics)
     drawn = f"; look at {out / 'contact_sheet.png'}" if checkpoint is not None and pictures else ""
     typer.echo(f"\nwrote {path}{drawn}")
-
-
-def _evaluate_model(
-    where: tuple[str, Path | None, Path],
-    asked: AnswerSettings,
-    remote: ServerSettings | None,
-    device: str,
-    again: dict[str, Any],
-    common: dict[str, Any],
-) -> Metrics:
-    """Answer a split, in this process or behind a server, and score it; Ctrl-C keeps what a server has answered."""
-    from apiece.evaluate.answers import chosen_policy
-    from apiece.evaluate.predict import evaluate_checkpoint, evaluate_on_server
-
-    checkpoint, data, out = where
-    assert data is not None, "checked with the other arguments"
-    common |= {"policy": chosen_policy(common["policy"]), "warn": warn}
-    common |= {"settings": asked.generate, "prompt": chosen_prompt(asked)}
-    if remote is None:
-        if again["resume"]:
-            raise UserError("only with --server: --resume", exit_code=2)
-        return evaluate_checkpoint(checkpoint, data, out, device=device, seed=asked.seed, **common)
-    try:
-        return evaluate_on_server(checkpoint, data, out, remote, **again, **common)
-    except KeyboardInterrupt:
-        fix = "repeat the command with --resume"
-        raise UserError("interrupted; finished answers are kept", where=out, fix=fix, exit_code=INTERRUPTED) from None
 
 
 def _check_forms(model: dict[str, object], files: dict[str, object]) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from apiece.errors import UserError
+from apiece.errors import INTERRUPTED, UserError
 
 if TYPE_CHECKING:
     from apiece.config.schema import AnswerSettings, PromptSection
@@ -120,3 +120,9 @@ def chosen_prompt(asked: AnswerSettings) -> PromptSection | None:
 def warn(message: str) -> None:
     """Print a warning."""
     typer.echo(f"warning: {message}", err=True)
+
+
+def interrupted(out: Path) -> UserError:
+    """What Ctrl-C ends with where finished answers are kept."""
+    fix = "repeat the command with --resume"
+    return UserError("interrupted; finished answers are kept", where=out, fix=fix, exit_code=INTERRUPTED)

@@ -15,10 +15,11 @@ from apiece.cli.options import (
     Server,
     answer_settings,
     chosen_prompt,
+    interrupted,
     is_setting,
     warn,
 )
-from apiece.errors import INTERRUPTED, UserError
+from apiece.errors import UserError
 
 if TYPE_CHECKING:
     from apiece.evaluate.predict import PhotosDone
@@ -65,7 +66,7 @@ def predict(
     resolve_checkpoint(checkpoint)  # reports a mistake in its name at once, before torch is loaded
     from apiece.data.photos import find_photos
     from apiece.evaluate.answers import check_out, chosen_policy
-    from apiece.evaluate.predict import load_predictor, load_remote_predictor, predict_photos
+    from apiece.evaluate.predict import load_predictor, predict_photos
 
     # Everything that can be refused is refused before a large model is loaded.
     asked, remote = answer_settings([one for one in images if is_setting(one)], server, served_model, device)
@@ -75,19 +76,20 @@ def predict(
         raise UserError("name photos, or folders of them, as well as settings", exit_code=2)
     check_out(out, resume=resume)
     photos = find_photos(paths, leave_out=out)
-    if remote:
-        predictor = load_remote_predictor(checkpoint, asked.generate, remote, prompt=prompt, policy=policy, warn=warn)
-    else:
-        predictor, warning = load_predictor(
-            checkpoint, asked.generate, prompt=prompt, device=device, seed=asked.seed, policy=policy
-        )
-        if warning:
-            warn(warning)
+    predictor = load_predictor(
+        checkpoint,
+        asked.generate,
+        server=remote,
+        prompt=prompt,
+        device=device,
+        seed=asked.seed,
+        policy=policy,
+        warn=warn,
+    )
     try:
         done = predict_photos(predictor, photos, out, overlays=overlays, resume=resume)
     except KeyboardInterrupt:
-        fix = "repeat the command with --resume"
-        raise UserError("interrupted; finished answers are kept", where=out, fix=fix, exit_code=INTERRUPTED) from None
+        raise interrupted(out) from None
     _report(done, out, policy)
 
 

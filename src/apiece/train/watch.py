@@ -15,16 +15,15 @@ from apiece.channels.b_rollout import answering
 from apiece.config.schema import Config
 from apiece.data.index import open_records
 from apiece.data.jsonl import read_jsonl
-from apiece.evaluate.answers import DEFAULT_POLICY, Answer, under_one_policy
+from apiece.evaluate.answers import DEFAULT_POLICY, Answer, under_one_policy, write_answers
 from apiece.evaluate.detections import load_complete, samples_to_ground_truth
 from apiece.evaluate.forms import GroundTruth
 from apiece.evaluate.metrics import METRICS_FILE, write_metrics
 from apiece.evaluate.metrics import Metrics as Scored
-from apiece.evaluate.predict import AHEAD, Predictor, predictions_file, score_answers
+from apiece.evaluate.predict import AHEAD, Predictor, answer_split, score_answers
 from apiece.model.encode import SampleEncoder
 from apiece.monitor.dump import Monitor
 from apiece.monitor.panel import ChosenPanel, choose_panel, panel_again
-from apiece.progress import track
 from apiece.rollout.generate import LocalEngine
 from apiece.train.distributed import World, whole_model
 from apiece.train.run import MetricsFile, read_manifest
@@ -93,11 +92,7 @@ def answered(
     predictor = Predictor(encoder, engine, config.generate.batch_size, ahead=AHEAD)
     answers: list[Answer] | None = None
     with stop.cutting(), answering(model):
-        found = []
-        for answer in track(predictor.answers(samples), "evaluate", total=len(samples)):
-            stop.check()
-            found.append(answer)
-        answers = found
+        answers = answer_split(predictor, samples, each=lambda _: stop.check(), title="evaluate")
     return answers
 
 
@@ -111,9 +106,7 @@ def write_scored(
     answers: Sequence[Answer], samples: Sequence[Sample], out: Path, *, complete: GroundTruth | None
 ) -> tuple[Scored, list[Answer]]:
     """Write answers and figures of a split; gives both, by the policy that all answers can follow."""
-    with predictions_file(out) as write:
-        for answer in answers:
-            write(answer)
+    write_answers(out, answers)
     metrics = score_answers(samples, answers, policy=DEFAULT_POLICY, complete=complete)
     write_metrics(out / METRICS_FILE, metrics)
     return metrics, under_one_policy(answers, DEFAULT_POLICY)
