@@ -75,8 +75,7 @@ def evaluate(
     is missing.
 
     For a checkpoint also `predictions.jsonl` (raw answers, boxes, scores), `coco.json` and `results.json` (the same as
-    COCO labels and results), `pictures/` and `contact_sheet.png` (labels left, predictions right, from few objects to
-    many).
+    COCO labels and results), `pictures/` and `contact_sheet.png` (labels left, predictions right).
 
     Examples:
 

@@ -318,14 +318,13 @@ def evaluate_checkpoint(
     and results with the same figures), `pictures/`, `contact_sheet.png`, and last `metrics.json`.
 
     Args:
-        checkpoint: As in `load_predictor`, with `server`, `settings`, `prompt`, `device` and `policy`.
+        checkpoint: As in `load_predictor`, with `server`, `settings`, `prompt`, `device`, `seed` and `policy`.
         data: JSONL of the split.
         out: Folder; made if missing.
         server: Which server writes the answers; the model in this process if `None`.
         settings: Of generation.
         prompt: The checkpoint's own if `None`.
         device: `auto`, `cpu` or `cuda`.
-        seed: Of sampling.
         policy: Name of the score policy.
         min_score: Detections below it are left out of F1 and pictures.
         complete: Complete truth of the same images (COCO or JSONL), where it is known.

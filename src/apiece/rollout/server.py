@@ -228,8 +228,8 @@ class Client:
         raise UserError(
             f"sample {sample_id}: no answer in {attempts}; the last time: {problem}. Finished answers are kept",
             where=self.base,
-            fix="check that the server runs (if it is too slow: lower server.concurrency, raise server.timeout_s), then "
-            "repeat the command with --resume",
+            fix="check that the server runs (if it is too slow: lower server.concurrency, raise server.timeout_s), "
+            "then repeat the command with --resume",
         )
 
     def _completion(self, reply: httpx2.Response) -> _Completion:
