@@ -21,11 +21,11 @@ from apiece.data.collate import EncodedSample, collate_prefix
 from apiece.model.load import TextSide
 from apiece.model.prompt import ImageEncoder
 from apiece.model.tiny import CHAT_TEMPLATE, tiny_config, tiny_image_processor
-from apiece.rollout.choose import Ask, Chooser
-from apiece.rollout.fast import Head, Layers, Ledger, RowCache, norm
+from apiece.rollout.choose import Ask, Chooser, Ledger
 from apiece.rollout.generate import LocalEngine
 from apiece.rollout.grammar import Grammar
-from apiece.rollout.rows import Row
+from apiece.rollout.plain import PlainModel, RowCache, norm
+from apiece.rollout.rows import Feed
 
 T = TypeVar("T")
 RAISE = 60.0
@@ -56,37 +56,33 @@ class ScriptedEngine(LocalEngine):
 
     Attributes:
         answers: One for each question.
-        timed: The language model and the head to take, where their time is measured.
+        timed: Reads tokens in place of the engine's own, where time is measured.
     """
 
     answers: Sequence[Sequence[int]] = ()
-    timed: tuple[Layers, Head] | None = None
+    timed: PlainModel | None = None
 
-    def layers(self) -> Layers:
-        """The language model behind the prefix."""
-        return super().layers() if self.timed is None else self.timed[0]
+    def text_model(self) -> PlainModel:
+        """The language model after the prefix, and its head."""
+        return super().text_model() if self.timed is None else self.timed
 
-    def head(self) -> Head:
-        """The model's head."""
-        return super().head() if self.timed is None else self.timed[1]
-
-    def chooser(self, grammar: Grammar | None, head: Head) -> ScriptedChooser:
+    def chooser(self, grammar: Grammar | None, text: PlainModel) -> ScriptedChooser:
         """One that is dictated to."""
         device = next(self.model.parameters()).device
-        return ScriptedChooser(grammar, self.side.vocab, self.settings.temperature, head, device)
+        return ScriptedChooser(grammar, self.side.vocab, self.settings.temperature, text, device)
 
     def decide(
-        self, chooser: Chooser, ledger: Ledger, rows: Sequence[Row], starts: Sequence[int], hidden_ND: Tensor
-    ) -> None:
-        """As always, once it is said what comes next."""
+        self, chooser: Chooser, ledger: Ledger, feeds: Sequence[Feed], starts: Sequence[int], hidden_ND: Tensor
+    ) -> list[int]:
+        """As always, once it is set what comes next."""
         assert isinstance(chooser, ScriptedChooser), "made by this engine"
         targets = {}
-        for row, start in zip(rows, starts, strict=True):
-            answer, done = self.answers[row.index], len(row.ids)
-            for i in range(row.num_fed):
+        for feed, start in zip(feeds, starts, strict=True):
+            answer, done = self.answers[feed.row.index], len(feed.row.draft.ids)
+            for i in range(feed.num_fed):
                 targets[start + i] = answer[min(done + i, len(answer) - 1)]
         chooser.targets = targets
-        super().decide(chooser, ledger, rows, starts, hidden_ND)
+        return super().decide(chooser, ledger, feeds, starts, hidden_ND)
 
 
 def hugging_face(model: Any, side: TextSide, questions: Sequence[EncodedSample], longest: int) -> list[list[int]]:
@@ -109,48 +105,37 @@ def hugging_face(model: Any, side: TextSide, questions: Sequence[EncodedSample],
     return [ids[: ids.index(end) + 1] if end in ids else ids for ids in answers]
 
 
-@dataclass(frozen=True)
-class TimedLayers:
-    """What runs tokens through the language model, between two laps."""
+class TimedModel(PlainModel):
+    """A model between laps: `answer` for its layers, `head` for its head."""
 
-    layers: Layers
-    lap: Callable[[str], None]
+    def __init__(self, text: PlainModel, lap: Callable[[str], None]) -> None:
+        super().__init__(text.model)
+        self._text, self._lap = text, lap
 
-    def __call__(self, ids_RW: NDArray[np.int64], positions_RW: NDArray[np.int64], cache: RowCache) -> Tensor:
-        """As the one inside."""
-        self.lap("other")
-        hidden_ND = self.layers(ids_RW, positions_RW, cache)
-        self.lap("answer")
-        return hidden_ND
+    def read(self, ids_RW: NDArray[np.int64], positions_RW: NDArray[np.int64], cache: RowCache) -> Tensor:
+        """Through the layers."""
+        return self._timed("answer", self._text.read, ids_RW, positions_RW, cache)
 
-
-class TimedHead(Head):
-    """A head between two laps."""
-
-    def __init__(self, module: Any, lap: Callable[[str], None]) -> None:
-        super().__init__(module)
-        self._lap = lap
-
-    def full(self, hidden_ND: Tensor) -> Tensor:
+    def logits(self, hidden_ND: Tensor) -> Tensor:
         """All logits."""
-        return self._timed(super().full, hidden_ND)
+        return self._timed("head", self._text.logits, hidden_ND)
 
-    def between(self, hidden_ND: Tensor, first: int, end: int) -> Tensor:
+    def logits_between(self, hidden_ND: Tensor, first: int, end: int) -> Tensor:
         """Logits of the ids from `first` to before `end`."""
-        return self._timed(super().between, hidden_ND, first, end)
+        return self._timed("head", self._text.logits_between, hidden_ND, first, end)
 
-    def some(self, hidden_ND: Tensor, ids_K: Tensor) -> Tensor:
+    def logits_of(self, hidden_ND: Tensor, ids_K: Tensor) -> Tensor:
         """Logits of some ids."""
-        return self._timed(super().some, hidden_ND, ids_K)
+        return self._timed("head", self._text.logits_of, hidden_ND, ids_K)
 
     def norm_and_own(self, hidden_ND: Tensor, ids_N: Tensor) -> tuple[Tensor, Tensor]:
         """What log-probabilities are made of."""
-        return self._timed(super().norm_and_own, hidden_ND, ids_N)
+        return self._timed("head", self._text.norm_and_own, hidden_ND, ids_N)
 
-    def _timed(self, work: Callable[..., T], *args: Any) -> T:
+    def _timed(self, name: str, work: Callable[..., T], *args: Any) -> T:
         self._lap("other")
         out = work(*args)
-        self._lap("head")
+        self._lap(name)
         return out
 
 

@@ -10,12 +10,12 @@ the given ids, which is checked. Arms take turns on the same images; medians ove
 
 Arms: `hf` is `model.generate` of Hugging Face (greedy, cached), which gives ids alone; `hf_logprobs` also adds up the
 vocabulary at each step, the least that log-probabilities of its tokens would take. The others are
-`apiece.rollout.generate.LocalEngine`, held to the answer format: `token` feeds one token at a time, `forced` feeds what
-the format forces, and guesses at what comes next, with the decision before them, `forced_refill` also gives the place
-of an answer that has ended to the next image: what `apiece` does. `forced_only` is `forced` without guesses,
+`apiece.rollout.generate.LocalEngine`, restricted to the answer format: `token` feeds one token at a time, `forced`
+feeds what the format forces, and guesses at what comes next, with the decision before them, `forced_refill` also gives
+the place of an answer that has ended to the next image: what `apiece` does. `forced_only` is `forced` without guesses,
 `no_forced_logprobs` is `forced_refill` without the log-probabilities of forced tokens (those of what was decided stay).
 All of ours give log-probabilities with and without what the format forbids, and the mass near coordinates. So
-`forced_refill` is to be held against `hf_logprobs`; `hf` gives less than any of ours.
+compare `forced_refill` with `hf_logprobs`; `hf` gives less than any of ours.
 
 Cases: `batch-1`, `batch-8`, `batch-32` run the checkpoint; `qwen-8`, `qwen-32` a narrow random model with the real
 tokenizer of Qwen3, where an object costs 25 tokens and the head is 152,669 rows, on images of at most 12 objects
@@ -23,18 +23,18 @@ tokenizer of Qwen3, where an object costs 25 tokens and the head is 152,669 rows
 
 - boxes/s, tokens/s (answer tokens, the end token included): without hooks, loading and encoding images not included.
   With `--cpu-time`, seconds are those of the process: on a machine that is busy with other work.
-- forwards/object: rows that go through the language model behind the prefix, over objects written. An answer's first
-  decisions come with its prefix. `tokens/object` and `choices/object` stand beside it: an engine that runs every token
-  needs as many forwards as an object has tokens. The tokens of a name, its end, the coordinates and "go on or stop" are
-  the only choices, the rest is forced by the format: an engine that skips what is forced could do with
+- forwards/object: rows that go through the language model after the prefix, over objects written. An answer's first
+  decisions come with its prefix. `tokens/object` and `choices/object` are for comparison: an engine that runs every
+  token needs as many forwards as an object has tokens. The tokens of a name, its end, the coordinates and "continue or
+  stop" are the only choices, the rest is forced by the format: an engine that skips what is forced could do with
   `choices/object`, and one whose guesses are right with fewer.
 - padding share: positions computed by the language model for padding, for answers that had ended, or for wrong guesses.
-- Parts, in further runs with laps (`common.forward_laps`, `dictated.TimedLayers`): `vision`, `prefix`, `answer`
-  (language model behind the prefix), `head`, `other` (choosing, bookkeeping, caches). `data` is loading and encoding
+- Parts, in further runs with laps (`common.forward_laps`, `dictated.TimedModel`): `vision`, `prefix`, `answer`
+  (language model after the prefix), `head`, `other` (choosing, bookkeeping, caches). `data` is loading and encoding
   the images in one process.
 - Floor: FLOPs at the speed of a matrix product. For `answer` the larger of that and of reading, at the speed of a copy,
   the layers' weights once a step and each row's keys and values; for `head` likewise. `steps` in the title is how often
-  the language model ran behind the prefix.
+  the language model ran after the prefix.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ from apiece.data.collate import EncodedSample
 from apiece.model.encode import Augmentation, PromptTokens, SampleEncoder
 from apiece.model.load import TextSide, load_model, load_text_side, pick_device
 from apiece.model.prompt import PROMPTS
-from apiece.rollout.fast import Head, Layers, layers_of
+from apiece.rollout.generate import LocalEngine
+from apiece.rollout.plain import PlainModel
 from apiece.types import Role, Sample
 from common import (
     Floor,
@@ -76,7 +77,7 @@ from common import (
     scene_samples,
     write_report,
 )
-from dictated import ScriptedEngine, TimedHead, TimedLayers, hugging_face, narrow_qwen, scripted
+from dictated import ScriptedEngine, TimedModel, hugging_face, narrow_qwen, scripted
 
 CASES = {"batch-1": 1, "batch-8": 8, "batch-32": 32}
 """Name to images answered at once."""
@@ -95,10 +96,7 @@ LIBRARY = ("hf", "hf_logprobs")
 ARMS = (*LIBRARY, *ENGINES)
 
 
-Timed = tuple[Layers, Head]
-
-
-def ours(arm: str, model: Any, side: TextSide, work: Work, timed: Timed | None) -> list[list[int]]:
+def ours(arm: str, model: Any, side: TextSide, work: Work, timed: PlainModel | None) -> list[list[int]]:
     """Our engine on all images."""
     longest = max(map(len, work.answers))
     settings = GenerateSection(
@@ -163,7 +161,7 @@ class Work:
         encoded = [a for a in (truth[i] for i in order) if a is not None]
         objects = sum(len(a.slots) // 4 for a in encoded)
         roles = [role for a in encoded for role in a.roles.tolist()]
-        # Each name and coordinate token, the end of the name, and "go on or stop" before every object and at the end.
+        # Each name and coordinate token, the end of the name, and "continue or stop" before every object and last.
         choices = sum(role in (Role.DESC, Role.COORD) for role in roles) + 2 * objects + len(encoded)
         answers = [a.ids.tolist() for a in encoded]
         return cls([questions[i] for i in order], answers, objects, choices, batch_size, seconds)
@@ -185,7 +183,7 @@ def loaded(checkpoint: str) -> tuple[TextSide, Any]:
     return load_text_side(checkpoint), load_model(checkpoint)
 
 
-def run_arm(arm: str, model: Any, side: TextSide, work: Work, timed: Timed | None = None) -> None:
+def run_arm(arm: str, model: Any, side: TextSide, work: Work, timed: PlainModel | None = None) -> None:
     """Answer all images; the answers must come out as they were given."""
     if arm in LIBRARY:
         written, longest = [], max(map(len, work.answers))
@@ -201,7 +199,7 @@ def parts_of(arm: str, model: Any, side: TextSide, work: Work, device: torch.dev
     """Seconds of one run by part."""
     timer = PartTimer(device)
     # Taken before there are hooks, which would have the engine go through `model(...)`.
-    timed = TimedLayers(layers_of(model), timer.lap), TimedHead(model.lm_head, timer.lap)
+    timed = TimedModel(LocalEngine(model, side, GenerateSection()).text_model(), timer.lap)
     # The timer's hook on the head comes first, so raising a logit counts as `other`.
     behind = min(len(q.prefix_ids) for q in work.questions)
     with torch.no_grad(), forward_laps(timer, model, lambda length: "prefix" if length >= behind else "answer"):

@@ -94,7 +94,7 @@ def test_a_recipe_from_download_to_report(narrow: Path, tmp_path: Path, size: st
     assert [line.get("b/step_share", 0.0) for line in lines if "loss/total" in line] == [0.0, 1.0]
     assert any(key.startswith("loss/a2/") for line in lines for key in line)
     apiece("evaluate", run, "--data", data, "--out", tmp_path / "results",
-           "--max-objects", "2", "--label", "person", "--device", "cpu")  # fmt: skip
+           "generate.max_objects=2", "generate.labels=[person]", "--device", "cpu")  # fmt: skip
     assert "f1/f1" in json.loads((tmp_path / "results" / "metrics.json").read_text())
     apiece("report", run, "--out", tmp_path / "page")
     assert (tmp_path / "page" / "index.html").is_file()
@@ -116,5 +116,5 @@ def test_the_second_stage_starts_where_the_first_ends(size: str) -> None:
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda p: p.stem)
 def test_a_recipe_says_how_it_is_run_and_that_it_was_not(path: Path) -> None:
     head = path.read_text().partition("\nextends:")[0]
-    assert f"apiece train configs/recipes/{path.name}" in head
+    assert f"apiece train recipes/{path.stem}" in head
     assert "Hardware: " in head and "NOT YET RUN ON A GPU" in head and "ESTIMATES: " in head

@@ -10,6 +10,9 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C: 128 and the signal's number, as shells count it."""
+
 
 class UserError(Exception):
     """Bad input, told in one message.

@@ -26,10 +26,9 @@ _numbers = itertools.count()
 def atomic_open(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     """Open `path` for writing; the file appears under its name only when the block ends without an error.
 
-    A link is followed: the file that it points to is replaced, the link stays.
+    A link is followed: the file that it points to is replaced, the link stays. A missing folder is made.
 
     Args:
-        path: Target; its folder is made if missing.
         mode: `w` (UTF-8 text, newline `\\n`) or `wb`.
 
     Raises:
@@ -41,15 +40,15 @@ def atomic_open(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     # Short, since a name may be 255 bytes; counted, so that two files in one folder never share a name.
     temporary = target.with_name(f".{target.name[:40]}.{os.getpid()}-{next(_numbers)}.tmp")
     try:
-        with _told(path, during_block=False):
+        with _as_user_error(path, during_block=False):
             _require_replaceable(target)
             target.parent.mkdir(parents=True, exist_ok=True)
             file = _open(temporary, mode)
-        with _told(path, during_block=True), file:
+        with _as_user_error(path, during_block=True), file:
             yield file
             file.flush()
             _sync(file.fileno())
-        with _told(path, during_block=False):
+        with _as_user_error(path, during_block=False):
             temporary.replace(target)
     finally:
         with suppress(OSError):  # what cannot be reached was never made
@@ -71,8 +70,7 @@ def read_json(path: Path, *, fix: str | None = None) -> Any:
     """A JSON file's value; NaN and infinity are read as Python reads them.
 
     Args:
-        path: The file.
-        fix: How to mend one that cannot be read, for the message.
+        fix: For the message: how to mend a file that cannot be read.
 
     Raises:
         UserError: It is missing, may not be read, or holds no JSON; the message names the place in it.
@@ -109,7 +107,7 @@ def require_new(out: Path) -> Path:
         raise UserError(
             "the output exists already and is not overwritten", where=out, fix="choose a new folder", exit_code=2
         )
-    with _told(out, during_block=False):
+    with _as_user_error(out, during_block=False):
         out.parent.mkdir(parents=True, exist_ok=True)
     return out
 
@@ -131,16 +129,7 @@ def sync_path(path: Path) -> None:
 
 
 def require_free(out: Path, *, overwrite: bool, made_from: Sequence[Path] = ()) -> None:
-    """Refuse to write over a file that is there, unless that is asked for; never over what it is made from.
-
-    Args:
-        out: File to write.
-        overwrite: Whether it was asked for.
-        made_from: What is read.
-
-    Raises:
-        UserError: It is not free.
-    """
+    """Refuse to write over an existing file, unless that is asked for, and over a file that is read to make it."""
     if any(os.path.realpath(out) == os.path.realpath(source) for source in made_from):
         raise UserError(
             "it would replace the file that it is made from", where=out, fix="choose another name", exit_code=2
@@ -160,34 +149,54 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+_locks: set[IO[str]] = set()
+
+
+def _let_go() -> None:
+    """In a forked child, such as a data worker: it would hold the locks of its parent after that has ended."""
+    for file in _locks:
+        file.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
+
+
 @contextmanager
 def locked(path: Path, *, wait: bool) -> Iterator[bool]:
-    """Hold a lock file for the length of the block; the lock ends with the process, too, however it ends.
+    """Hold a lock file for the length of the block; the lock ends with the process, too, however that ends.
+
+    Where the file system has no locks, there is none, and the block runs as if it held one.
 
     Args:
         path: The lock file; it is made if missing, and stays.
-        wait: Whether to wait until another process has let go of it.
+        wait: Whether to wait until another process has released it.
 
-    Returns:
+    Yields:
         Whether the lock is held: never false if `wait`.
     """
     import fcntl  # not everywhere; nothing else here needs it
 
-    with _told(path, during_block=False):
+    with _as_user_error(path, during_block=False):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("w", encoding="utf-8")
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
-        yield True
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                yield False
+                return
+        _locks.add(file)
+        try:
+            yield True
+        finally:
+            _locks.discard(file)
 
 
 @contextmanager
-def _told(path: Path, *, during_block: bool) -> Iterator[None]:
-    """Tell an error of the file system as a `UserError`.
+def _as_user_error(path: Path, *, during_block: bool) -> Iterator[None]:
+    """Convert an error of the file system to a `UserError`.
 
     Args:
         path: The file as the user named it.

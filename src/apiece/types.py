@@ -35,7 +35,6 @@ class Instance:
 
     Attributes:
         desc: Its name, as the model must write it.
-        bbox_xyxy: Pixels of the original image.
         iscrowd: COCO's crowd region: not one object, ignored in matching and never trained on.
         area: COCO's annotation area (of the mask) in square pixels; `None` means the box's own.
         id: Annotation id, kept for the way back to COCO.
@@ -56,7 +55,6 @@ class Sample:
         id: Unique in its file, and stable: panels and runs are joined on it.
         image: Path of the image file (absolute, or relative to the current folder).
         size_wh: Width and height in pixels after EXIF rotation.
-        objects: Labels; may be empty.
     """
 
     id: str
@@ -110,7 +108,6 @@ class Encoded:
     Attributes:
         ids: `[T]` token ids, the end token included.
         roles: `[T]` of `Role`.
-        slots: The coordinate tokens.
     """
 
     ids: IntArray
@@ -123,7 +120,7 @@ class Encoded:
 
 
 class ParseStatus(StrEnum):
-    """Why a record of an answer was dropped."""
+    """Why an object of an answer was dropped."""
 
     TRUNCATED = "truncated"
     MALFORMED = "malformed"
@@ -146,12 +143,10 @@ class FinishReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ParsedObject:
-    """One complete record of an answer.
+    """One complete object of an answer.
 
     Attributes:
-        desc: Its name.
-        bins_xyxy: x1, y1, x2, y2 in bins.
-        span: `(start, end)` offsets of the record in the text of the answer.
+        span: `(start, end)` offsets of the object in the text of the answer.
         coord_positions: Positions of its four coordinate tokens in the ids; `None` when text was parsed.
     """
 
@@ -163,10 +158,9 @@ class ParsedObject:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A record, or the text between two records, that was dropped.
+    """An object, or the text between two objects, that was dropped.
 
     Attributes:
-        status: Why.
         span: `(start, end)` offsets in the text of the answer.
         coord_positions: Positions of its coordinate tokens in the ids, however many; empty when text was parsed.
     """
@@ -178,18 +172,21 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class ParseResult:
-    """All that an answer said: what was kept, and what was dropped by reason."""
+    """What an answer says: the objects that were kept, and how many were dropped for which reason.
+
+    Attributes:
+        closed: Whether the outermost object was closed: false for an answer that was cut off.
+        faults: What was dropped, in the order written.
+    """
 
     objects: tuple[ParsedObject, ...]
     dropped: Mapping[ParseStatus, int] = field(default_factory=dict)
     closed: bool = True
-    """Whether the outermost object was closed: false for an answer that was cut off."""
     faults: tuple[Fault, ...] = ()
-    """Where the dropped records and texts stand, in the order written."""
 
     @property
     def num_records(self) -> int:
-        """Records seen, kept or dropped."""
+        """Objects seen, kept or dropped."""
         return len(self.objects) + sum(self.dropped.values())
 
 
@@ -198,16 +195,14 @@ class Rollout:
     """One generated answer.
 
     Attributes:
-        sample_id: Of the sample it answers.
         ids: `[T]` generated ids, the end token included where one was written.
         logprobs: `[T]` log-probability of each id under the model's full softmax at temperature 1; NaN where the engine
             does not know it.
         text: The ids decoded, special tokens kept.
-        finish_reason: Why it ended.
         near_mass: `[T]` probability within `NEAR_BINS` bins of a coordinate token, same softmax; NaN for other tokens.
             `None` from an engine that does not see the distribution.
-        logprobs_masked: `[T]` log-probability of each id among those that the format allowed at its place, 0 for forced
-            ones: what a policy held to the format has. Equal to `logprobs` without a grammar; `None` where not known.
+        logprobs_masked: `[T]` log-probability of each id among those that the grammar allowed at its place, 0 for
+            forced ones. Equal to `logprobs` without a grammar; `None` where not known.
     """
 
     sample_id: str
@@ -227,13 +222,7 @@ class Rollout:
 
 @dataclass(frozen=True, slots=True)
 class Detection:
-    """One predicted box with its score.
-
-    Attributes:
-        desc: Class name.
-        bbox_xyxy: Pixels of the original image.
-        score: In [0, 1] under a named policy.
-    """
+    """One predicted box with its score, in [0, 1] under a named policy."""
 
     desc: str
     bbox_xyxy: BoxXYXY
@@ -245,10 +234,9 @@ class Match:
     """A one-to-one assignment between N predictions and M truths.
 
     Attributes:
-        pairs: `[K, 2]` of (prediction, truth).
+        pairs: `[K, 2]` indices of (prediction, truth).
         iou: `[K]` IoU of each pair.
-        unmatched_predictions: Indices left over.
-        unmatched_truths: Indices left over (misses).
+        unmatched_truths: Misses.
     """
 
     pairs: IntArray
@@ -265,15 +253,24 @@ class Per(StrEnum):
     SLOTS = "slots"
 
 
+class ChannelName(StrEnum):
+    """The channels: how one optimizer step turns samples into loss terms."""
+
+    A = "a"
+    """Teacher forcing, then passes on the model's own coordinate beliefs."""
+    B = "b"
+    """The model answers, and is taught on its own answer."""
+
+
 @dataclass(frozen=True, slots=True)
 class LossTerm:
     """One part of the loss, as a sum over its items.
 
     Attributes:
-        name: Exact name, such as `bbox_geo/smoothl1`.
-        weight: Its weight in the total; 0 for a figure that is only logged.
+        name: Such as `a1/bbox_geo/smoothl1`.
+        weight: In the total loss; 0 for a figure that is only logged.
         total: Scalar float32 tensor: the unweighted sum over the items of this forward pass.
-        per: Which count it is divided by.
+        per: Which count the sum is divided by.
     """
 
     name: str

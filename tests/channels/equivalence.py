@@ -17,8 +17,7 @@ from apiece.channels.a_soft_context import SoftContext
 from apiece.config.schema import ObjectiveSection, Stage2Section
 from apiece.data.collate import Batch, EncodedSample, collate
 from apiece.losses.compose import Objective, mean, total_loss
-from apiece.train.distributed import World
-from apiece.train.sharding import whole
+from apiece.train.distributed import World, whole
 from apiece.train.step import train_step
 
 # Different prefixes and answers; one without objects; four instances of one name, so that contexts can mix them.

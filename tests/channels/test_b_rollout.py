@@ -18,7 +18,7 @@ import toy
 from apiece.channels import b_rollout
 from apiece.channels.a_soft_context import SoftContext
 from apiece.channels.b_rollout import RolloutChannel, answering
-from apiece.channels.base import TwoChannels
+from apiece.channels.schedule import TwoChannels
 from apiece.codec.render import DescBins
 from apiece.config.schema import ObjectiveSection
 from apiece.data.collate import Batch, EncodedSample
@@ -87,7 +87,7 @@ def channel(
     objective = Objective(config, stage2().coord_decode_mode, side.vocab.first_id, side.vocab.num_bins)
     engine = Told(side, SAID if said is None else said)
     builder = TargetBuilder(side.renderer, 60, 4096)
-    return RolloutChannel(model, objective, builder, always(engine), side.tokenizer.pad_token_id, weight)
+    return RolloutChannel(model, objective, builder, always(engine), side, weight)
 
 
 def encoded(side: Any) -> list[EncodedSample]:
@@ -95,7 +95,7 @@ def encoded(side: Any) -> list[EncodedSample]:
 
 
 def prepared(step: RolloutChannel, side: Any) -> Batch:
-    return step.prepare(0, [batch_of(side, encoded(side))]).batches[0]
+    return step.prepare(0, [encoded(side)]).batches[0]
 
 
 def rows_with_gradient(
@@ -168,7 +168,7 @@ def gradients(step: RolloutChannel, batches: Sequence[Batch]) -> Result:
 def test_a_model_that_says_nothing_is_taught_as_in_stage_1(small, tiny_side) -> None:
     nothing: dict[str, list[DescBins]] = {sample.id: [] for sample in SAMPLES}
     step = channel(small, tiny_side, weight=CHARGE, said=nothing)
-    found = gradients(step, step.prepare(0, [batch_of(tiny_side, encoded(tiny_side))]).batches)
+    found = gradients(step, step.prepare(0, [encoded(tiny_side)]).batches)
     plain = ours(small, tiny_side, encoded(tiny_side), EVERYTHING, stage2(n_softctx_iter=1))
     renamed = {name.replace("a1/", "b/"): value for name, value in plain.atoms.items()}
     assert found.atoms.pop("b/redundancy") == 0
@@ -178,8 +178,8 @@ def test_a_model_that_says_nothing_is_taught_as_in_stage_1(small, tiny_side) -> 
 def test_micro_batches_give_the_gradient_of_the_whole(small, tiny_side) -> None:
     step = channel(small, tiny_side, weight=CHARGE)
     samples = encoded(tiny_side)
-    whole = gradients(step, step.prepare(0, [batch_of(tiny_side, samples)]).batches)
-    parts = gradients(step, step.prepare(0, [batch_of(tiny_side, [s]) for s in samples]).batches)
+    whole = gradients(step, step.prepare(0, [samples]).batches)
+    parts = gradients(step, step.prepare(0, [[s] for s in samples]).batches)
     assert_same(parts, whole)
     assert whole.atoms["b/redundancy"] > 0
 
@@ -202,7 +202,7 @@ def test_answers_are_asked_without_their_labels_in_evaluation_mode(tiny_side, re
     engine = Told(tiny_side, SAID)
     step = channel(recomputing, tiny_side)
     step.engine_at = always(engine)
-    made = step.prepare(0, [batch_of(tiny_side, samples[:3]), batch_of(tiny_side, samples[3:])])
+    made = step.prepare(0, [samples[:3], samples[3:]])
     assert [q.sample_id for q in engine.asked] == [s.sample_id for s in samples]
     for question, sample in zip(engine.asked, samples, strict=True):
         assert question.answer is None
@@ -220,9 +220,11 @@ def test_answers_are_asked_without_their_labels_in_evaluation_mode(tiny_side, re
 def test_a_step_belongs_to_one_channel(small, tiny_side) -> None:
     b = channel(small, tiny_side)
     both = TwoChannels(small, SoftContext(small, b.objective, stage2()), b, b_ratio=0.5)
-    batches = [batch_of(tiny_side, [s]) for s in encoded(tiny_side)]
+    samples = [[s] for s in encoded(tiny_side)]
     for step, name in enumerate(("a1", "b", "a1", "b")):
-        ready = both.prepare(step, batches)
+        assert both.channel_of(step) == name[0]
+        ready = both.prepare(step, samples if name == "b" else [batch_of(tiny_side, one) for one in samples])
+        assert {batch.channel for batch in ready.batches} == {name[0]}
         assert bool(ready.tally) == (name == "b")
         with float64_throughout(), torch.no_grad():
             assert {t.name.split("/")[0] for batch in ready.batches for t in both(batch)} == {name}

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reference import retargeted
 
-from apiece.channels.retarget import retarget
+from apiece.channels.a_soft_context import retarget
 
 # Three instances side by side.
 A, B, C = (0, 10, 100, 200), (300, 12, 400, 210), (600, 14, 700, 220)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from apiece.channels.base import is_b_step
+from apiece.channels.schedule import is_b_step
 
 
 @pytest.mark.parametrize(

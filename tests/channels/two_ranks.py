@@ -11,8 +11,7 @@ from small import small_model
 import toy
 from apiece.config.schema import Parallel
 from apiece.model.load import load_text_side
-from apiece.train.distributed import end_process, join_world, leave_world
-from apiece.train.sharding import parallelize
+from apiece.train.distributed import end_process, join_world, leave_world, parallelize
 
 UNROLL = {"n_softctx_iter": 2}
 # The pass in the middle runs without a graph.

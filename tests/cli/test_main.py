@@ -81,7 +81,7 @@ def test_the_first_page_names_every_command_in_one_line(run: Run, words: tuple[s
     assert "one box apiece" in out
     assert "The usual order" in out
     listed = [name for name, *_ in re.findall(r"^│ ([a-z]+)  +\S(.*)│$", out, re.MULTILINE)]
-    shown = "demo scenes data model config plan train replay evaluate diagnose compare ladder report view export"
+    shown = "demo scenes data model config plan train evaluate diagnose compare ladder report view export"
     assert listed == [*shown.split(), "predict", "env"]
     assert set(listed) == {words[0] for words in commands()}
 
@@ -139,7 +139,8 @@ def test_version(run: Run) -> None:
         (["scenes", "out", "--familes", "shelf"], "No such option: --familes (Possible options: --families)"),
         (["scenes"], "Missing argument 'OUT'"),
         (["scenes", "out", "--n", "many"], "Invalid value for '--n': expected a whole number, found many"),
-        (["predict", "tiny", "x", "--out", "y", "--max-objects", "0"], "'--max-objects': expected 1 or more, found 0"),
+        (["evaluate", "--out", "y", "--pictures", "-1"], "'--pictures': expected 0 or more, found -1"),
+        (["train", "c.yaml", "--optim.lr=3"], "fix: settings are written without dashes: optim.lr=3"),
         (["train"], "error: name a CONFIG, or a run to --resume"),
     ],
 )

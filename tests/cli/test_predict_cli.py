@@ -64,14 +64,19 @@ def photos(tmp_path: Path) -> Path:
 
 
 def test_photos_are_answered(run: Run, short: list[dict[str, Any]], photos: Path, tiny_checkpoint: Path) -> None:
-    arguments = ("--max-objects", 7, "--batch-size", 2, "--temperature", 0.5, "--seed", 3, "--device", "cpu")
+    arguments = ("--device", "cpu", "generate.max_objects=7", "generate={batch_size: 2, temperature: 0.5}", "seed=3")
     code, out, err = run("predict", tiny_checkpoint, "photos", "--out", "out", *arguments)
     assert (code, err) == (0, "")
-    assert out == "2 photos, 0 objects, 1 record dropped; wrote out\n"
+    assert out == "2 photos, 0 objects, 1 malformed object dropped; wrote out\n"
     produced = {p.name for p in Path("out").iterdir()}
     assert produced == {"predictions.jsonl", "results.json", "coco.json", "protocol.json", "overlays"}
     settings = GenerateSection(max_objects=7, batch_size=2, temperature=0.5)
-    assert short == [{"settings": settings, "prompt": None, "seed": 3, "device": "cpu", "policy": "coord_logprob"}]
+    (call,) = short
+    asked = {name: call[name] for name in ("settings", "server", "prompt", "seed", "device", "policy")}
+    assert asked == {
+        **{"settings": settings, "server": None, "prompt": None, "seed": 3, "device": "cpu"},
+        "policy": "coord_logprob",
+    }
 
 
 def test_unreadable_photo_is_named_and_the_exit_code_is_1(
@@ -89,8 +94,13 @@ def test_prompt_is_passed_on_and_a_difference_told_first(
     run: Run, short: list[dict[str, Any]], photos: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = predict_module.load_predictor
-    monkeypatch.setattr(predict_module, "load_predictor", lambda *a, **k: (loaded(*a, **k)[0], "another prompt"))
-    code, _, err = run("predict", tiny_checkpoint, "photos", "--out", "out", "--prompt-text", "Find it.")
+
+    def load(*arguments: Any, **options: Any) -> Any:
+        options["warn"]("another prompt")
+        return loaded(*arguments, **options)
+
+    monkeypatch.setattr(predict_module, "load_predictor", load)
+    code, _, err = run("predict", tiny_checkpoint, "photos", "--out", "out", "prompt.name=text", "prompt.text=Find it.")
     assert (code, err) == (0, "warning: another prompt\n")
     assert short[0]["prompt"].model_dump() == {"name": "text", "text": "Find it."}
 
@@ -107,7 +117,7 @@ def test_interruption_says_how_to_go_on(
         patch.setattr(photos_module, "draw_predictions", stop)
         code, _, err = run("predict", tiny_checkpoint, "photos", "--out", "out")
     assert code == 130
-    assert err == "error: out: interrupted; what is done is kept\n  fix: the same command with --resume\n"
+    assert err == "error: out: interrupted; finished answers are kept\n  fix: repeat the command with --resume\n"
     code, out, _ = run("predict", tiny_checkpoint, "photos", "--out", "out", "--resume")
     assert code == 0
     assert out.startswith("2 photos, ")
@@ -120,16 +130,30 @@ def test_interruption_says_how_to_go_on(
         pytest.param(["empty"], 1, "empty: expected photos, found none in this folder", id="empty folder"),
         pytest.param(["photos", "--out", "photos"], 2, "photos: the folder is not empty", id="out not empty"),
         pytest.param(["photos", "--device", "gpu"], 2, "unknown device 'gpu' (did you mean 'cpu'?)", id="device"),
-        pytest.param(["photos", "--prompt", "plan"], 2, "unknown prompt 'plan' (did you mean 'plain'?)", id="prompt"),
+        pytest.param(["photos", "prompt.name=plan"], 2, "found the text 'plan' (did you mean 'plain'?)", id="prompt"),
         pytest.param(["photos", "--score-policy", "logprob"], 2, "unknown score policy 'logprob'", id="policy"),
-        pytest.param(["photos", "--prompt-text", " "], 2, "--prompt-text is blank", id="blank prompt"),
-        pytest.param(["photos", "--prompt", "plain", "--prompt-text", "x"], 2, "do not go together", id="two prompts"),
-        pytest.param(["photos", "--batch-size", "0"], 2, "--batch-size", id="batch of none"),
+        pytest.param(["photos", "prompt.name=text", "prompt.text=' '"], 2, "found blank text", id="blank prompt"),
+        pytest.param(["photos", "prompt.name=plain", "prompt.text=x"], 2, "set both or neither", id="two prompts"),
+        pytest.param(["photos", "generate.batch_size=0"], 2, "expected a whole number >= 1, found 0", id="batch of 0"),
         pytest.param(
-            ["photos", "--label", "dog", "--no-grammar"], 2, "--label, --no-grammar", id="names without grammar"
+            ["photos", "generate.labels=[dog]", "generate.grammar=false"],
+            2,
+            "generate.labels: has no effect with `generate.grammar: false`",
+            id="names without grammar",
         ),
-        pytest.param(["photos", "--label", "a\\b"], 1, "holds a quote, a backslash", id="name that cannot be written"),
-        pytest.param(["photos", "--prompt-text", "<|image_pad|>"], 1, "one image placeholder, found 2", id="token"),
+        pytest.param(
+            ["photos", "--label", "dog"], 2, "no such option: --label\n  fix: it is a setting now: 'gen", id="o"
+        ),
+        pytest.param(
+            ["photos", "train.steps=3"], 2, "not a setting of this command: train.steps=3\n  fix: those are", id="key"
+        ),
+        pytest.param(["generate.batch_size=2"], 2, "name photos, or folders of them", id="settings alone"),
+        pytest.param(
+            ["photos", "generate.labels=['a\\b']"], 1, "holds a quote, a backslash", id="name that cannot be written"
+        ),
+        pytest.param(
+            ["photos", "prompt.name=text", "prompt.text=<|image_pad|>"], 1, "one image placeholder, found 2", id="token"
+        ),
     ],
 )
 def test_bad_usage_is_told_before_anything_is_written(
@@ -152,7 +176,9 @@ def split(photos: Path) -> Path:
 
 def test_checkpoint_is_evaluated(run: Run, short: list[dict[str, Any]], split: Path, tiny_checkpoint: Path) -> None:
     base = ("evaluate", tiny_checkpoint, "--data", "x.jsonl", "--out", "out", "--device", "cpu")
-    code, out, err = run(*base, "--pictures", 1, "--prompt", "atomic", "--max-objects", 9, "--batch-size", 1)
+    code, out, err = run(
+        *base, "--pictures", 1, "prompt.name=atomic", "generate.max_objects=9", "generate.batch_size=1"
+    )
     assert (code, err) == (0, "")
     assert out.startswith("2 images, 2 labels, 0 predictions\n")
     assert out.endswith("wrote out/metrics.json; look at out/contact_sheet.png\n")
@@ -172,8 +198,8 @@ def test_checkpoint_is_evaluated(run: Run, short: list[dict[str, Any]], split: P
     ("arguments", "message"),
     [
         pytest.param(["tiny"], "CHECKPOINT needs --data as well", id="no data"),
-        pytest.param(["--predictions", "a", "--annotations", "b", "--device", "cpu", "--max-objects", "1"],
-                     "only for a CHECKPOINT: --max-objects, --device", id="options of the other form"),
+        pytest.param(["--predictions", "a", "--annotations", "b", "--device", "cpu", "generate.max_objects=1"],
+                     "only for a CHECKPOINT: generate.max_objects=1, --device", id="options of the other form"),
         pytest.param(["tiny", "--data", "x", "--annotations", "b"], "do not go together", id="both forms"),
     ],
 )  # fmt: skip

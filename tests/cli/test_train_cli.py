@@ -23,7 +23,7 @@ from apiece.cli.train import _closing
         ),
         (
             ["--resume", "runs/mine", "seed=1"],
-            "settings of what is learnt cannot change when a run goes on; found seed=1\n  fix: leave them out, or "
+            "these settings affect training and cannot be changed when resuming: seed=1\n  fix: leave them out, or "
             "start a new run: apiece train runs/mine/config.yaml model.checkpoint=runs/mine run.name=NEW seed=1; "
             "these can: train.micro_batch_size",
         ),
@@ -83,5 +83,5 @@ def test_a_missing_data_file_is_named_with_its_setting(
         "error: 2 mistakes in the config\n"
         "  c.yaml:3: data.train: expected a data file at trian.jsonl, found nothing (did you mean 'train.jsonl'?)\n"
         "  command line: data.eval: expected a data file at gone/val.jsonl, found nothing\n"
-        "  fix: check the path; it is read relative to the current folder\n"
+        "  fix: check the path; it is relative to the current folder\n"
     )

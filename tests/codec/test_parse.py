@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from apiece.codec import parse, render_text
-from apiece.codec.render import CLOSE, OPEN, RECORD_SEPARATOR
+from apiece.codec.render import CLOSE, OBJECT_SEPARATOR, OPEN
 from apiece.types import ParseResult, ParseStatus
 
 A = '{"desc": "cat", "bbox_2d": [<|coord_1|>, <|coord_2|>, <|coord_30|>, <|coord_40|>]}'
@@ -50,7 +50,7 @@ def check_kept(text: str, result: ParseResult) -> None:
     spans = sorted([item.span for item in result.objects] + [fault.span for fault in result.faults])
     assert all(before[1] <= after[0] for before, after in pairwise(spans))
     frames = [text[before[1] : after[0]] for before, after in pairwise([(0, 0), *spans, (len(text), len(text))])]
-    assert set(frames) <= {OPEN, RECORD_SEPARATOR, CLOSE, OPEN + CLOSE, ""}
+    assert set(frames) <= {OPEN, OBJECT_SEPARATOR, CLOSE, OPEN + CLOSE, ""}
 
 
 def perfect(text: str, result: ParseResult) -> bool:

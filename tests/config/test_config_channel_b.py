@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from test_config_channel_a import CONFIGS, PROD, SELF_CONTEXT, differences
+from test_config_channel_a import CONFIGS, PROD, SELF_CONTEXT, WITHOUT, differences
 
 from apiece.config.resolve import load_config
 from apiece.errors import UserError
@@ -14,12 +14,16 @@ ONLY_B = "stage2_ab.b_ratio=1.0"
 NO_A = "with `stage2_ab.b_ratio: 1`, which leaves no step to Channel-A: lower that, or set it back to its default"
 
 
-@pytest.mark.parametrize("path", [*SELF_CONTEXT, "stage2_ab.n_softctx_iter"])
-def test_a_knob_of_channel_a_without_channel_a(path: str) -> None:
-    value, default = SELF_CONTEXT.get(path, ("2", "1"))
-    with pytest.raises(UserError, match=re.escape(f"{path}: has no effect {NO_A} ({default})")) as caught:
+def test_a_knob_of_channel_a_without_channel_a() -> None:
+    with pytest.raises(UserError, match=re.escape(f"stage2_ab.n_softctx_iter: has no effect {NO_A} (1)")):
+        load_config(None, ["stage2_ab.n_softctx_iter=2", ONLY_B])
+
+
+@pytest.mark.parametrize("path", SELF_CONTEXT)
+def test_a_knob_of_self_context_without_channel_a(path: str) -> None:
+    value, default = SELF_CONTEXT[path]
+    with pytest.raises(UserError, match=re.escape(f"{path}: has no effect {WITHOUT} ({default})")):
         load_config(None, [f"{path}={value}", ONLY_B])
-    assert "n_softctx_iter: 1" not in str(caught.value)  # said once, with the remedy that helps
 
 
 @pytest.mark.parametrize(
@@ -27,8 +31,8 @@ def test_a_knob_of_channel_a_without_channel_a(path: str) -> None:
     [
         (
             ["stage2_ab.b_redundancy_weight=1.0"],
-            "stage2_ab.b_redundancy_weight: has no effect with `stage2_ab.b_ratio: 0`, which has no answers of the "
-            "model's own: raise that, or set it back to its default (0.0)",
+            "stage2_ab.b_redundancy_weight: has no effect with `stage2_ab.b_ratio: 0`, which never generates "
+            "answers: raise that, or set it back to its default (0.0)",
         ),
         (
             ["stage2_ab.b_ratio=0.001", "train.steps=999", "optim.warmup_steps=5"],

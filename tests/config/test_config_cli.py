@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 import apiece.cli.config  # noqa: F401  registers the command
 from apiece.cli import app
 from apiece.config.reference import reference
-from apiece.config.resolve import load_config
+from apiece.config.resolve import load_config, packaged_configs
 from apiece.config.schema import Config
 from apiece.errors import UserError
 
@@ -89,3 +89,33 @@ def test_mistakes(arguments: list[str], message: str, exit_code: int) -> None:
     with pytest.raises(UserError, match=message) as caught:
         run(*arguments)
     assert caught.value.exit_code == exit_code
+
+
+# Packaged configs
+
+
+def settings_files() -> list[str]:
+    return [name for name in packaged_configs() if name.split("/")[0] not in ("ladders", "benchmarks")]
+
+
+@pytest.mark.parametrize("name", settings_files())
+def test_a_copy_of_a_packaged_config_is_equal_to_it(name: str) -> None:
+    assert run("--copy", name, "copy.yaml") == ""
+    assert load_config(Path("copy.yaml")).config == load_config(Path(name)).config
+
+
+def test_the_list_has_every_packaged_config_with_its_first_sentence() -> None:
+    listed = run("--list")
+    assert all(f"{name} " in listed for name in packaged_configs())
+    assert "Plain teacher forcing at matched weights: a_only.yaml with one pass." in " ".join(listed.split())
+
+
+def test_a_packaged_config_is_extended_by_name() -> None:
+    Path("mine.yaml").write_text("extends: tiny/bccd\nseed: 7\n")
+    assert load_config(Path("mine.yaml")).config == load_config(Path("tiny/bccd"), ["seed=7"]).config
+
+
+def test_a_file_of_that_name_comes_first() -> None:
+    Path("tiny").mkdir()
+    Path("tiny/bccd").write_text("seed: 8\n")
+    assert load_config(Path("tiny/bccd")).config.seed == 8

@@ -70,7 +70,7 @@ _CONFIGS = st.builds(
     seed=st.integers(0, 2**63 - 1),
     run=st.builds(RunSection, name=st.none() | _TEXT, dir=_TEXT),
     data=st.builds(DataSection, train=st.none() | _TEXT, flip=st.booleans()),
-    prompt=st.builds(PromptSection, name=st.just("text"), text=_TEXT),
+    prompt=st.builds(PromptSection, name=st.just("text"), text=_TEXT.filter(str.strip)),
     optim=st.builds(
         OptimSection,
         lr=st.floats(min_value=0, exclude_min=True, allow_infinity=False),

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from apiece.config.resolve import LoadedConfig, load_config, validate
 from apiece.config.schema import Config, Section
-from apiece.config.yaml_source import Problem, Source, read_yaml
+from apiece.config.yaml_source import Mistake, Place, read_yaml
 from apiece.errors import UserError
 
 
@@ -197,7 +197,7 @@ def test_extends_is_a_chain_with_sources() -> None:
         (
             {"c": "\nextends: bse.yaml\n", "base": "seed: 1\n"},
             r"c.yaml:2: `extends` names bse.yaml: config file not found \(did you mean 'base.yaml'\?\)\n"
-            "  fix: check the path; it is relative to the file that it stands in",
+            "  fix: check the path; it is relative to the file that names it",
         ),
         ({"c": "extends: .\n"}, "c.yaml:1: `extends` names .: expected a YAML file, found a folder"),
         ({"c": 'extends: "a\\0b"\n'}, "c.yaml:1: `extends` names .*: config file not found"),
@@ -330,8 +330,8 @@ class _Toy(Section):
     ],
 )
 def test_required_lists_mappings_and_unions(text: str, messages: list[str]) -> None:
-    problems: list[Problem] = []
-    tree = read_yaml(text, lambda line: Source("f", line), problems)
+    mistakes: list[Mistake] = []
+    tree = read_yaml(text, lambda line: Place("f", line), mistakes)
     assert tree is not None
-    validate(tree, problems, _Toy)
-    assert [str(problem) for problem in problems] == messages
+    validate(tree, mistakes, _Toy)
+    assert [str(mistake) for mistake in mistakes] == messages

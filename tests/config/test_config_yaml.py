@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from apiece.config.yaml_source import MAX_DEPTH, Problem, Source, read_yaml, resolve_plain
+from apiece.config.yaml_source import MAX_DEPTH, Mistake, Place, read_yaml, resolve_plain
 from apiece.errors import UserError
 
 
-def read(text: str) -> tuple[Any, list[Problem]]:
-    problems: list[Problem] = []
-    tree = read_yaml(text, lambda line: Source("f.yaml", line), problems)
-    return None if tree is None else tree.plain(), problems
+def read(text: str) -> tuple[Any, list[Mistake]]:
+    mistakes: list[Mistake] = []
+    tree = read_yaml(text, lambda line: Place("f.yaml", line), mistakes)
+    return None if tree is None else tree.plain(), mistakes
 
 
 @pytest.mark.parametrize(
@@ -82,8 +82,8 @@ def test_quotes_make_text() -> None:
 
 
 def test_every_value_knows_its_line() -> None:
-    problems: list[Problem] = []
-    tree = read_yaml("a:\n  b: 1\n  c:\n    - 2\n    - {d: 3}\n", lambda line: Source("f.yaml", line), problems)
+    mistakes: list[Mistake] = []
+    tree = read_yaml("a:\n  b: 1\n  c:\n    - 2\n    - {d: 3}\n", lambda line: Place("f.yaml", line), mistakes)
     assert tree is not None and isinstance(tree.value, dict)
     a = tree.value["a"]
     assert str(a.source) == "f.yaml:1"
@@ -104,7 +104,10 @@ def test_an_alias_is_written_out() -> None:
         ("'a': 1\na: 3\n", "f.yaml:2: a: duplicate key, first set at f.yaml:1"),
         ("a: [1, .nan]\n", "f.yaml:1: a.1: expected a finite number, found .nan"),
         ("? [1, 2]\n: 3\n", "f.yaml:1: a key must be a word, found a list, a mapping or broken text"),
-        ("a: {<<: {b: 1}}\n", "f.yaml:1: a.<<: merge keys are not read; use `extends: FILE` at the top of the file"),
+        (
+            "a: {<<: {b: 1}}\n",
+            "f.yaml:1: a.<<: merge keys (<<) are not supported; use `extends: FILE` at the top of the file",
+        ),
         ('a: "\\ud800"\n', "f.yaml:1: a: the text holds half of a surrogate pair (\\ud800 to \\udfff)"),
     ],
 )
@@ -127,7 +130,7 @@ _BILLION = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("a: 1\n---\nb: 2\n", "f.yaml:2: broken YAML: expected a single document"),
         ("a: 1\nb: \x07\n", "f.yaml:2: broken YAML: the character #x0007 is not allowed"),
         ('a: "\\UFFFFFFFF"\n', "f.yaml:1: broken YAML: .*\n  fix: look at the .U escapes"),
-        ("a: !!int 3\n", "f.yaml:1: broken YAML: tags such as tag:yaml.org,2002:int are not read"),
+        ("a: !!int 3\n", "f.yaml:1: broken YAML: tags such as tag:yaml.org,2002:int are not supported"),
         ("a: !!python/object:os.system x\n", "broken YAML: tags such as"),
         ("a: *x\n", "f.yaml:1: broken YAML: found undefined alias"),
         ("a: &x [*x]\n", "broken YAML: an alias contains itself"),

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import toy
-from apiece.data.collate import EncodedSample, collate, collate_prefix, questions, with_answers
+from apiece.data.collate import EncodedSample, collate, collate_prefix, collate_targets
 from apiece.types import Encoded, Role, Slots
 
 PAD, IMAGE = 0, 9
@@ -68,7 +68,6 @@ def test_slots_point_at_their_tokens_and_objects_are_numbered_through() -> None:
     batch = collate([A, B, C], PAD, IMAGE)
     slots = batch.slots
     assert len(slots) == 12
-    assert batch.num_objects == 3
     assert slots.sample.tolist() == [0] * 8 + [2] * 4
     assert slots.object.tolist() == [0] * 4 + [1] * 4 + [2] * 4
     assert slots.coordinate.tolist() == [0, 1, 2, 3] * 3
@@ -78,17 +77,13 @@ def test_slots_point_at_their_tokens_and_objects_are_numbered_through() -> None:
     assert (batch.roles == Role.COORD).sum() == 12
 
 
-def test_numbers_that_are_logged() -> None:
-    batch = collate([A, B, C], PAD, IMAGE)
-    real = (3 + 12) + (5 + 2) + (4 + 7)
-    assert batch.padding_share == pytest.approx(1 - real / (3 * 17))
-    assert collate([A], PAD, IMAGE).padding_share == 0
-    assert batch.num_collapsed == 3
+def test_collapsed_objects_are_counted() -> None:
+    assert collate([A, B, C], PAD, IMAGE).num_collapsed == 3
 
 
 def test_no_objects_at_all() -> None:
     batch = collate([B], PAD, IMAGE)
-    assert len(batch.slots) == batch.num_objects == 0
+    assert len(batch.slots) == 0
     assert batch.slots.position.dtype == torch.int64
     assert batch.answer_ids.tolist() == [[1, 3]]
 
@@ -102,7 +97,7 @@ def test_moving_keeps_everything() -> None:
     batch = collate([A, B, C], PAD, IMAGE)
     moved = batch.to(torch.device("meta"))
     for part, other in ((batch, moved), (batch.prefix, moved.prefix), (batch.slots, moved.slots)):
-        for name in part.__slots__:
+        for name in part.__dataclass_fields__:
             value = getattr(part, name)
             if isinstance(value, torch.Tensor):
                 assert getattr(other, name).device.type == "meta", name
@@ -125,16 +120,7 @@ def test_real_samples(tiny_side) -> None:
 def test_all_text_has_a_loss_where_the_answers_are_the_labels() -> None:
     batch = collate([A, B, C], PAD, IMAGE)
     assert torch.equal(batch.supervised, batch.answer_mask & (batch.roles != Role.COORD))
-    assert batch.redundant is None
-
-
-def test_questions_make_the_same_prefix_again() -> None:
-    batch = collate([A, B, C], PAD, IMAGE)
-    asked = questions(batch)
-    assert [(q.sample_id, q.answer) for q in asked] == [("a", None), ("b", None), ("c", None)]
-    again = collate_prefix(asked, PAD, IMAGE)
-    for name in again.__slots__:
-        assert torch.equal(getattr(again, name), getattr(batch.prefix, name)), name
+    assert (batch.channel, batch.redundant) == ("a", None)
 
 
 def test_answers_that_a_model_has_begun_take_the_place_of_the_labels() -> None:
@@ -151,10 +137,12 @@ def test_answers_that_a_model_has_begun_take_the_place_of_the_labels() -> None:
     text = np.zeros(12, dtype=bool)
     text[10] = True
     none = np.zeros(0, dtype=np.int64)
-    made = with_answers(batch, [own, B.answer], [text, np.ones(2, dtype=bool)], [np.array([1]), none], PAD)
-    assert made.prefix is batch.prefix
-    assert (made.sample_ids, made.num_collapsed) == (batch.sample_ids, batch.num_collapsed)
-    assert (made.num_objects, made.slots.position.tolist()) == (1, [6, 7, 8, 9])
+    text_of_both, charged = [text, np.ones(2, dtype=bool)], [np.array([1]), none]
+    made = collate_targets([A, B], [own, B.answer], text_of_both, charged, PAD, IMAGE)
+    for name in batch.prefix.__dataclass_fields__:
+        assert torch.equal(getattr(made.prefix, name), getattr(batch.prefix, name)), name
+    assert (made.channel, made.sample_ids, made.num_collapsed) == ("b", batch.sample_ids, batch.num_collapsed)
+    assert made.slots.position.tolist() == [6, 7, 8, 9]
     assert made.supervised.nonzero().tolist() == [[0, 10], [1, 0], [1, 1]]
     assert made.redundant is not None
     assert (made.redundant.sample.tolist(), made.redundant.position.tolist()) == ([0], [1])
@@ -176,6 +164,6 @@ def test_objects_are_grouped_by_their_own_names_beside_others(tiny_side) -> None
         Slots(slots.position[keep], slots.coordinate[keep], slots.object[keep] // 2, slots.target_bin[keep]),
     )
     sample = toy.encode(tiny_side, toy.ONE)[0]
-    batch = collate([sample], PAD, tiny_side.image_token_id)
-    made = with_answers(batch, [part], [np.zeros(len(part.ids), dtype=bool)], [np.zeros(0, dtype=np.int64)], PAD)
+    text, none = [np.zeros(len(part.ids), dtype=bool)], [np.zeros(0, dtype=np.int64)]
+    made = collate_targets([sample], [part], text, none, PAD, tiny_side.image_token_id)
     assert made.object_group.tolist() == [0, 0]

@@ -67,7 +67,7 @@ def test_answers_of_one_split_have_one_policy(side: TextSide) -> None:
 
 def test_empty_answer(side: TextSide) -> None:
     answer = read_answer(SAMPLE, rollout(side, "s", []), side.tokenizer, side.vocab)
-    assert (answer.detections, answer.parsed.closed, answer.record()["objects"]) == ((), True, [])
+    assert (answer.detections, answer.parsed.closed, answer.line()["objects"]) == ((), True, [])
 
 
 def test_answer_that_was_cut_off_keeps_its_complete_records_and_counts_the_other(side: TextSide) -> None:
@@ -79,12 +79,12 @@ def test_answer_that_was_cut_off_keeps_its_complete_records_and_counts_the_other
     answer = read_answer(SAMPLE, cut, side.tokenizer, side.vocab)
     assert [d.desc for d in answer.detections] == ["cup"]
     assert answer.parsed.dropped == {ParseStatus.TRUNCATED: 1}
-    assert (answer.record()["finish_reason"], answer.record()["dropped"]) == ("length", {"truncated": 1})
+    assert (answer.line()["finish_reason"], answer.line()["dropped"]) == ("length", {"truncated": 1})
 
 
 def test_record_goes_through_json_and_holds_all_that_was_said(side: TextSide) -> None:
     answer = read_answer(SAMPLE, rollout(side, "s", RECORDS, logprob=-0.25), side.tokenizer, side.vocab)
-    line = json.loads(json.dumps(answer.record()))
+    line = json.loads(json.dumps(answer.line()))
     assert [(o["desc"], tuple(o["bins"])) for o in line["objects"]] == RECORDS
     assert line["objects"][0]["bbox"] == [0.0, 0.0, 500.0, 250.0]
     assert line["objects"][0]["score"] == pytest.approx(math.exp(-0.25), abs=1e-6)
@@ -102,7 +102,7 @@ def test_record_holds_what_every_policy_needs(side: TextSide) -> None:
     mass = np.full(len(given.ids), np.nan, dtype=np.float32)
     mass[slots.position] = np.linspace(0.1, 0.8, 8)
     answer = read_answer(SAMPLE, replace(given, near_mass=mass), side.tokenizer, side.vocab, policy="product")
-    line = json.loads(json.dumps(answer.record()))
+    line = json.loads(json.dumps(answer.line()))
     assert line["score_policy"] == "product"
     second = line["objects"][1]
     assert second["coord_positions"] == slots.position[4:].tolist()
@@ -115,7 +115,7 @@ def test_record_holds_what_every_policy_needs(side: TextSide) -> None:
 def test_record_has_no_nan(side: TextSide) -> None:
     given = rollout(side, "s", RECORDS)
     blind = replace(given, logprobs=np.full_like(given.logprobs, np.nan))
-    line = json.loads(json.dumps(read_answer(SAMPLE, blind, side.tokenizer, side.vocab).record(), allow_nan=False))
+    line = json.loads(json.dumps(read_answer(SAMPLE, blind, side.tokenizer, side.vocab).line(), allow_nan=False))
     assert line["logprobs"] == [None] * len(given.ids)
     assert (line["score_policy"], line["objects"][0]["scores"]) == ("constant", {"constant": 1.0})
     assert line["objects"][0]["near_mass"] is None

@@ -237,7 +237,7 @@ def test_out_folder_is_new_or_that_of_a_run(tmp_path: Path, tiny_checkpoint: Pat
         check_out(out, resume=False)
     with pytest.raises(UserError, match=r"in: the folder is not empty.*\n  fix: choose another --out$"):
         check_out(tmp_path / "in", resume=False)
-    with pytest.raises(UserError, match=r"in: there is no run to go on with"):
+    with pytest.raises(UserError, match=r"in: there is no run to resume"):
         check_out(tmp_path / "in", resume=True)
     with pytest.raises(UserError, match=r"0\.png: expected a folder, found a file"):
         check_out(tmp_path / "in" / "0.png", resume=False)

@@ -10,17 +10,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from written import bins_of, labelled, save_photo, written_predictor
+from written import bins_of, evaluated, labelled, save_photo, written_predictor
 
 from apiece.config.schema import GenerateSection, PromptSection
 from apiece.data.collate import EncodedSample
 from apiece.data.jsonl import write_jsonl
 from apiece.errors import UserError
 from apiece.evaluate import predict
+from apiece.evaluate.answers import open_answers
 from apiece.evaluate.detections import load_coco_ground_truth, load_coco_results
 from apiece.evaluate.metrics import evaluate_detections
 from apiece.evaluate.pictures import file_names, spread_over_crowding, write_pictures
-from apiece.evaluate.predict import evaluate_checkpoint, evaluate_samples, load_predictor, read_split, write_coco_files
+from apiece.evaluate.predict import answer_split, evaluate_checkpoint, load_predictor, read_split, write_coco_files
 from apiece.files import file_hash
 from apiece.model.encode import PromptTokens
 from apiece.model.load import CARD, load_text_side
@@ -30,7 +31,7 @@ from apiece.types import Rollout, Sample
 def test_perfect_answers_score_1_in_every_figure(tmp_path: Path, tiny_checkpoint: Path) -> None:
     samples = labelled(tmp_path, [3, 0, 17, 1, 8])
     predictor, _ = written_predictor(tiny_checkpoint, {s.id: bins_of(s) for s in samples})
-    metrics, answers = evaluate_samples(predictor, samples, tmp_path / "out")
+    metrics, answers = evaluated(predictor, samples, tmp_path / "out")
     assert (metrics["f1/f1"], metrics["f1/precision"], metrics["f1/recall"]) == (1, 1, 1)
     assert (metrics["f1/tp"], metrics["count/answers"], metrics["count/records"]) == (29, 5, 29)
     assert metrics["coco/AP50"] == pytest.approx(1)
@@ -46,7 +47,7 @@ def test_perfect_answers_score_1_in_every_figure(tmp_path: Path, tiny_checkpoint
 
 def test_answers_that_say_nothing_find_nothing(tmp_path: Path, tiny_checkpoint: Path) -> None:
     predictor, _ = written_predictor(tiny_checkpoint)
-    metrics, _ = evaluate_samples(predictor, labelled(tmp_path, [3, 2]), tmp_path / "out")
+    metrics, _ = evaluated(predictor, labelled(tmp_path, [3, 2]), tmp_path / "out")
     assert (metrics["f1/f1"], metrics["f1/fn"], metrics["count/predictions"]) == (0, 5, 0)
 
 
@@ -57,7 +58,7 @@ def test_an_engine_without_log_probabilities_gives_constant_scores_and_the_resul
     write_jsonl(tmp_path / "x.jsonl", samples)
     predictor, engine = written_predictor(tiny_checkpoint, {s.id: bins_of(s) for s in samples})
     engine.logprob = math.nan
-    monkeypatch.setattr(predict, "load_predictor", lambda *_, **__: (predictor, None))
+    monkeypatch.setattr(predict, "load_predictor", lambda *_, **__: predictor)
     told: list[str] = []
     out = tmp_path / "out"
     metrics = evaluate_checkpoint("any", tmp_path / "x.jsonl", out, pictures=0, warn=told.append)
@@ -75,7 +76,7 @@ def test_coco_files_give_the_same_figures(tmp_path: Path, tiny_checkpoint: Path)
     records = {s.id: bins_of(s) for s in samples}
     records["s0"] = [("cup", (500, 500, 600, 600)), ("zebra", (1, 1, 90, 90)), *records["s0"][1:]]
     predictor, _ = written_predictor(tiny_checkpoint, records)
-    metrics, answers = evaluate_samples(predictor, samples, tmp_path)
+    metrics, answers = evaluated(predictor, samples, tmp_path)
     write_coco_files(samples, answers, tmp_path)
     truth = load_coco_ground_truth(tmp_path / "coco.json")
     again = evaluate_detections(truth, load_coco_results(tmp_path / "results.json", truth), policy="coord_logprob")
@@ -102,12 +103,53 @@ def test_samples_stream_a_batch_at_a_time(tmp_path: Path, tiny_checkpoint: Path)
     assert engine.batches == [["s0", "s1"], ["s2", "s3"], ["s4"]]
 
 
-def test_interrupted_evaluation_leaves_no_predictions_file(tmp_path: Path, tiny_checkpoint: Path) -> None:
-    predictor, engine = written_predictor(tiny_checkpoint)
+def test_interrupted_evaluation_keeps_what_is_done_and_resumes(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    samples, out = labelled(tmp_path / "images", [1] * 5), tmp_path / "out"
+    predictor, engine = written_predictor(tiny_checkpoint, {s.id: bins_of(s) for s in samples})
+    whole = answer_split(predictor, samples)
+    engine.batches.clear()
     engine.stop_after = 1
     with pytest.raises(KeyboardInterrupt):
-        evaluate_samples(predictor, labelled(tmp_path / "images", [1] * 5), tmp_path / "out")
-    assert list((tmp_path / "out").iterdir()) == []
+        answer_split(predictor, samples, out)
+    assert {p.name for p in out.iterdir()} == {"predictions.jsonl.part", "protocol.json"}
+    assert engine.batches == [["s0", "s1"]]
+    engine.stop_after = None
+    resumed = answer_split(predictor, samples, out)
+    assert engine.batches == [["s0", "s1"], ["s2", "s3"], ["s4"]]
+    assert [a.line() for a in resumed] == [a.line() for a in whole]
+    assert {p.name for p in out.iterdir()} == {"predictions.jsonl", "protocol.json"}
+
+
+def test_what_an_earlier_run_left_is_resumed_replaced_or_refused(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    samples, out = labelled(tmp_path / "images", [1] * 3), tmp_path / "out"
+    predictor, engine = written_predictor(tiny_checkpoint)
+    answer_split(predictor, samples, out)
+    for protocol, resume, asked in (({}, None, 0), ({}, True, 0), ({}, False, 2), ({"seed": 1}, None, 2)):
+        engine.batches.clear()
+        answer_split(predictor, samples, out, protocol={**predictor.protocol, **protocol}, resume=resume)
+        assert len(engine.batches) == asked, (protocol, resume)
+    with pytest.raises(UserError, match="other settings: seed was 1, is 0"):
+        answer_split(predictor, samples, out)
+
+
+def test_two_processes_do_not_write_one_file(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    samples, out = labelled(tmp_path / "images", [1]), tmp_path / "out"
+    predictor, _ = written_predictor(tiny_checkpoint)
+    with (
+        open_answers(out, predictor.protocol, resume=True),
+        pytest.raises(UserError, match="another process is writing answers to this folder"),
+    ):
+        answer_split(predictor, samples, out)
+    assert len(answer_split(predictor, samples, out)) == 1
+
+
+def test_unfinished_evaluation_is_not_lost_by_accident(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "predictions.jsonl.part").touch()
+    with pytest.raises(UserError, match=r"unfinished evaluation\n.*--resume to finish it, or --overwrite"):
+        evaluate_checkpoint(str(tiny_checkpoint), tmp_path / "x.jsonl", tmp_path / "out")
+    with pytest.raises(UserError, match="no run to resume"):
+        evaluate_checkpoint(str(tiny_checkpoint), tmp_path / "x.jsonl", tmp_path / "out", resume=True)
 
 
 def test_batch_that_does_not_fit_into_memory_says_what_to_do(tmp_path: Path, tiny_checkpoint: Path) -> None:
@@ -117,7 +159,7 @@ def test_batch_that_does_not_fit_into_memory_says_what_to_do(tmp_path: Path, tin
         raise torch.OutOfMemoryError
 
     engine.generate = full  # type: ignore[method-assign]
-    with pytest.raises(UserError, match=r"2 images at once do not fit into memory\n.*--batch-size"):
+    with pytest.raises(UserError, match=r"2 images at once do not fit into memory\n.*generate.batch_size"):
         list(predictor.answers(labelled(tmp_path, [1, 1])))
 
 
@@ -131,7 +173,8 @@ def test_checkpoint_is_evaluated_into_a_folder(tmp_path: Path, tiny_checkpoint: 
     out = tmp_path / "out"
     metrics = evaluate_checkpoint(str(tiny_checkpoint), data, out, settings=SHORT, pictures=2, device="cpu")
     assert {p.name for p in out.iterdir()} == {
-        *("metrics.json", "predictions.jsonl", "coco.json", "results.json", "pictures", "contact_sheet.png")
+        *("metrics.json", "predictions.jsonl", "protocol.json", "coco.json", "results.json"),
+        *("pictures", "contact_sheet.png"),
     }
     assert sorted(p.name for p in (out / "pictures").iterdir()) == ["s1.png", "s2.png"]
     assert json.loads((out / "metrics.json").read_text()) == metrics
@@ -152,8 +195,8 @@ def test_checkpoint_is_evaluated_into_a_folder(tmp_path: Path, tiny_checkpoint: 
 
 def test_random_model_answers_the_same_twice(tmp_path: Path, tiny_checkpoint: Path) -> None:
     samples = labelled(tmp_path, [1, 1, 1])
-    predictor, _ = load_predictor(str(tiny_checkpoint), SHORT, device="cpu")
-    first, second = ([a.record() for a in predictor.answers(samples)] for _ in range(2))
+    predictor = load_predictor(str(tiny_checkpoint), SHORT, device="cpu")
+    first, second = ([a.line() for a in predictor.answers(samples)] for _ in range(2))
     assert first == second
     assert {line["finish_reason"] for line in first} == {"length"}
 
@@ -177,10 +220,11 @@ def test_another_prompt_than_the_trained_one_is_told(
     trained = PromptTokens.of(load_text_side(str(checkpoint)), PROMPTS["atomic"]).hash
     card = {"prompt": {"name": "atomic", "text": None}, "prompt_hash": trained, "max_pixels": 9216, "step": 7}
     (checkpoint / CARD).write_text(json.dumps(card))
-    predictor, warning = load_predictor(str(checkpoint), SHORT, prompt=asked, device="cpu")
+    warned_of: list[str] = []
+    predictor = load_predictor(str(checkpoint), SHORT, prompt=asked, device="cpu", warn=warned_of.append)
     name = asked.name if asked else "atomic"
     expected = f"the checkpoint was trained under prompt 'atomic', it is asked under '{name}'"
-    assert warning == (expected if warned else None)
+    assert warned_of == ([expected] if warned else [])
     assert (predictor.protocol["prompt_hash"] == trained) is not warned
     assert (predictor.protocol["trained_prompt_hash"], predictor.protocol["step"]) == (trained, 7)
     assert predictor.protocol["max_pixels"] == 9216

@@ -11,12 +11,11 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from written import bins_of, written_predictor
+from written import bins_of, evaluated, written_predictor
 
 from apiece.cli import main
 from apiece.codec.vocab import decode_exact
 from apiece.data.jsonl import write_jsonl
-from apiece.evaluate.predict import evaluate_samples
 from apiece.model.load import load_text_side
 from apiece.rollout import server as client
 from apiece.types import Instance, Sample
@@ -97,7 +96,7 @@ def test_split_is_evaluated_and_scores_are_constant(
     assert {item["score"] for line in lines for item in line["objects"]} == {1.0}
     # The same answers by an engine in this process give the same figures.
     predictor, _ = written_predictor(tiny_checkpoint, {s.id: bins_of(s) for s in samples if s.id != "s7"})
-    expected, _ = evaluate_samples(predictor, samples, tmp_path / "here")
+    expected, _ = evaluated(predictor, samples, tmp_path / "here")
     assert metrics["f1/recall"] == pytest.approx(expected["f1/recall"])
     assert metrics["f1/recall"] < 1
     assert metrics["parse/dropped"] > 0
@@ -111,20 +110,20 @@ def test_server_killed_in_the_middle_and_a_second_call_does_only_what_is_missing
     fake.asked.clear()
     answer = fake.answer
     fake.answer = lambda body, grey: Reply(status=0) if grey >= 5 else answer(body, grey)
-    command = (*whole, "--out", "out", "--pictures", 0, "--concurrency", 2, "--retries", 1)
+    command = (*whole, "--out", "out", "--pictures", 0, "server.concurrency=2", "server.retries=1")
     code, _, err = run(*command)
     assert code == 1
     assert "sample s5: no answer in 2 attempts; the last time: " in err
-    assert "What is done is kept" in err and "the same command with --resume" in err
+    assert "Finished answers are kept" in err and "repeat the command with --resume" in err
     assert {p.name for p in Path("out").iterdir()} == {"predictions.jsonl.part", "protocol.json"}
     assert len(Path("out/predictions.jsonl.part").read_text().splitlines()) == 5
 
     code, _, err = run(*command)
-    assert (code, "add --resume to go on with the run in it" in err) == (2, True)
+    assert (code, "add --resume to finish it, or --overwrite to start again" in err) == (2, True)
 
     fake.answer = answer
     fake.asked.clear()
-    assert run(*command, "--resume", "--concurrency", 3)[0] == 0
+    assert run(*command, "--resume", "server.concurrency=3")[0] == 0
     assert sorted(fake.asked) == list(range(5, 12))
     for name in ("predictions.jsonl", "results.json", "metrics.json"):
         assert Path("out", name).read_bytes() == Path("whole", name).read_bytes()
@@ -141,7 +140,7 @@ def test_server_killed_in_the_middle_and_a_second_call_does_only_what_is_missing
 def test_resuming_under_other_settings_is_refused(run: Run, fake: FakeServer, tiny_checkpoint: Path) -> None:
     command = ("evaluate", tiny_checkpoint, "--data", "x.jsonl", "--out", "out", "--server", fake.url, "--pictures", 0)
     assert run(*command)[0] == 0
-    code, _, err = run(*command, "--resume", "--max-objects", 3)
+    code, _, err = run(*command, "--resume", "generate.max_objects=3")
     assert (code, "generate.max_objects was 100, is 3" in err) == (2, True)
     fake.models = ["other"]
     code, _, err = run(*command, "--resume")
@@ -149,7 +148,7 @@ def test_resuming_under_other_settings_is_refused(run: Run, fake: FakeServer, ti
 
 
 def test_photos_are_answered_and_gone_on_with(run: Run, fake: FakeServer, tiny_checkpoint: Path) -> None:
-    command = ("predict", tiny_checkpoint, "images", "--out", "out", "--server", fake.url, "--retries", 0)
+    command = ("predict", tiny_checkpoint, "images", "--out", "out", "--server", fake.url, "server.retries=0")
     answer, first = fake.answer, list[int]()
 
     def some(body: dict[str, Any], grey: int) -> Reply:
@@ -157,7 +156,7 @@ def test_photos_are_answered_and_gone_on_with(run: Run, fake: FakeServer, tiny_c
         return answer(body, grey) if len(first) <= 4 else Reply(status=503)
 
     fake.answer = some
-    code, _, err = run(*command, "--concurrency", 1)
+    code, _, err = run(*command, "server.concurrency=1")
     assert (code, "HTTP 503" in err) == (1, True)
     fake.answer = answer
     done = len(Path("out/predictions.jsonl.part").read_text().splitlines())
@@ -174,12 +173,14 @@ def test_photos_are_answered_and_gone_on_with(run: Run, fake: FakeServer, tiny_c
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--concurrency", 2, "--model", "m"), "only with --server: --model, --concurrency"),
-        (("--server", "URL", "--label", "cup"), "not with --server.*: --label"),
-        (("--server", "URL", "--grammar"), "not with --server.*: --grammar"),
-        (("--server", "URL", "--device", "cpu", "--batch-size", 2), "not with --server.*: --batch-size, --device"),
+        (("server.concurrency=2", "--model", "m"), "only with --server: --model, server.concurrency"),
+        (("--server", "URL", "generate.labels=[cup]"), "not with --server.*: generate.labels"),
+        (("--server", "URL", "generate.grammar=true"), "not with --server.*: generate.grammar=true"),
+        (
+            ("--server", "URL", "--device", "cpu", "generate.batch_size=2"),
+            "not with --server.*: generate.batch_size, --dev",
+        ),
         (("--server", "localhost:8000"), "expected an address such as http://localhost:8000/v1"),
-        (("--resume",), "only with --server: --resume"),
     ],
 )
 def test_options_that_do_not_go_together(
@@ -194,7 +195,7 @@ def test_options_that_do_not_go_together(
 
 def test_no_grammar_is_what_a_server_does_anyway(run: Run, fake: FakeServer, tiny_checkpoint: Path) -> None:
     command = ("evaluate", tiny_checkpoint, "--data", "x.jsonl", "--out", "out", "--server", fake.url, "--pictures", 0)
-    assert run(*command, "--no-grammar", "--score-policy", "constant")[::2] == (0, "")
+    assert run(*command, "generate.grammar=false", "--score-policy", "constant")[::2] == (0, "")
 
 
 def test_interruption_says_how_to_go_on(
@@ -208,4 +209,4 @@ def test_interruption_says_how_to_go_on(
     monkeypatch.setattr(remote, "answer_split", interrupted)
     code, _, err = run("evaluate", tiny_checkpoint, "--data", "x.jsonl", "--out", "out", "--server", fake.url)
     assert code == 130
-    assert "interrupted; what is done is kept" in err and "--resume" in err
+    assert "interrupted; finished answers are kept" in err and "--resume" in err

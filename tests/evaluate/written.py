@@ -13,7 +13,9 @@ from apiece.codec import Bins, objects_to_bins
 from apiece.codec.render import DescBins
 from apiece.codec.vocab import decode_exact
 from apiece.data.collate import EncodedSample
-from apiece.evaluate.predict import Predictor
+from apiece.evaluate.answers import Answer, under_one_policy
+from apiece.evaluate.metrics import Metrics
+from apiece.evaluate.predict import Predictor, answer_split, score_answers
 from apiece.model.encode import PromptTokens, SampleEncoder
 from apiece.model.load import TextSide, load_text_side
 from apiece.types import FinishReason, Instance, Rollout, Sample
@@ -63,6 +65,12 @@ def written_predictor(
     encoder = SampleEncoder(side, PromptTokens.of(side, "Detect."), 8192)
     engine = WrittenEngine(side, records or {})
     return Predictor(encoder, engine, batch_size, protocol={"generate": {"batch_size": batch_size}, "seed": 0}), engine
+
+
+def evaluated(predictor: Predictor, samples: Sequence[Sample], out: Path) -> tuple[Metrics, list[Answer]]:
+    """Figures and answers of a split, all by one policy."""
+    answers = answer_split(predictor, samples, out, resume=False)
+    return score_answers(samples, answers, policy=predictor.policy), under_one_policy(answers, predictor.policy)
 
 
 def save_photo(path: Path, size_wh: tuple[int, int] = (64, 48)) -> Path:

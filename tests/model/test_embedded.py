@@ -6,7 +6,7 @@ from pathlib import Path
 
 from apiece.config.schema import GenerateSection
 from apiece.data.jsonl import read_jsonl
-from apiece.evaluate.predict import evaluate_samples, load_predictor
+from apiece.evaluate.predict import answer_split, load_predictor, score_answers
 from apiece.model.find import resolve_checkpoint
 from apiece_scenes import write_scenes
 
@@ -18,8 +18,11 @@ def test_it_fits_in_the_package() -> None:
 
 def test_it_detects(tmp_path: Path) -> None:
     write_scenes(tmp_path / "s", 16, seed=9001)
-    predictor, warning = load_predictor("tiny", GenerateSection(batch_size=16, max_objects=60), device="cpu")
-    assert warning is None
-    metrics, _ = evaluate_samples(predictor, read_jsonl(tmp_path / "s" / "complete.jsonl"), tmp_path / "out")
+    warned: list[str] = []
+    settings = GenerateSection(batch_size=16, max_objects=60)
+    predictor = load_predictor("tiny", settings, device="cpu", warn=warned.append)
+    assert warned == []
+    samples = read_jsonl(tmp_path / "s" / "complete.jsonl")
+    metrics = score_answers(samples, answer_split(predictor, samples), policy=predictor.policy)
     assert metrics["f1/f1"] > 0.2
     assert metrics["parse/dropped"] < 0.05

@@ -136,6 +136,7 @@ def test_extend_the_published_shapes(tiny_checkpoint, tmp_path, name) -> None:
 
 @pytest.mark.real_data
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.slow
 def test_extend_with_the_real_tokenizer(shared_data, tmp_path, tied) -> None:
     tokenizer = AutoTokenizer.from_pretrained(shared_data / "qwen3-tokenizer")
     source, out = tmp_path / "source", tmp_path / "out"

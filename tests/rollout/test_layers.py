@@ -12,8 +12,9 @@ from torch import nn
 
 import toy
 from apiece.config.schema import GenerateSection
-from apiece.rollout.fast import LeanLayers, LibraryLayers, RowCache, is_plain, layers_of
+from apiece.rollout.fast import FastModel, LeanLayers, is_plain
 from apiece.rollout.generate import LocalEngine
+from apiece.rollout.plain import PlainModel, RowCache
 
 
 @pytest.fixture
@@ -62,7 +63,7 @@ PASSES = {
 def test_the_short_way_is_the_librarys(model, name) -> None:
     lengths, passes = PASSES[name]
     found, kept = run(LeanLayers.of(model), filled(model, lengths), passes)
-    expected, library_kept = run(LibraryLayers(model), filled(model, lengths), passes)
+    expected, library_kept = run(PlainModel(model).read, filled(model, lengths), passes)
     for one, other in zip([*found, *kept], [*expected, *library_kept], strict=True):
         assert_allclose(one, other, atol=1e-6, rtol=0)  # norms round to float32, as the library has them do
     if name == "ragged rows":
@@ -76,7 +77,7 @@ def test_in_less_precision(tiny_model, dtype, atol) -> None:
     with torch.no_grad():
         pairs = [
             layers(np.array(passes[0][0]), np.array(passes[0][1]), filled(model, lengths)).float()
-            for layers in (LeanLayers.of(model), LibraryLayers(model))
+            for layers in (LeanLayers.of(model), PlainModel(model).read)
         ]
     assert pairs[0].abs().max() > 1
     assert_allclose(pairs[0], pairs[1], atol=atol)
@@ -88,7 +89,7 @@ def test_biases_of_attention_are_in_it(tiny_model) -> None:
         for part in (layer.self_attn.q_proj, layer.self_attn.v_proj, layer.self_attn.o_proj):
             part.bias = nn.Parameter(torch.linspace(-0.5, 0.5, part.out_features, dtype=torch.float64))
     found, _ = run(LeanLayers.of(model), filled(model, [4, 2]), PASSES["far positions"][1])
-    expected, _ = run(LibraryLayers(model), filled(model, [4, 2]), PASSES["far positions"][1])
+    expected, _ = run(PlainModel(model).read, filled(model, [4, 2]), PASSES["far positions"][1])
     assert_allclose(found, expected, atol=1e-6)
 
 
@@ -112,9 +113,9 @@ def scale_angles(model) -> None:
 def test_anything_unusual_goes_through_the_model(tiny_model, change) -> None:
     model = copy.deepcopy(tiny_model)
     assert is_plain(model)
-    assert isinstance(layers_of(model), LeanLayers)
+    assert FastModel(model)._layers is not None
     change(model)
-    assert isinstance(layers_of(model), LibraryLayers)
+    assert FastModel(model)._layers is None
 
 
 def test_another_class_goes_through_the_model(tiny_model) -> None:

@@ -22,7 +22,7 @@ import pytest
 from apiece.config.schema import GenerateSection
 from apiece.data.jsonl import read_jsonl
 from apiece.errors import UserError
-from apiece.evaluate.predict import evaluate_on_server, load_predictor, load_remote_predictor
+from apiece.evaluate.predict import evaluate_checkpoint, load_predictor
 from apiece.model.find import resolve_checkpoint
 from apiece.rollout.server import ServerSettings
 from apiece_scenes import write_scenes
@@ -96,8 +96,8 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_answers_are_those_of_this_process(served: Served, scenes: Path) -> None:
     samples = read_jsonl(scenes)
     warned: list[str] = []
-    remote = load_remote_predictor("tiny", CAPS, served.settings, warn=warned.append)
-    local, _ = load_predictor("tiny", CAPS, device="cpu")
+    remote = load_predictor("tiny", CAPS, server=served.settings, warn=warned.append)
+    local = load_predictor("tiny", CAPS, device="cpu")
     theirs, ours = list(remote.answers(samples)), list(local.answers(samples))
     assert warned == []  # prompts of the same length
     assert [a.rollout.text for a in theirs] == [a.rollout.text for a in ours]
@@ -109,7 +109,7 @@ def test_answers_are_those_of_this_process(served: Served, scenes: Path) -> None
 
 def test_another_model_is_refused(served: Served, scenes: Path) -> None:
     settings = ServerSettings(served.settings.url, "another", retries=0)
-    predictor = load_remote_predictor("tiny", CAPS, settings)
+    predictor = load_predictor("tiny", CAPS, server=settings)
     with pytest.raises(UserError, match=r"refuses the request \(HTTP 400\): Server is pinned to"):
         list(predictor.answers(read_jsonl(scenes)))
 
@@ -132,16 +132,18 @@ def test_killed_in_the_middle_and_gone_on_with(scenes: Path, tmp_path: Path) -> 
 
     with pytest.MonkeyPatch.context() as patch:
         kill_after_two()
-        with pytest.raises(UserError, match=r"no answer in 1 attempt; .*What is done is kept\n.*--resume"):
-            evaluate_on_server("tiny", scenes, out, server.settings, settings=CAPS, pictures=0, warn=told.append)
+        with pytest.raises(UserError, match=r"no answer in 1 attempt; .*Finished answers are kept\n.*--resume"):
+            evaluate_checkpoint(
+                "tiny", scenes, out, server=server.settings, settings=CAPS, pictures=0, warn=told.append
+            )
     first = (out / "predictions.jsonl.part").read_text().splitlines()
     assert 2 <= len(first) < 6
     with pytest.raises(UserError, match="no server answers"):
-        evaluate_on_server("tiny", scenes, out, server.settings, settings=CAPS, pictures=0, resume=True)
+        evaluate_checkpoint("tiny", scenes, out, server=server.settings, settings=CAPS, pictures=0, resume=True)
     again = start(tmp_path)
     try:
-        metrics = evaluate_on_server(
-            "tiny", scenes, out, again.settings, settings=CAPS, pictures=0, resume=True, warn=told.append
+        metrics = evaluate_checkpoint(
+            "tiny", scenes, out, server=again.settings, settings=CAPS, pictures=0, resume=True, warn=told.append
         )
     finally:
         stop(again.process)

@@ -155,9 +155,8 @@ def test_retry_after_is_waited_for(fake: FakeServer, make: Make, tiny_side: Text
 def test_after_the_last_attempt_it_is_told(fake: FakeServer, make: Make, tiny_side: TextSide) -> None:
     fake.answer = lambda body, grey: Reply(status=500, body={"error": {"message": "out of\nluck"}}) if grey else Reply()
     engine = make(retries=1)
-    message = (
-        r"/v1: sample 1: no answer in 2 attempts; the last time: HTTP 500: out of luck\. What is done is kept\n.*--"
-    )
+    problem = r"/v1: sample 1: no answer in 2 attempts; the last time: HTTP 500: out of luck"
+    message = problem + r"\. Finished answers are kept\n.*--"
     rollouts = engine.stream(questions(tiny_side, 2))
     assert next(rollouts).sample_id == "0"
     with pytest.raises(UserError, match=message):

@@ -28,7 +28,7 @@ from mini import write_mini
 
 from apiece.config.schema import Config
 from apiece.monitor import dump
-from apiece.train import loop, run, saving, watch
+from apiece.train import checkpoint, loop, run, watch
 from apiece.train.loop import train
 
 LIMIT_S = 90.0
@@ -101,15 +101,15 @@ class Counted:
         setattr(owner, name, counted)
 
     def wrap_all(self) -> None:
-        self.wrap(loop, "create_run", "make the run")
-        self.wrap(saving, "save_checkpoint", "save")
-        self.wrap(saving, "prune", "prune")
+        self.wrap(run, "create_run", "make the run")
+        self.wrap(checkpoint, "save_checkpoint", "save")
+        self.wrap(checkpoint, "prune", "prune")
         self.wrap(watch, "evaluate_step", "evaluate")
         self.wrap(dump.Monitor, "dump", "ask")
         self.wrap(dump, "write_dump", "dump")
-        self.wrap(run.Metrics, "log", "metrics")
+        self.wrap(run.MetricsFile, "log", "metrics")
         self.wrap(
-            loop, "one_step", lambda training, meter, batches, number: training.channels.letter(number - 1).upper()
+            loop, "one_step", lambda training, meter, micro, number: training.channels.channel_of(number - 1).upper()
         )
 
 

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 from apiece.config.resolve import load_config
 from apiece.config.schema import Config
 from apiece_scenes import write_scenes
+
+TOOLS = Path(__file__).parents[2] / "tools"
+sys.path.insert(0, str(TOOLS))
+LORA: dict[str, Any] = {"model__lora__rank": 4, "model__gradient_checkpointing": True, "train__steps": 4}
+BOTH: dict[str, Any] = {
+    "stage2_ab__b_ratio": 0.5,
+    "stage2_ab__b_redundancy_weight": 1.0,
+    "generate__max_objects": 4,
+    "generate__max_new_tokens": 60,
+}
 
 
 def small_scenes(folder: Path, n: int = 12) -> Path:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -15,13 +16,14 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from helpers import small_config, small_scenes
+from helpers import LORA, small_config, small_scenes
 
 from apiece.channels.a_soft_context import SoftContext
 from apiece.config.schema import Config
 from apiece.data.collate import Batch
 from apiece.errors import UserError
 from apiece.train import loop, watch
+from apiece.train.checkpoint import complete_checkpoints
 from apiece.train.distributed import end_process, join_world, leave_world
 from apiece.train.loop import train
 from apiece.types import LossTerm
@@ -45,6 +47,7 @@ CHANGES = {
     "monitor__pictures": "false",
 }
 EMPTY = 5
+ORDERS: dict[str, dict[str, int]] = {"full": {}, "buffer": {"data__buffer_size": 8}}
 
 
 def scenes(folder: Path) -> Path:
@@ -74,6 +77,8 @@ def main(root: Path) -> None:
         train(again, "sharded one to two", resume=root / "runs" / "sharded one to two")
         not_finite_on_one(root)
         asked_to_stop(root)
+        with_adapters(root)
+        in_every_order(root)
     leave_world(join_world("cpu"))
 
 
@@ -107,6 +112,31 @@ def asked_to_stop(root: Path) -> None:
             outcome = train(config(root), "stopped", resume=run if ends else None)
         ends.append([outcome.step, outcome.finished, outcome.signal])
     (root / f"ends_{rank}").write_text(json.dumps(ends))
+
+
+def lora_config(root: Path, parallel: str) -> Config:
+    """Of the runs of both channels with adapters."""
+    return config(root, train__parallel=parallel, **(LORA | {"optim__lr": 1e-4, "eval__samples": 2}))
+
+
+def with_adapters(root: Path) -> None:
+    """Both channels with adapters, replicated and sharded."""
+    for parallel in ("ddp", "fsdp"):
+        train(lora_config(root, parallel), f"lora {parallel}")
+
+
+def in_every_order(root: Path) -> None:
+    """Five steps of samples in two orders, encoded by workers; a copy is resumed from the fourth of them."""
+    world = join_world("cpu")
+    for shuffle, more in ORDERS.items():
+        small = {"train__steps": 5, "data__flip": True, "data__shuffle": shuffle, "data__workers": 2}
+        order = small_config(root, root / "mini", root / "s" / "complete.jsonl", train__save_every=4, **small, **more)
+        whole, parts = train(order, f"{shuffle} whole").run, root / "runs" / f"{shuffle} parts"
+        if world.is_main:
+            shutil.copytree(whole, parts)
+            shutil.rmtree(complete_checkpoints(parts)[-1])
+        world.barrier()
+        train(order, parts.name, resume=parts)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ SOON_S = 60.0
     ("how", "parallel", "first"),
     [
         ("error", "ddp", "error: photo.png: this photo is gone"),
-        ("killed", "fsdp", "another process of this run is gone"),
+        ("killed", "fsdp", "another process of this run has ended"),
     ],
 )
 def test_all_stop_when_one_fails(tmp_path: Path, tiny_checkpoint: Path, how: str, parallel: str, first: str) -> None:

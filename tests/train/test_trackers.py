@@ -10,9 +10,9 @@ import pytest
 from helpers import small_config, small_scenes
 
 from apiece.errors import UserError
-from apiece.train import loop
+from apiece.train import run as runs
 from apiece.train.loop import train
-from apiece.train.trackers import TensorBoard
+from apiece.train.run import TensorBoard
 
 
 class Notebook:
@@ -31,7 +31,7 @@ class Notebook:
 def test_a_tracker_sees_every_line_of_the_metrics(
     tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(loop.TRACKERS, "tensorboard", Notebook)
+    monkeypatch.setitem(runs.TRACKERS, "tensorboard", Notebook)
     data = small_scenes(tmp_path / "s", 4)
     config = small_config(tmp_path, tiny_checkpoint, data, train__steps=3, train__trackers="[tensorboard]")
     run = train(config, "run").run

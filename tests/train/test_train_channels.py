@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from helpers import small_config, small_scenes
+from helpers import BOTH, small_config, small_scenes
 from test_train_loop import interrupt_at, weights
 
 from apiece.data.jsonl import read_jsonl
@@ -24,7 +25,6 @@ from apiece.train.watch import evaluate_step
 from apiece.types import Rollout, Sample
 
 CPU = World(0, 1, torch.device("cpu"))
-BOTH = {"stage2_ab__b_ratio": 0.5, "stage2_ab__b_redundancy_weight": 1.0, "generate__max_objects": 6}
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +38,15 @@ def lines(run: Path) -> list[dict[str, float]]:
 
 @pytest.mark.parametrize(("stop", "temperature"), [(1, 0.0), (2, 1.0)], ids=["greedy", "drawn"])
 def test_resumed_run_of_both_channels_ends_with_the_same_bits(
-    tmp_path: Path, scenes: Path, monkeypatch: pytest.MonkeyPatch, stop: int, temperature: float
+    tmp_path: Path,
+    tiny_checkpoint: Path,
+    scenes: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stop: int,
+    temperature: float,
 ) -> None:
     changes = BOTH | {"train__steps": 4, "generate__temperature": temperature, "data__flip": True}
-    config = small_config(tmp_path, Path("tiny"), scenes, **changes)
+    config = small_config(tmp_path, tiny_checkpoint, scenes, **changes)
     whole = train(config, "whole")
     with monkeypatch.context() as patch:
         interrupt_at(patch, stop)
@@ -54,9 +59,8 @@ def test_resumed_run_of_both_channels_ends_with_the_same_bits(
     assert ["b/f1" in line for line in lines(second.run)] == [False, True, False, True]
 
 
-def test_figures_of_a_run_of_both_channels(tmp_path: Path, scenes: Path) -> None:
-    changes = BOTH | {"train__steps": 4, "train__log_every": 2, "train__micro_batch_size": 2}
-    run = train(small_config(tmp_path, Path("tiny"), scenes, **changes), "run").run
+def test_figures_of_a_run_of_both_channels(two_channel_run: Path) -> None:
+    run = two_channel_run
     assert len(lines(run)) == 2
     for line in lines(run):
         atoms = {k: v for k, v in line.items() if k.startswith("loss/") and k != "loss/total"}
@@ -85,7 +89,12 @@ class Keeping(TargetBuilder):
 
 def test_answers_of_training_are_those_of_evaluation(tmp_path: Path, scenes: Path) -> None:
     """Same weights, same settings: same tokens and log-probabilities, though the model trains and batches differ."""
-    changes = BOTH | {"stage2_ab__b_ratio": 1.0, "generate__batch_size": 3, "generate__max_objects": 30}
+    changes = BOTH | {
+        "stage2_ab__b_ratio": 1.0,
+        "generate__batch_size": 3,
+        "generate__max_objects": 30,
+        "generate__max_new_tokens": 400,
+    }
     config = small_config(tmp_path, Path("tiny"), scenes, **changes, data__eval=scenes)
     side, samples = load_text_side("tiny"), read_jsonl(scenes)
     model = load_model("tiny").train()
@@ -96,7 +105,8 @@ def test_answers_of_training_are_those_of_evaluation(tmp_path: Path, scenes: Pat
     channels = build_channels(model, objective, encoder, config, CPU)
     channels.b.builder = Keeping(side.renderer, 60, 4096)  # type: ignore[union-attr]
     plan = BatchPlan([1] * len(samples), len(samples), 1, 0)
-    stream = micro_batches(samples, encoder, Augmentation(), plan, start=0, stop=1, rank=0, world=1, micro=4, workers=0)
+    one_step: Any = {"start": 0, "stop": 1, "rank": 0, "world": 1, "micro": 4, "workers": 0}
+    stream = micro_batches(samples, encoder, Augmentation(), plan, **one_step, collated=lambda step: False)
     batches = next(stream)
     state = torch.get_rng_state()
     channels.prepare(0, batches)

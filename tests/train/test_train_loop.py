@@ -13,6 +13,7 @@ import torch
 from helpers import small_config, small_scenes
 from safetensors.torch import load_file
 
+from apiece.config.resolve import load_config
 from apiece.errors import UserError
 from apiece.files import file_hash
 from apiece.train import loop
@@ -76,42 +77,30 @@ def test_coordinates_to_read_are_moved_where_the_config_says_so(
     assert any(not torch.equal(plain[key], moved[key]) for key in plain)
 
 
-def test_run_folder_holds_what_is_needed_to_repeat_it(tmp_path: Path, tiny_checkpoint: Path, scenes: Path) -> None:
-    config = small_config(
-        tmp_path,
-        tiny_checkpoint,
-        scenes,
-        train__steps=3,
-        data__eval=scenes,
-        eval__samples=3,
-        generate__max_new_tokens=20,
-    )
-    run = train(config, "whole").run
+def test_run_folder_holds_what_is_needed_to_repeat_it(plain_run: Path, finished_data: Path) -> None:
+    run = plain_run
     manifest = json.loads((run / "manifest.json").read_text())
-    assert manifest["data"][str(scenes)] == file_hash(scenes)
+    assert manifest["data"][str(finished_data)] == file_hash(finished_data)
     assert manifest["seed"] == 0
     assert {"apiece", "torch", "transformers"} <= manifest["versions"].keys()
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [1, 2, 3, 3]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 4]
     assert "eval/f1/f1" in lines[-1]
-    assert (run / "eval" / "step_000003" / "metrics.json").is_file()
-    assert len((run / "eval" / "step_000003" / "predictions.jsonl").read_text().splitlines()) == 3
-    assert "step 3" in (run / "train.log").read_text()
+    assert (run / "eval" / "step_000004" / "metrics.json").is_file()
+    assert len((run / "eval" / "step_000004" / "predictions.jsonl").read_text().splitlines()) == 3
+    assert "step 4" in (run / "train.log").read_text()
 
 
-def test_logged_atoms_add_up_to_the_total(tmp_path: Path, tiny_checkpoint: Path, scenes: Path) -> None:
-    config = small_config(tmp_path, tiny_checkpoint, scenes, train__steps=3, train__micro_batch_size=2)
-    run = train(config, "run").run
-    for line in (run / "metrics.jsonl").read_text().splitlines():
-        figures = json.loads(line)
+def test_logged_atoms_add_up_to_the_total(plain_run: Path) -> None:
+    rows = [json.loads(line) for line in (plain_run / "metrics.jsonl").read_text().splitlines()]
+    for figures in rows[:-1]:  # the last is of the evaluation
         atoms = [v for k, v in figures.items() if k.startswith("loss/") and k != "loss/total"]
         assert sum(atoms) == pytest.approx(figures["loss/total"], rel=1e-6)
         assert len(atoms) >= 7
 
 
-def test_a_name_is_never_overwritten(tmp_path: Path, tiny_checkpoint: Path, scenes: Path) -> None:
-    config = small_config(tmp_path, tiny_checkpoint, scenes, train__steps=3)
-    train(config, "run")
+def test_a_name_is_never_overwritten(plain_run: Path) -> None:
+    config = load_config(plain_run / "config.yaml").config
     with pytest.raises(UserError, match=r"exists already, and runs are never overwritten\n.*--resume"):
         train(config, "run")
 
@@ -130,10 +119,8 @@ def test_metrics_after_the_resumed_step_are_dropped(
     assert steps == [1, 2, 3, 4, 5, 6]
 
 
-def test_old_checkpoints_go_and_the_newest_stay(tmp_path: Path, tiny_checkpoint: Path, scenes: Path) -> None:
-    config = small_config(tmp_path, tiny_checkpoint, scenes, train__save_every=1, train__keep_last=2)
-    run = train(config, "run").run
-    assert [p.name for p in complete_checkpoints(run)] == ["step_000005", "step_000006"]
+def test_old_checkpoints_go_and_the_newest_stay(plain_run: Path) -> None:
+    assert [p.name for p in complete_checkpoints(plain_run)] == ["step_000003", "step_000004"]
 
 
 def test_crowded_images_are_left_out_with_a_count(tmp_path: Path, tiny_checkpoint: Path, scenes: Path) -> None:

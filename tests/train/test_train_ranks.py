@@ -31,12 +31,6 @@ CPU = World(0, 1, torch.device("cpu"))
 MANY = ("ddp", "fsdp", "one to two", "sharded one to two")
 
 
-def torchrun(*arguments: str) -> None:
-    """`apiece train` on two gloo processes."""
-    done = on_two("-m", "apiece", "train", *arguments)
-    assert done.returncode == 0, done.stderr[-2000:]
-
-
 def on_two(*what: str, timeout_s: float = 1500) -> subprocess.CompletedProcess[str]:
     """A script, or a module, on two gloo processes."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -72,7 +66,7 @@ def half(run: Path, to: Path) -> None:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> dict[str, Path]:
-    """The same run of both channels, alone, on two processes in two ways, and begun alone and ended by two."""
+    """All runs of this file: one process makes some, and one launch of two processes (ranks.py) all others."""
     root = tmp_path_factory.mktemp("ranks")
     ranks.scenes(root / "s")
     shutil.copytree(tiny_checkpoint, root / "mini")
@@ -80,9 +74,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> dic
     sharded = train(config(root, train__sharded_checkpoints="true"), "sharded").run
     half(alone, root / "runs" / "one to two")
     half(sharded, root / "runs" / "sharded one to two")
+    train(ranks.lora_config(root, "ddp"), "lora alone")
     done = on_two(str(HERE / "ranks.py"), str(root))
     assert done.returncode == 0, done.stderr[-3000:]
-    return {name: root / "runs" / name for name in ("alone", "sharded", *MANY)}
+    return {path.name: path for path in (root / "runs").iterdir()}
 
 
 @pytest.mark.slow
@@ -130,6 +125,25 @@ def _rough(value: Any) -> Any:
     if isinstance(value, list):
         return [_rough(v) for v in value]
     return round(value, 3) if isinstance(value, float) else value
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["lora ddp", "lora fsdp"])
+def test_two_ranks_with_adapters_equal_one(runs: dict[str, Path], name: str) -> None:
+    assert losses(runs[name]) == pytest.approx(losses(runs["lora alone"]), rel=1e-5)
+    folders = [complete_checkpoints(runs[n])[-1] / "model" for n in ("lora alone", name)]
+    one, two = (load_file(folder / "adapter_model.safetensors") for folder in folders)
+    assert one.keys() == two.keys()
+    for key in one:
+        torch.testing.assert_close(two[key], one[key], rtol=0, atol=2e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shuffle", ranks.ORDERS)
+def test_two_ranks_resume_with_the_same_samples(runs: dict[str, Path], shuffle: str) -> None:
+    whole, parts = weights(runs[f"{shuffle} whole"]), weights(runs[f"{shuffle} parts"])
+    assert [step_of(folder) for folder in complete_checkpoints(runs[f"{shuffle} parts"])] == [4, 5]
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
 @pytest.mark.slow
@@ -194,7 +208,7 @@ def test_what_is_not_finite_on_one_rank_stops_all(runs: dict[str, Path]) -> None
     first, second = ((root / f"said_{rank}").read_text() for rank in (0, 1))
     assert first == second
     assert first.startswith("step 2: a1/token_ce/struct, ")
-    assert "apiece replay" in first
+    assert "nonfinite/step_000002.json" in first
     report = json.loads((root / "runs" / "not finite" / "nonfinite" / "step_000002.json").read_text())
     assert {row["rank"] for row in report["found"]} == {1}
     assert report["world_size"] == 2
@@ -236,13 +250,7 @@ def test_uneven_ranks_are_refused(
 
 
 @pytest.mark.slow
-def test_processes_end_when_their_run_does(tmp_path: Path) -> None:
-    done = on_two(str(HERE / "leaving_rank.py"), str(tmp_path), timeout_s=120)
+def test_processes_leave_and_end_with_their_own_code(tmp_path: Path) -> None:
+    done = on_two(str(HERE / "ending_rank.py"), str(tmp_path), timeout_s=300)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("left 100 times") == 2
-
-
-@pytest.mark.slow
-def test_a_process_that_has_left_ends_with_its_own_code() -> None:
-    done = on_two(str(HERE / "ending_rank.py"), timeout_s=120)
-    assert (done.returncode, done.stdout.count("left")) == (0, 2), done.stderr[-2000:]
+    assert (done.stdout.count("left 100 times"), done.stdout.count("left at once")) == (2, 2)

@@ -48,6 +48,7 @@ def test_no_worker_outlives_a_sample_that_cannot_be_read(tmp_path: Path, tiny_ch
     assert multiprocessing.active_children() == []
 
 
+@pytest.mark.slow
 def test_the_command_ends_after_the_message(tmp_path: Path, tiny_checkpoint: Path, data: Path) -> None:
     spoil(data)
     (tmp_path / "c.yaml").write_text(

@@ -8,7 +8,6 @@ Shapes: B samples, T answer tokens, S slots, K bins, D width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +16,6 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding
 
 from apiece.channels.answer import CoordRows, answer_terms, slot_logits
-from apiece.channels.base import Prepared
-from apiece.channels.retarget import retarget
 from apiece.config.schema import ContextEmbedMode, SoftContextGrad, SoftContextReplace, SoftContextTarget, Stage2Section
 from apiece.data.collate import Batch, BatchSlots
 from apiece.losses.compose import (
@@ -35,11 +32,10 @@ from apiece.types import LossTerm
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What stands at the slots of a pass's input.
+    """What is at the slots of a pass's input.
 
     Attributes:
-        embeds_SD: Input embeddings.
-        bins_S: The bins they stand for: the most likely one, or the truth where it was kept.
+        bins_S: The bins that the embeddings stand for: the most likely one, or the truth where it was kept.
     """
 
     embeds_SD: Tensor
@@ -47,7 +43,7 @@ class Context:
 
 
 def self_context(logits_SK: Tensor, truth_S: Tensor, table_KD: Tensor, config: Stage2Section) -> Context:
-    """What stands at the slots of the next pass, from the beliefs of the pass before.
+    """What is at the slots of the next pass, from the beliefs of the pass before.
 
     Rows are looked up by `embedding`, not by index: many slots have the same bin, and the gradients of an index are
     added up in any order by the threads of a CPU, so that no two runs would have the same bits.
@@ -86,14 +82,11 @@ class SoftContext(nn.Module):
         self.config = config
         allow_shared_prefix(model)
 
-    def prepare(self, step: int, batches: Sequence[Batch]) -> Prepared:
-        """The labels are the targets: nothing to be done."""
-        return Prepared(tuple(batches))
-
     def forward(self, batch: Batch) -> list[LossTerm]:
         """Loss terms of one batch, as sums; named `a1/...` and, with several passes, `aN/...`."""
         passes, terms_of = self.config.n_softctx_iter, self.objective.config
-        first, rows = first_pass(self.model, batch), self._rows()
+        first = first_pass(self.model, batch)
+        rows = CoordRows.of(self.model, self.objective.first_id, self.objective.num_bins)
         weights = teacher_forced_weights(terms_of) if passes == 1 else anchor_weights(terms_of)
         terms = self._terms("a1", weights, first.hidden_BTD, batch, rows, batch.slots.target_bin)
         if passes == 1:
@@ -111,9 +104,6 @@ class SoftContext(nn.Module):
         target_S = self._targets(context, batch)
         return terms + self._terms(f"a{passes}", self_context_weights(terms_of), hidden_BTD, batch, rows, target_S)
 
-    def _rows(self) -> CoordRows:
-        return CoordRows.of(self.model, self.objective.first_id, self.objective.num_bins)
-
     def _targets(self, context: Context, batch: Batch) -> Tensor:
         """The bins that the last pass is to say."""
         slots = batch.slots
@@ -124,5 +114,56 @@ class SoftContext(nn.Module):
     def _terms(
         self, name: str, weights: Weights, hidden_BTD: Tensor, batch: Batch, rows: CoordRows, target_S: Tensor
     ) -> list[LossTerm]:
-        """The losses of one pass."""
         return answer_terms(self.model, self.objective, name, weights, hidden_BTD, batch, rows, target_S)
+
+
+# Which labelled instance each object of a self-generated context has committed to.
+#
+# Teacher forcing asks for the labelled box of object i at slot i, no matter what the context says. If the context has
+# begun another instance's box, that target teaches the model to finish one instance's box after starting another's.
+# Retargeting follows the context instead, and keeps account of which instances were emitted, so that none is taught
+# twice.
+
+
+def retarget(context_N4: Tensor, truth_N4: Tensor, group_N: Tensor) -> Tensor:
+    """Targets that follow the context.
+
+    Objects are walked in the order written. The target of a slot is the instance, of the same group and not yet
+    emitted, that is nearest (L1, bins) in the coordinates the context has written so far in this object; ties go to the
+    object's own instance, then to the earliest. Before anything is written it is the object's own instance, or, if that
+    one was emitted already, the earliest of its group that was not. After its fourth coordinate an object has emitted
+    the instance nearest to all four.
+
+    Args:
+        context_N4: Bins x1, y1, x2, y2 in the input of the pass, N objects of any number of samples.
+        truth_N4: Labelled bins of the same objects.
+        group_N: Objects compete for instances within one group: same sample, same name.
+
+    Returns:
+        `[N, 4]` target bins.
+    """
+    targets = truth_N4.clone()
+    context, truth = context_N4.tolist(), truth_N4.tolist()
+    remaining: dict[int, list[int]] = {}
+    for index, group in enumerate(group_N.tolist()):
+        remaining.setdefault(group, []).append(index)
+    for index, group in enumerate(group_N.tolist()):
+        left = remaining[group]
+        chosen = index if index in left else left[0]
+        row = []
+        for slot in range(4):
+            row.append(truth[chosen][slot])
+            chosen = _nearest(left, index, truth, context[index], slot + 1)
+        left.remove(chosen)
+        targets[index] = torch.tensor(row, dtype=targets.dtype)
+    return targets
+
+
+def _nearest(left: list[int], own: int, truth: list[list[int]], context: list[int], written: int) -> int:
+    """The instance of `left` nearest to the first `written` coordinates of the context."""
+
+    def distance(instance: int) -> tuple[int, bool, int]:
+        l1 = sum(abs(truth[instance][c] - context[c]) for c in range(written))
+        return l1, instance != own, instance
+
+    return min(left, key=distance)

@@ -23,8 +23,8 @@ class CoordRows:
     """The coordinate tokens' rows, cut out once a step: the gradient of every cut is as large as the whole table.
 
     Attributes:
-        head_KD: Of the head.
-        table_KD: Of the input embedding; the same tensor where the two are tied.
+        head_KD: Rows of the head.
+        table_KD: Rows of the input embedding; the same tensor where the two are tied.
     """
 
     head_KD: Tensor
@@ -32,7 +32,6 @@ class CoordRows:
 
     @classmethod
     def of(cls, model: Any, first: int, bins: int) -> CoordRows:
-        """Those of a model."""
         return cls(*coord_rows(model, first, bins))
 
 
@@ -54,14 +53,9 @@ def answer_terms(
     """The losses of one pass, as sums.
 
     Args:
-        model: Whose head is read.
-        objective: The terms.
-        name: First part of their names.
-        weights: Of this pass.
+        name: First part of the terms' names.
         hidden_BTD: Row t predicts answer token t.
-        batch: Says which tokens have a loss.
-        rows: Of the model.
-        target_S: The bins that this pass is to say.
+        target_S: The bins that this pass should predict.
     """
     text = batch.supervised if weights.desc else batch.supervised & (batch.roles != Role.DESC)
     text_RV = at_least_float32(model.lm_head(hidden_BTD[text]))

@@ -10,21 +10,34 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from apiece.channels.answer import CoordRows, answer_terms
-from apiece.channels.base import Prepared
-from apiece.data.collate import Batch, questions, with_answers
+from apiece.data.collate import Batch, Samples, collate_targets
 from apiece.losses.compose import Objective, refusal, teacher_forced_weights
+from apiece.model.load import TextSide
 from apiece.model.prefix import allow_shared_prefix, first_pass
 from apiece.rollout.generate import Engine
-from apiece.rollout.targets import Judged, TargetBuilder, tally
+from apiece.rollout.targets import Judged, Target, TargetBuilder, tally
 from apiece.types import LossTerm, Per
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A step's micro-batches, ready to be counted and run.
+
+    Attributes:
+        tally: Counts of what the model wrote (`apiece.rollout.targets.tally`); empty in a step of Channel-A.
+    """
+
+    batches: tuple[Batch, ...]
+    tally: Mapping[str, float] = field(default_factory=dict)
 
 
 class RolloutChannel(nn.Module):
@@ -36,7 +49,7 @@ class RolloutChannel(nn.Module):
         objective: Objective,
         builder: TargetBuilder,
         engine_at: Callable[[int], AbstractContextManager[Engine]],
-        pad_id: int,
+        side: TextSide,
         redundancy_weight: float = 0.0,
     ) -> None:
         """Put the channel together.
@@ -47,42 +60,46 @@ class RolloutChannel(nn.Module):
             builder: Makes targets of answers.
             engine_at: The engine that writes the answers of an optimizer step, with this model's weights in evaluation
                 mode; on every process.
-            pad_id: Of the tokenizer.
-            redundancy_weight: Of the charge on duplicate and group boxes.
+            side: The model's tokenizer.
+            redundancy_weight: Weight of the charge on duplicate and group boxes.
         """
         super().__init__()
         self.model = model
         self.objective = objective
         self.builder = builder
         self.engine_at = engine_at
-        self.pad_id = pad_id
+        self.side = side
         self.redundancy_weight = redundancy_weight
         allow_shared_prefix(model)
 
-    def prepare(self, step: int, batches: Sequence[Batch]) -> Prepared:
-        """Answer all samples of the step at once, and put the targets in place of the labels' answers."""
-        asked = [question for batch in batches for question in questions(batch)]
+    def prepare(self, step: int, micro: Sequence[Samples]) -> Prepared:
+        """Let the model answer all samples of a step at once, and collate them with the targets made of its answers.
+
+        Args:
+            step: Optimizer step, from 0; what is drawn is a function of it.
+            micro: This process's micro-batches.
+        """
+        samples = [sample for part in micro for sample in part]
         start = time.perf_counter()
         with self.engine_at(step) as engine:
-            rollouts = engine.generate(asked)
+            rollouts = engine.generate([replace(sample, answer=None) for sample in samples])
         seconds = time.perf_counter() - start
-        shown = [sample for batch in batches for sample in batch.shown]
         judged: list[Judged] = []
-        for question, rollout, sample in zip(asked, rollouts, shown, strict=True):
-            assert sample is not None, "training samples come with their labels"
-            judged.append(self.builder.build(rollout, sample, len(question.prefix_ids)))
-        rest = iter(judged)
-        made = [self._with_targets(b, list(itertools.islice(rest, len(b.sample_ids)))) for b in batches]
-        return Prepared(tuple(made), tally(judged, seconds))
+        for sample, rollout in zip(samples, rollouts, strict=True):
+            assert sample.shown is not None, "training samples come with their labels"
+            judged.append(self.builder.build(rollout, sample.shown, len(sample.prefix_ids)))
+        targets = iter(one.target for one in judged)
+        batches = tuple(self._collated(part, list(itertools.islice(targets, len(part)))) for part in micro)
+        return Prepared(batches, tally(judged, seconds))
 
-    def _with_targets(self, batch: Batch, judged: Sequence[Judged]) -> Batch:
-        targets = [one.target for one in judged]
-        return with_answers(
-            batch,
+    def _collated(self, samples: Samples, targets: Sequence[Target]) -> Batch:
+        return collate_targets(
+            samples,
             [t.answer for t in targets],
             [t.supervised for t in targets],
             [t.committing for t in targets],
-            self.pad_id,
+            self.side.tokenizer.pad_token_id,
+            self.side.image_token_id,
         )
 
     def forward(self, batch: Batch) -> list[LossTerm]:
@@ -95,7 +112,7 @@ class RolloutChannel(nn.Module):
         return [*terms, self._redundancy(hidden_BTD, batch)]
 
     def _redundancy(self, hidden_BTD: Tensor, batch: Batch) -> LossTerm:
-        """What it costs to have begun a box that is wrong whatever is labelled, per labelled object.
+        """What it costs to have begun a box that is wrong no matter what is labelled, per labelled object.
 
         A mean over such boxes alone would press as hard on the last one as on a hundred.
         """
@@ -110,7 +127,7 @@ class RolloutChannel(nn.Module):
 
 @contextmanager
 def answering(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode while the block runs, then what was before."""
+    """Evaluation mode while the block runs, then the mode of before."""
     training = model.training
     model.eval()
     try:

@@ -9,7 +9,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from apiece.errors import UserError
+from apiece.cli.options import refuse_former_options
+from apiece.errors import INTERRUPTED, UserError
 
 ORDER = (
     "demo",
@@ -19,7 +20,6 @@ ORDER = (
     "config",
     "plan",
     "train",
-    "replay",
     "evaluate",
     "diagnose",
     "compare",
@@ -30,8 +30,6 @@ ORDER = (
     "predict",
     "env",
 )
-INTERRUPTED = 130
-"""Exit code after Ctrl-C: 128 and the signal's number, as shells count it."""
 
 
 class _InOrder(TyperGroup):
@@ -42,7 +40,7 @@ class _InOrder(TyperGroup):
         return sorted(self.commands, key=lambda name: (rank.get(name, len(rank)), name))
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command; a value of the wrong kind or out of its range is told in our own words."""
+        """Run the command; report a value of the wrong type or out of range in our own format."""
         try:
             return super().invoke(ctx)
         except typer.BadParameter as error:
@@ -62,7 +60,7 @@ _EXPECTED = {
 
 
 def _in_words(error: typer.BadParameter) -> str:
-    """What was expected of an option and what was found; the message as it is where there are no words for it."""
+    """What was expected of an option and what was found; the library's own message where that is not known."""
     from pydantic import ValidationError
 
     if not isinstance(error.__cause__, ValidationError):
@@ -113,11 +111,12 @@ def root(
     apiece diagnose runs/NAME        what fails, where, and what explains it
     apiece report runs/A runs/B ...  a page to look at them, image by image
     apiece compare runs/A runs/B     what differs, and how sure that is
-    apiece ladder LADDER             configs x seeds, run and judged alike
+    apiece ladder LADDER             configs x seeds, trained and compared
     apiece predict runs/NAME PHOTOS  boxes on your photos
     ```
 
-    `apiece COMMAND --help` tells a command's options, with an example.
+    `apiece COMMAND --help` lists a command's options, with an example. Settings of the model, of training and of
+    generation are written KEY=VALUE, such as `generate.max_objects=60`; `apiece config` prints them all.
     `apiece demo` goes through all of it in a few minutes.
     """
     if debug:
@@ -129,7 +128,7 @@ def main() -> None:
     try:
         _run()
     except SystemExit as end:
-        # One process of a training among several: it has left the others by now, but must not end as others do.
+        # One process of a distributed training: it has left the group by now, but needs its own way to end.
         if distributed := sys.modules.get("apiece.train.distributed"):
             distributed.end_process(int(end.code or 0))
         raise
@@ -138,12 +137,13 @@ def main() -> None:
 def _run() -> None:
     """Run the command; a `UserError` becomes one message and an exit code.
 
-    So does an error of the file system that names its file, wherever it is met: permissions, a name too long, a disk
-    that fails. All other exceptions are mistakes of ours and keep their traceback.
+    So does an error of the file system that names its file: permissions, a name too long, a failing disk. All other
+    exceptions are bugs and keep their traceback.
     """
     try:
         from apiece.cli import commands  # noqa: F401  registers every command
 
+        refuse_former_options(sys.argv[1:])
         app()
     except UserError as error:
         if os.environ.get("APIECE_DEBUG"):

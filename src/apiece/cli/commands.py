@@ -1,8 +1,6 @@
 """Imports every command module, which registers its commands on the app."""
 
-from __future__ import annotations
-
-from apiece.cli import (
+from apiece.cli import (  # noqa: F401
     compare,
     config,
     data,
@@ -18,20 +16,3 @@ from apiece.cli import (
     scenes,
     train,
 )
-
-__all__ = [
-    "compare",
-    "config",
-    "data",
-    "demo",
-    "diagnose",
-    "env",
-    "evaluate",
-    "ladder",
-    "model",
-    "plan",
-    "predict",
-    "report",
-    "scenes",
-    "train",
-]

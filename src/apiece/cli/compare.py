@@ -41,7 +41,7 @@ def compare(
 
     Takes folders of runs (their dumps), of single dumps, or of `apiece evaluate`. Every arm is held against the first.
     Runs that differ in `seed` alone are taken as one arm. Different data, panels, prompts, pixel budgets, score
-    policies or settings of generation are refused. docs/comparing.md explains each figure and each verdict.
+    policies or settings of generation are refused.
 
     Examples:
 

@@ -20,7 +20,7 @@ MAX_LISTED = 20
 
 data = typer.Typer(
     no_args_is_help=True,
-    help="Import data sets and check them. One JSONL line an image: docs/data.md.",
+    help="Import data sets and check them. One line of JSON per image.",
     short_help="Import data sets, and find what is wrong with them.",
 )
 importers = typer.Typer(no_args_is_help=True, help="Convert COCO, YOLO or Pascal VOC labels to the JSONL format.")

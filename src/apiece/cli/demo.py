@@ -37,7 +37,7 @@ monitor: {{every_steps: {every}, panel: {{size: 12}}}}
 run: {{name: baseline, dir: {out}/runs}}
 """
 RECOMMENDED = """\
-# What docs/study.md recommends: one pass, and coordinate losses that weigh more.
+# What the study recommends: one pass, and coordinate losses that weigh more.
 extends: baseline.yaml
 objective:
   bbox_geo:
@@ -59,9 +59,9 @@ def demo(
     scenes: Annotated[int, typer.Option(min=16, help="Training scenes.")] = 480,
     tests: Annotated[int, typer.Option(min=16, help="Scenes that the runs are compared on.")] = 96,
 ) -> None:
-    """Go through the main job in a few minutes: draw crowds, import, check, train two ways, evaluate, compare, look.
+    """Run the main job in a few minutes: draw crowds, import, check, train two ways, evaluate, compare, look.
 
-    The scenes are crowds of which 40 % have no label, as in COCO; what is really there is known, and used to judge.
+    The scenes are crowds of which 40 % have no label, as in COCO; the complete truth is known, and used for evaluation.
     Every command is printed before it runs, so that each can be repeated by hand.
 
     Example: `apiece demo --out demo`
@@ -91,7 +91,7 @@ def demo(
         f"\nLook at:\n  {out / 'report' / 'index.html'}  the same crowds through training, two runs side by side\n"
         f"  {out / 'eval_recommended' / 'contact_sheet.png'}  labels left, predictions right\n"
         f"  {train / 'contact_sheet.png'}  the scenes with their boxes\n"
-        f"{steps} steps show how it works; which recipe is better is measured in docs/study.md, over several seeds."
+        f"{steps} steps show how it works; to compare recipes, train each with several seeds: apiece ladder."
     )
 
 

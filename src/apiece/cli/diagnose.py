@@ -73,7 +73,7 @@ def diagnose(
     For a run that has dumps, and without options that need the model, the newest dump is read: no model is loaded.
     Otherwise the model answers the split (`--data`, else the run's `data.eval`) and its beliefs are probed at the
     labels. Averaging, chimera contexts and group boxes in the labels are held against the numbers, each with its
-    interval; where they do not tell, it says so. docs/diagnosing.md explains every figure and threshold.
+    interval; where they do not tell, it says so.
 
     Examples:
 

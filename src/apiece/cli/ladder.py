@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from apiece.cli import app
-from apiece.errors import UserError
+from apiece.errors import INTERRUPTED, UserError
 
 if TYPE_CHECKING:
     from apiece.config.ladder import LadderFile
@@ -58,15 +58,15 @@ def ladder(
     One run after another, each in a process of its own. Every run leaves one result file, small enough to be
     committed, from which all tables and intervals are made again without it. What is done is skipped; a ladder that was
     stopped goes on where it was, in the middle of a run, too. Give the command twice for two runs at once: they share
-    the work. docs/ladder.md explains the file and the tables.
+    the work.
 
     Examples:
 
-    `apiece ladder configs/ladders/seed_section_5.yaml --list`
+    `apiece ladder ladders/seed_section_5 --list`
 
-    `OMP_NUM_THREADS=1 apiece ladder configs/ladders/seed_section_5.yaml --arm baseline --arm n1 --budget-minutes 60`
+    `OMP_NUM_THREADS=1 apiece ladder ladders/seed_section_5 --arm baseline --arm n1 --budget-minutes 60`
 
-    `apiece ladder configs/ladders/seed_section_5.yaml name=sparse data.scenes.unlabelled=0.6 'seeds=[0]'`
+    `apiece ladder ladders/seed_section_5 name=sparse data.scenes.unlabelled=0.6 'seeds=[0]'`
 
     `apiece ladder --summary docs/study/seed_section_5 --out docs/study/seed_section_5.md`
     """
@@ -82,7 +82,7 @@ def ladder(
         raise UserError("only with --summary: --against, --out, --json", fix=_FORMS, exit_code=2)
     assert file is not None, "checked above"
     from apiece.study.jobs import chosen_jobs, ladder_files, load_ladder, plan_jobs
-    from apiece.study.work import INTERRUPTED, work
+    from apiece.study.work import work
 
     asked = load_ladder(file, overrides or [])
     files = ladder_files(asked, workers, typer.echo)

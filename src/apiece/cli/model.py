@@ -20,7 +20,7 @@ app.add_typer(model_app, name="model")
 @model_app.command()
 def tiny(
     out: Annotated[Path, typer.Option("--out", "-o", help="New folder.")],
-    seed: Annotated[int, typer.Option(help="Of the weights.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the weights.")] = 0,
 ) -> None:
     """Write an untrained tiny Qwen3-VL (about 4 M parameters) with its tokenizer and image processor.
 
@@ -46,7 +46,7 @@ def extend(
     from apiece.model.extend import extend_checkpoint
 
     done = extend_checkpoint(source, out)
-    head = "tied head" if done.tied else "head of its own"
+    head = "tied head" if done.tied else "separate head"
     typer.echo(
         f"wrote {done.out}: coordinate tokens from id {done.first_id},"
         f" {done.rows_before} -> {done.rows_after} rows, {head}; verified"
@@ -76,13 +76,12 @@ def merge(
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="New folder.")],
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
-    base: Annotated[
-        str | None, typer.Option(help="The adapter's base, where that was moved.", show_default=False)
-    ] = None,
+    base: Annotated[str | None, typer.Option(help="The adapter's base, if it was moved.", show_default=False)] = None,
 ) -> None:
     """Write adapters (LoRA, DoRA), merged into the model they were trained on, as an ordinary checkpoint.
 
-    Coordinate rows are the trained ones. Evaluation merges by itself, in memory; this is for training on, and to ship.
+    With the trained coordinate rows. Evaluation merges by itself, in memory; this is for further training and for use
+    elsewhere.
 
     Example: `apiece model merge runs/stage1_lora --out models/stage1`
     """

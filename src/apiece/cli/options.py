@@ -1,19 +1,19 @@
-"""Options that several commands share."""
+"""Options and settings that several commands share."""
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from apiece.errors import UserError, nearest
+from apiece.errors import INTERRUPTED, UserError
 
 if TYPE_CHECKING:
-    from apiece.config.schema import PromptSection
+    from apiece.config.schema import AnswerSettings, PromptSection
     from apiece.rollout.server import ServerSettings
 
-BatchSize = Annotated[int, typer.Option(min=1, help="Images at once.")]
-MaxObjects = Annotated[int, typer.Option(min=1, help="End an answer after this many objects.")]
 Device = Annotated[str, typer.Option(help="`auto`, `cpu` or `cuda`.")]
 ScorePolicyName = Annotated[
     str,
@@ -21,23 +21,10 @@ ScorePolicyName = Annotated[
         "--score-policy", help="`coord_logprob`, `coord_mass`, `desc_logprob`, `product` or `constant`.", metavar="NAME"
     ),
 ]
-Grammar = Annotated[
-    bool, typer.Option("--grammar/--no-grammar", help="Hold answers to the format, or let the model write freely.")
-]
-Labels = Annotated[
-    list[str] | None,
-    typer.Option("--label", help="A name that may be written; give all of them. Any name by default.", metavar="NAME"),
-]
-Prompt = Annotated[
-    str | None,
-    typer.Option(help="`plain`, `coco_80` or `atomic`; the checkpoint's own by default.", show_default=False),
-]
-PromptText = Annotated[str | None, typer.Option(help="A prompt of your own instead.", show_default=False)]
-
 Server = Annotated[
     str | None,
     typer.Option(
-        help="Let an OpenAI-compatible server (vLLM, SGLang, ...) that serves CHECKPOINT write the answers.",
+        help="Let an OpenAI-compatible server (vLLM, SGLang, ...) that serves CHECKPOINT generate the answers.",
         metavar="URL",
         show_default=False,
     ),
@@ -46,82 +33,96 @@ ServedModel = Annotated[
     str | None,
     typer.Option("--model", help="Its name on the server; by default the only one there.", show_default=False),
 ]
-Concurrency = Annotated[int, typer.Option(min=1, help="Requests to the server under way at once.")]
-Timeout = Annotated[float, typer.Option(min=0.1, help="Seconds that the server may take for one answer.")]
-Retries = Annotated[int, typer.Option(min=0, help="Further attempts where the server fails or is too busy.")]
 
-_OF_SERVERS = ("served_model", "concurrency", "timeout", "retries")
-_OF_THIS_PROCESS = ("batch_size", "device", "grammar", "label", "temperature", "seed")
+MOVED = {
+    "--batch-size": "generate.batch_size=N",
+    "--max-objects": "generate.max_objects=N",
+    "--temperature": "generate.temperature=T",
+    "--grammar": "generate.grammar=true",
+    "--no-grammar": "generate.grammar=false",
+    "--label": "'generate.labels=[NAME, ...]'",
+    "--prompt": "prompt.name=NAME",
+    "--prompt-text": "prompt.name=text 'prompt.text=...'",
+    "--seed": "seed=N",
+    "--concurrency": "server.concurrency=N",
+    "--timeout": "server.timeout_s=S",
+    "--retries": "server.retries=N",
+}
+"""Former options of `evaluate` and `predict` -> the setting that does their work."""
+
+_SETTING = re.compile(r"[a-z_]+(\.[a-z_0-9]+|\[[0-9]+\])*=.*", re.DOTALL)
+_ONLY_LOCAL = ("batch_size", "temperature", "labels", "ordered_boxes", "forced_logprobs")
 
 
-def typed(context: typer.Context, *names: str) -> list[str]:
-    """Which of these parameters stand on the command line, as they are written there."""
-    sources = {name: context.get_parameter_source(name) for name in names}
-    spelled = {"served_model": "--model"}
-    return [
-        spelled.get(n, f"--{n.replace('_', '-')}")
-        for n, s in sources.items()
-        if s is not None and s.name == "COMMANDLINE"
-    ]
+def is_setting(argument: str) -> bool:
+    """Whether an argument is KEY=VALUE, and no file of that name."""
+    return bool(_SETTING.fullmatch(argument)) and not Path(argument).exists()
 
 
-def chosen_server(context: typer.Context) -> ServerSettings | None:
-    """The server that `--server` names, with its options; `None` without it.
+def refuse_former_options(words: list[str]) -> None:
+    """Raise a `UserError` where an option is given that is a setting, and say how to write it."""
+    command = next((word for word in words if not word.startswith("-")), "")
+    for word in words:
+        name, _, value = word.partition("=")
+        if command in ("evaluate", "predict") and name in MOVED:
+            raise UserError(f"no such option: {name}", fix=f"it is a setting now: {MOVED[name]}", exit_code=2)
+        if re.fullmatch(r"--[a-z_0-9]+(\.[a-z_0-9]+)+", name):
+            fix = f"settings are written without dashes: {name[2:]}={value or 'VALUE'}"
+            raise UserError(f"no such option: {name}", fix=fix, exit_code=2)
+
+
+def answer_settings(
+    overrides: list[str], server: str | None, model: str | None, device: str
+) -> tuple[AnswerSettings, ServerSettings | None]:
+    """The settings of KEY=VALUE arguments, and the server to ask, if one is named.
 
     Raises:
-        UserError: Options are given that the engine has no use for, or the address is none.
+        UserError: A setting is wrong, or contradicts `--server`; or the address is none.
     """
+    from apiece.config.resolve import load_file
+    from apiece.config.schema import AnswerSettings
     from apiece.rollout.server import ServerSettings, base_url
 
-    url, given = context.params["server"], context.params
-    if url is None:
-        if idle := typed(context, *_OF_SERVERS):
+    if others := [one for one in overrides if re.split(r"[.\[=]", one)[0] not in AnswerSettings.model_fields]:
+        fix = "those are seed, prompt.*, generate.* (apiece config prints them)"
+        fix += ", server.concurrency, server.timeout_s and server.retries"
+        raise UserError(f"not a setting of this command: {', '.join(others)}", fix=fix, exit_code=2)
+    try:
+        asked = load_file(None, AnswerSettings, overrides)
+    except UserError as error:
+        raise UserError(error.message, where=error.where, fix=error.fix, exit_code=2) from error
+    given = asked.generate.model_fields_set
+    if server is None:
+        idle = [*(["--model"] if model else []), *(f"server.{name}" for name in sorted(asked.server.model_fields_set))]
+        if idle:
             raise UserError(f"only with --server: {', '.join(idle)}", exit_code=2)
-        return None
-    idle = typed(context, *(name for name in _OF_THIS_PROCESS if name in given))
-    if idle and not (idle == ["--grammar"] and not given["grammar"]):
+        return asked, None
+    idle = [f"generate.{name}" for name in _ONLY_LOCAL if name in given]
+    idle += ["generate.grammar=true"] if "grammar" in given and asked.generate.grammar else []
+    idle += ["seed"] if "seed" in asked.model_fields_set else []
+    idle += ["--device"] if device != "auto" else []
+    if idle:
         raise UserError(
-            f"not with --server, which answers greedily and freely, on its own device: {', '.join(idle)}",
-            fix="leave them out; to hold answers to the format, run without --server",
+            f"not with --server, which answers greedily and without grammar, on its own device: {', '.join(idle)}",
+            fix="leave them out; to constrain answers to the format, run without --server",
             exit_code=2,
         )
-    base_url(url)
-    return ServerSettings(url, given["served_model"], given["concurrency"], given["timeout"], given["retries"])
+    base_url(server)
+    how = asked.server
+    return asked, ServerSettings(server, model, how.concurrency, how.timeout_s, how.retries)
 
 
-def chosen_labels(labels: list[str] | None, grammar: bool) -> tuple[str, ...] | None:
-    """The names that `--label` allows; `None` for any.
-
-    Raises:
-        UserError: Names are given, but answers are not held to anything.
-    """
-    if labels and not grammar:
-        raise UserError("these do not go together: --label, --no-grammar", exit_code=2)
-    return tuple(labels) if labels else None
+def chosen_prompt(asked: AnswerSettings) -> PromptSection | None:
+    """The prompt that was set; `None` for the checkpoint's own."""
+    return asked.prompt if "prompt" in asked.model_fields_set else None
 
 
-def chosen_prompt(name: str | None, text: str | None) -> PromptSection | None:
-    """The prompt that `--prompt` and `--prompt-text` ask for; `None` for the checkpoint's own.
+def warn(message: str) -> None:
+    """Print a warning."""
+    typer.echo(f"warning: {message}", err=True)
 
-    Raises:
-        UserError: Both are given, the name is unknown or the text is blank.
-    """
-    from apiece.config.schema import PromptSection
-    from apiece.model.prompt import PROMPTS
 
-    if name is not None and text is not None:
-        raise UserError("these do not go together: --prompt, --prompt-text", exit_code=2)
-    if text is not None:
-        if not text.strip():
-            raise UserError("--prompt-text is blank", exit_code=2)
-        return PromptSection(name="text", text=text)
-    if name is None:
-        return None
-    if name not in PROMPTS:
-        known = ", ".join(PROMPTS)
-        raise UserError(
-            f"unknown prompt '{name}'{nearest(name, PROMPTS)}; known: {known}",
-            fix="give a prompt of your own with --prompt-text",
-            exit_code=2,
-        )
-    return PromptSection.model_validate({"name": name})
+def interrupted(out: Path) -> UserError:
+    """What Ctrl-C ends with where finished answers are kept."""
+    fix = "repeat the command with --resume"
+    return UserError("interrupted; finished answers are kept", where=out, fix=fix, exit_code=INTERRUPTED)

@@ -38,14 +38,13 @@ def plan(
 
     Tokens of a sample, parameters, memory of a GPU by kind of step, arithmetic and estimated time, on 1 to 512 GPUs.
     Reads the config, the data file, and of the checkpoint only `config.json` and the tokenizer; weights may be missing.
-    Exits with 1 where the run does not fit, after listing what would make it fit. docs/planning.md says what is
-    counted and what is assumed.
+    Exits with 1 where the run does not fit, after listing what would make it fit.
 
     Examples:
 
-    `apiece plan configs/tiny/stage1.yaml data.train=data/crowd/complete.jsonl --gpu l4`
+    `apiece plan tiny/stage1 data.train=data/crowd/complete.jsonl --gpu l4`
 
-    `apiece plan configs/stage2_two_channel/prod/desc_first_a_only.yaml model.checkpoint=DIR data.train=X.jsonl
+    `apiece plan stage2_two_channel/prod/desc_first_a_only model.checkpoint=DIR data.train=X.jsonl
     train.parallel=fsdp --gpu h100:8 --json plan.json`
     """
     if "=" in str(config) and not config.exists():

@@ -9,61 +9,42 @@ import typer
 
 from apiece.cli import app
 from apiece.cli.options import (
-    BatchSize,
-    Concurrency,
     Device,
-    Grammar,
-    Labels,
-    MaxObjects,
-    Prompt,
-    PromptText,
-    Retries,
     ScorePolicyName,
     ServedModel,
     Server,
-    Timeout,
-    chosen_labels,
+    answer_settings,
     chosen_prompt,
-    chosen_server,
+    interrupted,
+    is_setting,
+    warn,
 )
 from apiece.errors import UserError
 
 if TYPE_CHECKING:
     from apiece.evaluate.predict import PhotosDone
 
-INTERRUPTED = 130
-
 
 @app.command()
 def predict(
-    context: typer.Context,
     checkpoint: Annotated[
         str, typer.Argument(metavar="CHECKPOINT", help="Checkpoint or run folder, Hugging Face id, or `tiny`.")
     ],
     images: Annotated[
-        list[Path],
-        typer.Argument(metavar="IMAGE_OR_DIR...", help="Photos, and folders of photos (searched at any depth)."),
+        list[str],
+        typer.Argument(
+            metavar="IMAGE_OR_DIR... [KEY=VALUE]...",
+            help="Photos, and folders of photos (searched at any depth); then how answers are generated: "
+            "`generate.*`, `prompt.*`, `seed` (`apiece config` prints them), `server.*`.",
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="New or empty folder.")],
-    batch_size: BatchSize = 16,
-    max_objects: MaxObjects = 100,
-    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy; above it, seeded sampling.")] = 0.0,
-    seed: Annotated[int, typer.Option(min=0, help="Of sampling.")] = 0,
-    grammar: Grammar = True,
-    label: Labels = None,
-    prompt: Prompt = None,
-    prompt_text: PromptText = None,
     score_policy: ScorePolicyName = "coord_logprob",
     device: Device = "auto",
     server: Server = None,
     served_model: ServedModel = None,
-    concurrency: Concurrency = 8,
-    timeout: Timeout = 300.0,
-    retries: Retries = 5,
     overlays: Annotated[bool, typer.Option(help="Draw the boxes on each photo.")] = True,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in `--out`: do what is missing.")
-    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume the run in `--out`: do what is missing.")] = False,
 ) -> None:
     """Detect objects in photos.
 
@@ -76,67 +57,59 @@ def predict(
 
     `apiece predict tiny photos/ --out predictions`
 
-    `apiece predict tiny photos/ --out predictions --label person --label "sports ball"`
+    `apiece predict tiny photos/ --out predictions 'generate.labels=[person, sports ball]' generate.temperature=0.5`
 
-    `apiece predict runs/mine photos/ --out predictions --server http://localhost:8000/v1 --concurrency 32`
+    `apiece predict runs/mine photos/ --out predictions --server http://localhost:8000/v1 server.concurrency=32`
     """
     from apiece.model.find import resolve_checkpoint
 
-    resolve_checkpoint(checkpoint)  # a mistake in its name is told at once, before torch is loaded
-    from apiece.config.schema import GenerateSection
+    resolve_checkpoint(checkpoint)  # reports a mistake in its name at once, before torch is loaded
     from apiece.data.photos import find_photos
     from apiece.evaluate.answers import check_out, chosen_policy
-    from apiece.evaluate.predict import load_predictor, load_remote_predictor, predict_photos
+    from apiece.evaluate.predict import load_predictor, predict_photos
 
     # Everything that can be refused is refused before a large model is loaded.
-    labels = chosen_labels(label, grammar)
-    asked, policy, remote = chosen_prompt(prompt, prompt_text), chosen_policy(score_policy), chosen_server(context)
+    asked, remote = answer_settings([one for one in images if is_setting(one)], server, served_model, device)
+    policy, prompt = chosen_policy(score_policy), chosen_prompt(asked)
+    paths = [Path(one) for one in images if not is_setting(one)]
+    if not paths:
+        raise UserError("name photos, or folders of them, as well as settings", exit_code=2)
     check_out(out, resume=resume)
-    photos = find_photos(images, leave_out=out)
-    settings = GenerateSection(
-        batch_size=batch_size, max_objects=max_objects, temperature=temperature, grammar=grammar, labels=labels
+    photos = find_photos(paths, leave_out=out)
+    predictor = load_predictor(
+        checkpoint,
+        asked.generate,
+        server=remote,
+        prompt=prompt,
+        device=device,
+        seed=asked.seed,
+        policy=policy,
+        warn=warn,
     )
-    if remote:
-        predictor = load_remote_predictor(checkpoint, settings, remote, prompt=asked, policy=policy, warn=_warn)
-    else:
-        predictor, warning = load_predictor(checkpoint, settings, prompt=asked, device=device, seed=seed, policy=policy)
-        if warning:
-            _warn(warning)
     try:
         done = predict_photos(predictor, photos, out, overlays=overlays, resume=resume)
     except KeyboardInterrupt:
-        raise UserError(
-            "interrupted; what is done is kept", where=out, fix="the same command with --resume", exit_code=INTERRUPTED
-        ) from None
+        raise interrupted(out) from None
     _report(done, out, policy)
 
 
 def _report(done: PhotosDone, out: Path, policy: str) -> None:
+    from apiece.data.lines import counted
     from apiece.evaluate.answers import no_scores
 
-    for problem in done.skipped:
-        typer.echo(f"skipped: {problem}", err=True)
+    for skipped in done.skipped:
+        typer.echo(f"skipped: {skipped}", err=True)
     if not done.images:
         raise UserError(
-            f"no photo could be read: {_count(len(done.skipped), 'file')} skipped, nothing written",
+            f"no photo could be read: {counted(len(done.skipped), 'file')} skipped, nothing written",
             where=out,
             fix="name photos, or folders of them",
         )
     if done.policy != policy:
-        _warn(no_scores(policy, done.policy))
+        warn(no_scores(policy, done.policy))
     earlier = f" ({done.resumed:,} of them earlier)" if done.resumed else ""
-    counts = (
-        f"{_count(done.images, 'photo')}{earlier}, {_count(done.objects, 'object')}, {_count(done.dropped, 'record')}"
-    )
-    typer.echo(f"{counts} dropped; wrote {out}")
+    objects = f"{counted(done.objects, 'object')}, {counted(done.dropped, 'malformed object')} dropped"
+    typer.echo(f"{counted(done.images, 'photo')}{earlier}, {objects}; wrote {out}")
     if done.skipped:
-        typer.echo(f"{_count(len(done.skipped), 'photo')} skipped", err=True)
+        typer.echo(f"{counted(len(done.skipped), 'photo')} skipped", err=True)
         raise typer.Exit(1)
-
-
-def _warn(message: str) -> None:
-    typer.echo(f"warning: {message}", err=True)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

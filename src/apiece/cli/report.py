@@ -1,8 +1,7 @@
-"""`apiece report`: runs as a page to look at."""
+"""`apiece report`, `view` and `export`: runs as a page, the page in a browser, and predictions for other tools."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,12 +9,14 @@ import typer
 
 from apiece.cli import app
 from apiece.errors import UserError, require_file
+from apiece.files import read_json
 
 if TYPE_CHECKING:
     from apiece.evaluate.export import Exported
 
 
 _SHOWN = 5
+_COMPARISON = "name what `apiece compare --out` wrote"
 
 
 @app.command(short_help="Write a page to look at runs, image by image.")
@@ -31,8 +32,7 @@ def report(
     """Write a page that shows the dumps of runs: every image through training, two runs side by side.
 
     The folder opens from disk (`OUT/index.html`), needs no network, and can be copied as it is. Each photo is stored
-    once, without its metadata. Two runs or more are compared as `apiece compare` does. docs/report.md explains the
-    page.
+    once, without its metadata. Two runs or more are compared as `apiece compare` does.
 
     Example: `apiece report runs/baseline runs/anchor --out report`
     """
@@ -51,13 +51,9 @@ def report(
 
 
 def _read(path: Path) -> dict[str, Any]:
-    require_file(path, "a comparison.json")
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"not valid JSON: {error}", where=path, fix="name what `apiece compare --out` wrote") from error
+    value = read_json(require_file(path, "a comparison.json"), fix=_COMPARISON)
     if not isinstance(value, dict) or not ("rows" in value or "pairs" in value):
-        raise UserError("expected a comparison, with `rows`", where=path, fix="name what `apiece compare --out` wrote")
+        raise UserError("expected a comparison, with `rows`", where=path, fix=_COMPARISON)
     return value
 
 
@@ -70,22 +66,21 @@ def _compared(runs: list[Path]) -> tuple[dict[str, Any] | None, str]:
     from apiece.study.comparison import compare, comparison_json
 
     try:
-        arms, told = group_seeds(read_sources(runs))
-        return comparison_json(compare(arms, remarks=told)), ""
+        arms, remarks = group_seeds(read_sources(runs))
+        return comparison_json(compare(arms, remarks=remarks)), ""
     except UserError as error:
         return None, error.message
 
 
-# `apiece view`: a report in the browser, served on this machine alone.
-
-
-@app.command(short_help="Look at a report in the browser.")
+@app.command(short_help="Show a report in the browser.")
 def view(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="What `apiece report` wrote.", show_default=False)],
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Folder that `apiece report` wrote.", show_default=False)
+    ],
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 0,
     open_: Annotated[bool, typer.Option("--open", help="Also open the browser.")] = False,
 ) -> None:
-    """Serve a report on this machine alone (127.0.0.1), until Ctrl-C.
+    """Serve a report on this machine only (127.0.0.1), until Ctrl-C.
 
     The page opens from disk as well; serving is for a machine that you reach through a tunnel
     (`ssh -L 8000:127.0.0.1:PORT HOST`), or a browser that opens no files.
@@ -102,9 +97,6 @@ def view(
     serve(folder, port, ready)
 
 
-# `apiece export`: the predictions of a dump for other tools.
-
-
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run with dumps.", show_default=False)],
@@ -113,9 +105,7 @@ def export(
     ] = None,
     annotations: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE", help="COCO annotation file of the same images to write beside it.", show_default=False
-        ),
+        typer.Option(metavar="FILE", help="Also write a COCO annotation file of the same images.", show_default=False),
     ] = None,
     fiftyone: Annotated[
         Path | None, typer.Option(metavar="DIR", help="New folder that FiftyOne imports.", show_default=False)
@@ -126,7 +116,7 @@ def export(
 ) -> None:
     """Write the panel's predictions at one step for other tools.
 
-    Ids of images and classes in the COCO results are those of `--annotations`. FiftyOne itself is not needed here.
+    Ids of images and classes in the COCO results are those of `--annotations`. FiftyOne need not be installed.
 
     Examples:
 
@@ -134,7 +124,8 @@ def export(
 
     `apiece evaluate --annotations labels.json --predictions results.json --out scores` (the figures of that dump)
 
-    `apiece export runs/a_only --step 100 --fiftyone panel` (docs/records.md says how to open it)
+    `apiece export runs/a_only --step 100 --fiftyone panel` (in Python: `fo.Dataset.from_dir(dataset_dir="panel",
+    dataset_type=fo.types.FiftyOneImageDetectionDataset, label_field="labels")`)
     """
     if coco is None and fiftyone is None:
         raise UserError("nothing to write: name --coco FILE or --fiftyone DIR", exit_code=2)
@@ -147,18 +138,18 @@ def export(
     for gap in dump.gaps:
         typer.echo(f"warning: {gap}", err=True)
     if coco is not None:
-        _tell(export_coco(dump, coco, annotations), dump.step, coco)
+        _report_export(export_coco(dump, coco, annotations), dump.step, coco)
         if annotations is not None:
             typer.echo(f"labels of the same images: {annotations}")
         else:
-            typer.echo("note: ids of images and classes are those of --annotations, which was not asked for", err=True)
+            typer.echo("note: ids of images and classes refer to --annotations, which was not written", err=True)
     if fiftyone is not None:
-        _tell(export_fiftyone(dump, run, fiftyone), dump.step, fiftyone)
+        _report_export(export_fiftyone(dump, run, fiftyone), dump.step, fiftyone)
 
 
-def _tell(done: Exported, step: int, out: Path) -> None:
+def _report_export(done: Exported, step: int, out: Path) -> None:
     typer.echo(f"step {step}: {done.predictions} predictions on {done.images} images in {out}")
     if done.unscored:
         typer.echo(f"warning: {done.unscored} predictions have no score and got 0", err=True)
     if done.missing:
-        typer.echo(f"warning: the images of {', '.join(done.missing)} are gone; left out", err=True)
+        typer.echo(f"warning: the images of {', '.join(done.missing)} are missing; left out", err=True)

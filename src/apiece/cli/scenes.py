@@ -8,20 +8,20 @@ from typing import Annotated
 import typer
 
 from apiece.cli import app
-from apiece.cli.options import typed
 from apiece.errors import UserError
+
+_FAMILIES = "shelf,stands,street,sparse"
 
 
 @app.command(short_help="Draw crowd scenes of which every object is known.")
 def scenes(
-    context: typer.Context,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="New or empty folder.", show_default=False)],
     n: Annotated[int, typer.Option("--n", help="Number of scenes.")] = 2000,
     seed: Annotated[int, typer.Option(help="Seed; scene k is the same for any number of scenes.")] = 0,
     size: Annotated[int, typer.Option(help="Side of the images in pixels, 64 to 1024.")] = 192,
     families: Annotated[
         str, typer.Option(help="Families in turn, with commas: shelf, stands, street, sparse.")
-    ] = "shelf,stands,street,sparse",
+    ] = _FAMILIES,
     unlabelled: Annotated[float, typer.Option(help="Mean share of the crowd left out of the observed labels.")] = 0.0,
     group_boxes: Annotated[
         float, typer.Option(help="Probability that labelled neighbours in a row become one box.")
@@ -32,7 +32,10 @@ def scenes(
     ] = 0,
     benchmark: Annotated[
         Path | None,
-        typer.Option(help="Draw the scenes that this file describes; nothing else is to be said.", show_default=False),
+        typer.Option(
+            help="Draw the scenes that this file (or packaged config) describes; takes no other options.",
+            show_default=False,
+        ),
     ] = None,
 ) -> None:
     """Draw crowd scenes (books on shelves, spectators, streets) of which every object is known.
@@ -41,14 +44,17 @@ def scenes(
     the same as `.jsonl`, the settings and a contact sheet.
 
     With `--benchmark FILE`: train, panel and test scenes of a benchmark, each drawn once and labelled in every way that
-    it names (docs/ladder.md).
+    it names.
 
     Example: `apiece scenes data/crowd --n 2000 --seed 0 --unlabelled 0.4`
     """
     if benchmark is not None:
-        idle = typed(context, "n", "seed", "size", "families", "unlabelled", "group_boxes", "iscrowd_rows")
-        if idle:
-            raise UserError(f"not with --benchmark, whose file says it: {', '.join(idle)}", exit_code=2)
+        in_file = {
+            **{"--n": n != 2000, "--seed": seed, "--size": size != 192, "--families": families != _FAMILIES},
+            **{"--unlabelled": unlabelled, "--group-boxes": group_boxes, "--iscrowd-rows": iscrowd_rows},
+        }
+        if idle := [name for name, given in in_file.items() if given]:
+            raise UserError(f"not with --benchmark, whose file sets them: {', '.join(idle)}", exit_code=2)
         _benchmark(benchmark, out, workers or 2)
         return
     from apiece_scenes import split_families, write_scenes

@@ -1,4 +1,4 @@
-"""`apiece train`: train as a config says, or go on with an interrupted run."""
+"""`apiece train`: train as a config says, or resume an interrupted run."""
 
 from __future__ import annotations
 
@@ -15,18 +15,21 @@ from apiece.errors import UserError, nearest
 
 MAX_LISTED = 10
 TERMINATED = 128 + signal.SIGTERM
-"""Exit code after SIGTERM, as shells count it: a scheduler sees that the run is to be started again."""
+"""Exit code after SIGTERM, as shells count it: tells a scheduler to start the run again."""
 FREE = (
     *("train.micro_batch_size", "train.parallel", "train.device", "train.save_every", "train.sharded_checkpoints"),
     *("train.keep_last", "train.keep_best", "train.skip_nonfinite", "model.gradient_checkpointing", "data.workers"),
     *("train.grace_s", "generate.batch_size"),
 )
-"""Settings that may change when a run goes on: they decide how fast it is and what is kept, not what it learns."""
+"""Settings that may change on resume: they affect speed and what is kept, not training."""
 
 
 @app.command()
 def train(
-    config: Annotated[Path | None, typer.Argument(metavar="CONFIG", help="YAML file.", show_default=False)] = None,
+    config: Annotated[
+        Path | None,
+        typer.Argument(metavar="CONFIG", help="YAML file, or the name of a packaged config.", show_default=False),
+    ] = None,
     overrides: Annotated[
         list[str] | None,
         typer.Argument(metavar="[KEY=VALUE]...", help="Settings on top of the file.", show_default=False),
@@ -38,13 +41,13 @@ def train(
 ) -> None:
     """Train a model, and evaluate it on the way.
 
-    Everything of a run is in its folder (`runs/NAME`): config, manifest, metrics, log, checkpoints, evaluations. Ctrl-C
-    and SIGTERM save and end (a second one ends at once); `--resume` goes on to the same weights as without the
-    interruption, and takes settings that decide how fast a run is, not what it learns.
+    A run is written to its folder (`runs/NAME`): config, manifest, metrics, log, checkpoints, evaluations. Ctrl-C and
+    SIGTERM save and exit (a second one exits at once). `--resume` ends with the same weights as without the
+    interruption, and takes settings that affect speed, not training.
 
     Examples:
 
-    `apiece train configs/tiny/stage1.yaml data.train=data/crowd/complete.jsonl`
+    `apiece train tiny/stage1 data.train=data/crowd/complete.jsonl` (`apiece config --list`: all packaged configs)
 
     `apiece train --resume runs/stage1`
 
@@ -52,7 +55,7 @@ def train(
 
     `torchrun --nproc-per-node 2 -m apiece train CONFIG` (several processes)
 
-    `torchrun --nproc-per-node 8 -m apiece train CONFIG train.parallel=fsdp` (that share the model among them)
+    `torchrun --nproc-per-node 8 -m apiece train CONFIG train.parallel=fsdp` (with the model sharded among them)
     """
     settings = _check_usage(config, overrides or [], resume, step)
     from apiece.config.resolve import load_config, require_data
@@ -65,23 +68,23 @@ def train(
         name = loaded.config.run.name or config.stem
         _require_name(name)
     require_data(loaded)
-    from apiece.train.loop import train as run_training  # loads torch: only once the config is known to be right
+    from apiece.train.loop import train as run_training  # loads torch: only once the config is checked
 
     speaks = os.environ.get("RANK", "0") == "0"  # of several processes one
     outcome = run_training(
         loaded.config, name, resume=resume, step=step, say=lambda text: typer.echo(text) if speaks else None
     )
     if speaks:
-        for line in _told(outcome.run, outcome.step, outcome.finished, loaded.config.data.eval):
+        for line in _summary(outcome.run, outcome.step, outcome.finished, loaded.config.data.eval):
             typer.echo(line)
     if not outcome.finished and outcome.signal == signal.SIGTERM:
         raise typer.Exit(TERMINATED)
 
 
-def _told(run: Path, step: int, finished: bool, data: str | None) -> list[str]:
-    """How a run ended."""
+def _summary(run: Path, step: int, finished: bool, data: str | None) -> list[str]:
+    """How a run ended, and the command that comes next."""
     if not finished:
-        return [f"stopped after step {step}, which is saved; go on with: apiece train --resume {run}"]
+        return [f"stopped after step {step}, which is saved; resume with: apiece train --resume {run}"]
     return [f"done: {step} steps in {run}", *_closing(run, data)]
 
 
@@ -93,20 +96,20 @@ def _require_name(name: str) -> None:
 
 
 def _closing(run: Path, data: str | None) -> list[str]:
-    """What a finished run gave, where its log is, and the command that comes next."""
+    """The last figures of a finished run, its log, and the next command."""
     lines = [f"log: {run / 'train.log'}"]
     evaluated = sorted((run / "eval").glob("step_*/metrics.json"))
     if evaluated:
         figures = json.loads(evaluated[-1].read_text(encoding="utf-8"))
         step = int(evaluated[-1].parent.name.removeprefix("step_"))
         named = (("F1", "f1/f1"), ("AP", "coco/AP"))
-        told = ", ".join(f"{name} {figures[key]:.3f}" for name, key in named if figures.get(key) is not None)
-        lines.insert(0, f"last evaluation (step {step}): {told}")
+        shown = ", ".join(f"{name} {figures[key]:.3f}" for name, key in named if figures.get(key) is not None)
+        lines.insert(0, f"last evaluation (step {step}): {shown}")
     return [*lines, f"next: apiece evaluate {run} --data {data or 'X.jsonl'} --out {run / 'evaluation'}"]
 
 
 def _check_usage(config: Path | None, overrides: list[str], resume: Path | None, step: int | None) -> list[str]:
-    """The settings, if there is a CONFIG with settings on top, or a run to go on with; else a `UserError`."""
+    """The settings on top of the CONFIG or of the run to resume; a `UserError` if the arguments do not fit together."""
     if resume is None:
         if step is not None:
             raise UserError("--step goes with --resume", exit_code=2)
@@ -122,7 +125,7 @@ def _check_usage(config: Path | None, overrides: list[str], resume: Path | None,
         raise UserError(f"name a CONFIG ({config}), or a run to --resume: one of the two", exit_code=2)
     if fixed := [one for one in settings if one.partition("=")[0] not in FREE]:
         raise UserError(
-            f"settings of what is learnt cannot change when a run goes on; found {' '.join(fixed)}",
+            f"these settings affect training and cannot be changed when resuming: {' '.join(fixed)}",
             fix=f"leave them out, or start a new run: apiece train {resume}/config.yaml model.checkpoint={resume} "
             f"run.name=NEW {' '.join(settings)}; these can: {', '.join(FREE)}",
             exit_code=2,
@@ -139,42 +142,3 @@ def _check_usage(config: Path | None, overrides: list[str], resume: Path | None,
             exit_code=2,
         )
     return settings
-
-
-# `apiece replay`: a step of a run gone over again, to see where it is not finite.
-
-
-MOST_NAMES = 4
-
-
-@app.command(short_help="Go over one training step again, to see what is not finite.")
-def replay(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
-    step: Annotated[
-        int | None,
-        typer.Option(help="Number of the step, from 1.", show_default="the last that was not finite"),
-    ] = None,
-) -> None:
-    """Go over one training step again, sample by sample: which terms and gradients are not finite, and where.
-
-    The steps since the last checkpoint before it are taken again, with the same samples, answers and random numbers.
-    Nothing of the run is changed.
-
-    Example: `apiece replay runs/stage1 --step 1200`
-    """
-    if not (run / "config.yaml").is_file():
-        raise UserError("expected the folder of a run, with its config.yaml", where=run, exit_code=2)
-    from apiece.train.replay import Replayed
-    from apiece.train.replay import replay as go_over
-
-    done: Replayed = go_over(run, step, say=typer.echo)
-    typer.echo(f"step {done.step} (channel {done.channel.upper()}), {len(done.samples)} samples")
-    for bad in done.bad:
-        for name, value in bad.terms.items():
-            which, _, term = name.partition("/")
-            typer.echo(f"  sample {bad.sample}  pass {which}  term {term}  {value}")
-        if bad.gradients:
-            more = f" and {len(bad.gradients) - MOST_NAMES} more" if len(bad.gradients) > MOST_NAMES else ""
-            typer.echo(f"  sample {bad.sample}  gradient of {', '.join(bad.gradients[:MOST_NAMES])}{more}")
-    if not done.bad:
-        typer.echo("  everything is finite here: on this device, and each sample by itself")

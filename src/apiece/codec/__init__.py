@@ -1,9 +1,8 @@
 """Objects to answers and back: bins, coordinate vocabulary, render, parse."""
 
 from apiece.codec.bins import COORDINATE_NAMES, NUM_BINS, Bins
-from apiece.codec.order import answer_order
 from apiece.codec.parse import parse, parse_ids
-from apiece.codec.render import Renderer, objects_to_bins, render_text
+from apiece.codec.render import Renderer, answer_order, objects_to_bins, render_text
 from apiece.codec.vocab import CoordVocab, Tokenizer, coord_token
 
 __all__ = [

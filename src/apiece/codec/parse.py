@@ -1,9 +1,9 @@
-"""The canonical answer back to objects: strict, with all that is dropped counted by reason.
+"""The canonical answer back to objects: strict, with everything that is dropped counted by reason.
 
-An answer is read as `frame record frame record ... frame`, where a record starts at every `{"desc": "`. Nothing is
-repaired: a record is kept only if it is exactly what `render` would have written for it. Every other record, and every
-frame that is not `render`'s, counts once; reading goes on at the next record. The end of the text is `truncated`, also
-counted once, if more text could make it right, and `malformed` if none could.
+An answer is read as `frame object frame object ... frame`, where an object starts at every `{"desc": "`. Nothing is
+repaired: an object is kept only if it is exactly what `render` would have written for it. Every other object, and every
+frame that is not `render`'s, counts once; reading continues at the next object. The end of the text is `truncated`,
+also counted once, if more text could make it right, and `malformed` if none could.
 """
 
 from __future__ import annotations
@@ -13,53 +13,45 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
+from apiece.codec import render
 from apiece.codec.bins import NUM_BINS
-from apiece.codec.render import (
-    BOX_OPEN,
-    CLOSE,
-    COORD_SEPARATOR,
-    OPEN,
-    RECORD_CLOSE,
-    RECORD_OPEN,
-    RECORD_SEPARATOR,
-    desc_problem,
-)
+from apiece.codec.render import BOX_OPEN, COORD_SEPARATOR, OBJECT_CLOSE, OBJECT_OPEN, OBJECT_SEPARATOR, desc_problem
 from apiece.codec.vocab import CoordVocab, Tokenizer, coord_token, decode_exact
 from apiece.types import BinsXYXY, Fault, ParsedObject, ParseResult, ParseStatus
 
-# What has the shape of a record; whether name and box are right is decided after.
-_RECORD = re.compile(f'{re.escape(RECORD_OPEN)}([^"]*){re.escape(BOX_OPEN)}([^]]*){re.escape(RECORD_CLOSE)}')
-_RECORD_START = re.compile(re.escape(RECORD_OPEN))
+# What has the shape of an object; whether name and box are valid is decided later.
+_OBJECT = re.compile(f'{re.escape(OBJECT_OPEN)}([^"]*){re.escape(BOX_OPEN)}([^]]*){re.escape(OBJECT_CLOSE)}')
+_OBJECT_START = re.compile(re.escape(OBJECT_OPEN))
 _COORD_START = re.compile(re.escape("<|"))
 _BIN_OF = {coord_token(k): k for k in range(NUM_BINS)}
-# After the name: one of these alternatives after the other.
-_BOX_STEPS = ((BOX_OPEN,), *((_BIN_OF, (COORD_SEPARATOR,)) * 3), _BIN_OF, (RECORD_CLOSE,))
+# What follows a name: one of each of these alternatives, in this order.
+_BOX_STEPS = ((BOX_OPEN,), *((_BIN_OF, (COORD_SEPARATOR,)) * 3), _BIN_OF, (OBJECT_CLOSE,))
 
 
 def parse(text: str, known_descs: Collection[str] | None = None) -> ParseResult:
-    """Read an answer (without its end token).
+    """Read an answer.
 
     Args:
-        text: The answer.
-        known_descs: If given, a record with another name is dropped as `unknown_desc`.
+        text: The answer without its end token.
+        known_descs: If given, an object with another name is dropped as `unknown_desc`.
 
     Returns:
         Kept records in the order written, with character spans; dropped ones counted.
     """
-    starts = [m.start() for m in _RECORD_START.finditer(text)]
+    starts = [m.start() for m in _OBJECT_START.finditer(text)]
     if not starts:
-        return _without_records(text)
+        return _without_objects(text)
     kept: list[ParsedObject] = []
     faults: list[Fault] = []
-    if text[: starts[0]] != OPEN:
+    if text[: starts[0]] != render.OPEN:
         faults.append(Fault(ParseStatus.MALFORMED, (0, starts[0])))
     for start, end in zip(starts, [*starts[1:], len(text)], strict=True):
-        shape = _RECORD.match(text, start, end)
+        shape = _OBJECT.match(text, start, end)
         if shape is None:
-            cut = end == len(text) and _is_cut_record(text[start:])
+            cut = end == len(text) and _is_cut_object(text[start:])
             faults.append(Fault(ParseStatus.TRUNCATED if cut else ParseStatus.MALFORMED, (start, end)))
             continue
-        item = _read_record(shape, known_descs)
+        item = _read_object(shape, known_descs)
         if isinstance(item, ParsedObject):
             kept.append(item)
         else:
@@ -68,7 +60,7 @@ def parse(text: str, known_descs: Collection[str] | None = None) -> ParseResult:
         if problem:
             faults.append(Fault(problem, (shape.end(), end)))
     dropped = _counted(faults)
-    closed = text.endswith(RECORD_CLOSE[-1] + CLOSE) and ParseStatus.TRUNCATED not in dropped
+    closed = text.endswith(OBJECT_CLOSE[-1] + render.CLOSE) and ParseStatus.TRUNCATED not in dropped
     return ParseResult(tuple(kept), dropped, closed, tuple(faults))
 
 
@@ -76,34 +68,33 @@ def _counted(faults: Sequence[Fault]) -> dict[ParseStatus, int]:
     return dict(Counter(fault.status for fault in faults))
 
 
-def _without_records(text: str) -> ParseResult:
-    """An answer in which no record starts."""
-    if text == OPEN + CLOSE:
+def _without_objects(text: str) -> ParseResult:
+    """An answer in which no object starts."""
+    if text == render.EMPTY:
         return ParseResult((), {}, closed=True)
-    cut = _is_cut(text, OPEN + CLOSE, OPEN + RECORD_OPEN)
+    cut = _is_cut(text, render.EMPTY, render.START)
     fault = Fault(ParseStatus.TRUNCATED if cut else ParseStatus.MALFORMED, (0, len(text)))
     return ParseResult((), _counted([fault]), closed=False, faults=(fault,))
 
 
 def _frame_problem(frame: str, *, last: bool) -> ParseStatus | None:
-    """What is wrong with the text between a record and the next one, or between the last one and the end."""
-    if frame == (CLOSE if last else RECORD_SEPARATOR):
+    """What is wrong with the text between an object and the next one, or between the last one and the end."""
+    if frame == (render.CLOSE if last else OBJECT_SEPARATOR):
         return None
-    cut = last and _is_cut(frame, CLOSE, RECORD_SEPARATOR + RECORD_OPEN)
+    cut = last and _is_cut(frame, render.CLOSE, OBJECT_SEPARATOR + OBJECT_OPEN)
     return ParseStatus.TRUNCATED if cut else ParseStatus.MALFORMED
 
 
 def _is_cut(text: str, *wholes: str) -> bool:
-    """Whether a text is the beginning of one of the given ones."""
     return any(whole.startswith(text) for whole in wholes)
 
 
-def _is_cut_record(text: str) -> bool:
-    """Whether a text, from `RECORD_OPEN` on, is a proper prefix of some canonical record."""
-    body = text[len(RECORD_OPEN) :]
+def _is_cut_object(text: str) -> bool:
+    """Whether a text, from `OBJECT_OPEN` on, is a proper prefix of some canonical object."""
+    body = text[len(OBJECT_OPEN) :]
     desc, quote, _ = body.partition('"')
     if not quote:
-        return desc_problem(desc + "x") is None  # any letter: would it be a name if it went on?
+        return desc_problem(desc + "x") is None  # could a letter make it a name?
     if desc_problem(desc):
         return False
     rest = body[len(desc) :]
@@ -115,8 +106,8 @@ def _is_cut_record(text: str) -> bool:
     return False
 
 
-def _read_record(shape: re.Match[str], known: Collection[str] | None) -> ParsedObject | ParseStatus:
-    """The object that a text in the shape of a record stands for, or why it stands for none."""
+def _read_object(shape: re.Match[str], known: Collection[str] | None) -> ParsedObject | ParseStatus:
+    """The object that a text of its shape stands for, or why it stands for none."""
     desc, inside = shape.groups()
     if not desc.strip():
         return ParseStatus.EMPTY_DESC
@@ -146,7 +137,7 @@ def parse_ids(
     """Read an answer from its token ids (the end token is left out if it is there).
 
     Returns:
-        As `parse`, each object also with the positions of its four coordinate tokens in `ids`. A record whose
+        As `parse`, each object also with the positions of its four coordinate tokens in `ids`. An object whose
         coordinates are spelled with other tokens is dropped as `not_a_coord`.
     """
     answer = list(ids)
@@ -189,11 +180,7 @@ def desc_positions(
 ) -> list[tuple[int, ...]]:
     """Positions in `ids` of the tokens that hold a part of each object's name; a tokenizer may join it to a quote.
 
-    Args:
-        ids: The answer.
-        objects: What `parse_ids` read in it.
-        tokenizer: As for `parse_ids`.
-        vocab: As for `parse_ids`.
+    `objects` are those that `parse_ids` read in `ids`.
     """
     found: list[tuple[int, ...]] = []
     known: dict[tuple[tuple[int, ...], str], list[int]] = {}
@@ -202,7 +189,7 @@ def desc_positions(
         end = start = item.coord_positions[0]
         while start and vocab.bin_of(ids[start - 1]) is None:
             start -= 1
-        key = tuple(ids[start:end]), item.desc  # most records of an answer begin alike
+        key = tuple(ids[start:end]), item.desc  # most objects of an answer begin alike
         if key not in known:
             known[key] = _desc_tokens(*key, tokenizer)
         found.append(tuple(start + i for i in known[key]))
@@ -210,7 +197,7 @@ def desc_positions(
 
 
 def _desc_tokens(ids: Sequence[int], desc: str, tokenizer: Tokenizer) -> list[int]:
-    """Which of some ids, up to the first coordinate token of a record, hold a part of its name."""
+    """Which of the ids up to the first coordinate token of an object hold a part of its name."""
     texts = [decode_exact(tokenizer, ids[:i]) for i in range(len(ids) + 1)]
     stop = len(texts[-1]) - len(BOX_OPEN)
     start = stop - len(desc)

@@ -1,4 +1,4 @@
-"""Objects to the canonical answer: its text, and its tokens with roles and slots.
+"""Objects to the canonical answer: their order, its text, and its tokens with roles and slots.
 
 Shapes: T tokens, S slots, N objects.
 """
@@ -10,20 +10,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from apiece.codec.bins import NUM_BINS, Bins
 from apiece.codec.vocab import CoordVocab, Tokenizer, coord_token, decode_exact, encode_plain
+from apiece.config.schema import ObjectOrder
 from apiece.errors import UserError
 from apiece.types import BinsXYXY, Encoded, IntArray, Role, Slots
 
 # The text around names and coordinates. `parse.py` reads the same pieces.
 OPEN = '{"objects": ['
-RECORD_OPEN = '{"desc": "'
+OBJECT_OPEN = '{"desc": "'
 BOX_OPEN = '", "bbox_2d": ['
 COORD_SEPARATOR = ", "
-RECORD_CLOSE = "]}"
-RECORD_SEPARATOR = ", "
+OBJECT_CLOSE = "]}"
+OBJECT_SEPARATOR = ", "
 CLOSE = "]}"
+# Neighbouring syntax is encoded as one run, as the tokenizer sees it.
+START = OPEN + OBJECT_OPEN
+NEXT = OBJECT_CLOSE + OBJECT_SEPARATOR + OBJECT_OPEN
+FINISH = OBJECT_CLOSE + CLOSE
+EMPTY = OPEN + CLOSE
 
 # Quote and backslash, control characters, line and paragraph separators, halves of surrogate pairs.
 _UNWRITABLE = re.compile(r'["\\\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]')
@@ -48,15 +55,15 @@ def render_text(objects: Sequence[DescBins]) -> str:
     Args:
         objects: `(desc, bins_xyxy)` in the order to be written.
     """
-    return OPEN + RECORD_SEPARATOR.join(_record(desc, bins) for desc, bins in objects) + CLOSE
+    return OPEN + OBJECT_SEPARATOR.join(_object_text(desc, bins) for desc, bins in objects) + CLOSE
 
 
-def _record(desc: str, bins: BinsXYXY) -> str:
-    _check_record(desc, bins)
-    return RECORD_OPEN + desc + BOX_OPEN + COORD_SEPARATOR.join(coord_token(k) for k in bins) + RECORD_CLOSE
+def _object_text(desc: str, bins: BinsXYXY) -> str:
+    _check_object(desc, bins)
+    return OBJECT_OPEN + desc + BOX_OPEN + COORD_SEPARATOR.join(coord_token(k) for k in bins) + OBJECT_CLOSE
 
 
-def _check_record(desc: str, bins: BinsXYXY) -> None:
+def _check_object(desc: str, bins: BinsXYXY) -> None:
     _check_desc(desc)
     x1, y1, x2, y2 = bins
     if not (0 <= x1 < x2 < NUM_BINS and 0 <= y1 < y2 < NUM_BINS):
@@ -74,9 +81,9 @@ def _check_desc(desc: str) -> None:
 def objects_to_bins(
     boxes_xyxy: Sequence[Sequence[float]], descs: Sequence[str], size_wh: tuple[int, int], bins: Bins
 ) -> list[DescBins]:
-    """Boxes in pixels to records in bins; a box that collapses to zero bins on a side is left out.
+    """Boxes in pixels to bins; a box that collapses to zero bins on a side is left out.
 
-    Such a box (under half a bin, a pixel in a 2000-pixel image) has no canonical record: it would be parsed as
+    Such a box (under half a bin, a pixel in a 2000-pixel image) has no canonical text: it would be parsed as
     `zero_area`. The caller can count them by the difference in length.
     """
     rows = bins.to_bins(list(boxes_xyxy), size_wh).tolist()
@@ -97,30 +104,27 @@ class Renderer:
 
     @property
     def eos_id(self) -> int:
-        """Id of the end token."""
         eos = self.tokenizer.eos_token_id
         if eos is None:
             raise UserError("the tokenizer has no end token", fix="set eos_token in tokenizer_config.json")
         return eos
 
     def piece(self, text: str) -> tuple[int, ...]:
-        """Ids of one piece of syntax or of one name."""
         if text not in self._pieces:
             self._pieces[text] = tuple(encode_plain(self.tokenizer, text))
         return self._pieces[text]
 
     def check_desc(self, desc: str) -> None:
-        """Refuse a name that its tokens do not give back, or whose tokens merge with the syntax around it.
+        """Refuse a name that the tokenizer cannot write.
 
         Raises:
-            UserError: The name cannot be written, or the tokenizer joins it with a quote (names that end in
-                punctuation, mostly): training on pieces would then teach ids that the tokenizer never produces. Or the
-                tokenizer changes it (decomposed accents): no answer could ever match the label.
+            UserError: The tokenizer joins it with a quote (mostly names that end in punctuation), so training on pieces
+                would teach ids that the tokenizer never produces; or it changes the name (decomposed accents), so no
+                answer could ever match the label.
         """
         _check_desc(desc)
-        start, mid = OPEN + RECORD_OPEN, BOX_OPEN
-        pieces = [*self.piece(start), *self.piece(desc), *self.piece(mid)]
-        if pieces != encode_plain(self.tokenizer, start + desc + mid):
+        pieces = [*self.piece(START), *self.piece(desc), *self.piece(BOX_OPEN)]
+        if pieces != encode_plain(self.tokenizer, START + desc + BOX_OPEN):
             raise UserError(
                 f"the name {desc!r} merges with the quotes around it in this tokenizer",
                 fix="rename it so that it starts and ends with a letter or digit",
@@ -145,17 +149,17 @@ class Renderer:
             name_tokens: `[N]` tokens of all its names together.
         """
         box = len(self.piece(BOX_OPEN)) + 4 + 3 * len(self.piece(COORD_SEPARATOR))
-        between = len(self.piece(RECORD_CLOSE + RECORD_SEPARATOR + RECORD_OPEN))
-        ends = len(self.piece(OPEN + RECORD_OPEN)) + len(self.piece(RECORD_CLOSE + CLOSE)) + 1
+        between = len(self.piece(NEXT))
+        ends = len(self.piece(START)) + len(self.piece(FINISH)) + 1
         some = name_tokens + num_objects * box + (num_objects - 1) * between + ends
-        return np.where(num_objects > 0, some, len(self.piece(OPEN + CLOSE)) + 1)
+        return np.where(num_objects > 0, some, len(self.piece(EMPTY)) + 1)
 
-    def render(self, objects: Sequence[DescBins], *, after_record: bool = False) -> Encoded:
+    def render(self, objects: Sequence[DescBins], *, after_object: bool = False) -> Encoded:
         """The canonical answer as tokens, the end token included.
 
         Args:
             objects: `(desc, bins_xyxy)` in the order to be written.
-            after_record: The rest of an answer instead, from behind the last coordinate token of a record before.
+            after_object: The rest of an answer instead, from after the last coordinate token of an object.
         """
         ids: list[int] = []
         roles: list[int] = []
@@ -165,10 +169,9 @@ class Renderer:
             ids.extend(piece)
             roles.extend([role] * len(piece))
 
-        # Neighbouring syntax is encoded as one run, as the tokenizer sees it.
-        lead = RECORD_CLOSE + RECORD_SEPARATOR + RECORD_OPEN if after_record else OPEN + RECORD_OPEN
+        lead = NEXT if after_object else START
         for index, (desc, bins) in enumerate(objects):
-            _check_record(desc, bins)
+            _check_object(desc, bins)
             put(self.piece(lead), Role.STRUCT)
             put(self.piece(desc), Role.DESC)
             put(self.piece(BOX_OPEN), Role.STRUCT)
@@ -177,8 +180,53 @@ class Renderer:
                     put(self.piece(COORD_SEPARATOR), Role.STRUCT)
                 slots.append((len(ids), coordinate, index, k))
                 put([self.vocab.token_id(k)], Role.COORD)
-            lead = RECORD_CLOSE + RECORD_SEPARATOR + RECORD_OPEN
-        put(self.piece(RECORD_CLOSE + CLOSE if objects or after_record else OPEN + CLOSE), Role.STRUCT)
+            lead = NEXT
+        put(self.piece(FINISH if objects or after_object else EMPTY), Role.STRUCT)
         put([self.eos_id], Role.EOS)
         columns = np.array(slots, dtype=np.int64).reshape(-1, 4).T
         return Encoded(np.array(ids, dtype=np.int64), np.array(roles, dtype=np.int8), Slots(*columns))
+
+
+SAME_ROW = 0.5
+"""Two objects are in one row if their heights overlap by at least this share of the smaller one."""
+
+
+def answer_order(
+    boxes_xyxy: Sequence[Sequence[float]], descs: Sequence[str], order: ObjectOrder = ObjectOrder.SORTED
+) -> list[int]:
+    """Indices `[N]` in the order in which an answer names its objects; it never depends on the order of the labels.
+
+    `sorted` is by (y1, x1), `left_to_right` by (x1, y1), `reading` row by row and in a row by (x1, y1). All with ties
+    by the far corner, then by the name.
+
+    Args:
+        boxes_xyxy: N boxes.
+        descs: N names.
+        order: Any but `random`, which needs a generator.
+    """
+    if order is ObjectOrder.RANDOM:
+        raise ValueError("a random order is drawn by the caller, who has the generator")
+    rows = _rows(np.asarray(boxes_xyxy, dtype=np.float64)) if order is ObjectOrder.READING and len(descs) else None
+    by = (1, 0, 3, 2) if order is ObjectOrder.SORTED else (0, 1, 2, 3)
+    return sorted(
+        range(len(descs)), key=lambda i: (0 if rows is None else rows[i], *(boxes_xyxy[i][j] for j in by), descs[i])
+    )
+
+
+def _rows(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Where the row of each box lies, `[N]`: equal for boxes of one row, growing downwards.
+
+    The tallest box begins a row and what overlaps its height joins it; then the tallest of the rest. All are compared
+    with the first of the row, not with each other, so that a slope does not become one row. Rows are ordered by the
+    centre of their tallest box.
+    """
+    top, bottom = boxes[:, 1], boxes[:, 3]
+    height, centre = bottom - top, (top + bottom) / 2
+    first = np.full(len(boxes), -1)
+    for seed in np.lexsort((boxes[:, 2], boxes[:, 0], top, -height)):
+        if first[seed] >= 0:
+            continue
+        shared = np.minimum(bottom, bottom[seed]) - np.maximum(top, top[seed])
+        joins = (first < 0) & (shared >= SAME_ROW * np.minimum(height, height[seed]))
+        first[joins] = seed
+    return centre[first]

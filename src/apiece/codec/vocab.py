@@ -14,17 +14,10 @@ class Tokenizer(Protocol):
     """What the codec uses of a Hugging Face tokenizer."""
 
     @property
-    def eos_token_id(self) -> int | None:
-        """Id of the token that ends an answer."""
-
-    def encode(self, text: str, *, add_special_tokens: bool = ...) -> list[int]:
-        """Ids of a text."""
-
-    def decode(self, token_ids: Any, **kwargs: Any) -> Any:
-        """Text of ids."""
-
-    def get_vocab(self) -> dict[str, int]:
-        """Ids by token."""
+    def eos_token_id(self) -> int | None: ...
+    def encode(self, text: str, *, add_special_tokens: bool = ...) -> list[int]: ...
+    def decode(self, token_ids: Any, **kwargs: Any) -> Any: ...
+    def get_vocab(self) -> dict[str, int]: ...
 
 
 def coord_token(k: int) -> str:
@@ -38,7 +31,7 @@ class CoordVocab:
 
     Attributes:
         first_id: Id of bin 0; bin k is `first_id + k`.
-        num_bins: How many.
+        num_bins: Length of the block.
     """
 
     first_id: int
@@ -76,7 +69,6 @@ class CoordVocab:
         return self.first_id + self.num_bins
 
     def token_id(self, k: int) -> int:
-        """Id of bin k."""
         if not 0 <= k < self.num_bins:
             raise ValueError(f"bin must be in 0..{self.num_bins - 1}, got {k}")
         return self.first_id + k

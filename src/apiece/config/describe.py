@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
@@ -14,45 +15,29 @@ from pydantic_core import PydanticUndefined
 
 from apiece.config.yaml_source import KeyPath, Node
 
-# Rules about several settings at once, and how a config is held against them.
-#
-# A rule is a function of the whole config that returns what is wrong, or `None`; it is registered with the settings
-# that it reads. So the loader can leave out the rules about settings that are broken by themselves, and can say where
-# each of the values stands. `Config` holds itself against all rules when it is made, in Python as well as from a
-# file.
+# Rules about several settings at once: functions of the whole config, registered with the settings that they read, so
+# that the loader can skip rules about settings that are broken by themselves, and can name the place of each value.
+# `Config` checks itself against all rules when it is made, in Python as well as from a file.
 
 
 Check = Callable[[Any], str | None]
-"""Config -> what is wrong. (This module comes before `Config`, so it cannot name it.)"""
+"""Config -> what is wrong and how to mend it, or `None`. (This module comes before `Config`, so it cannot name it.)"""
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A rule about several settings.
-
-    Attributes:
-        reads: Dotted paths of all settings that it looks at, the one to change first.
-        check: Config -> what is wrong and how to mend it, or `None`.
-    """
+    """A check and the dotted paths of all settings that it reads, the one to change first."""
 
     reads: tuple[str, ...]
     check: Check
 
 
-@dataclass(frozen=True, slots=True)
-class Broken:
-    """A rule that a config breaks: the settings, and what is wrong with them."""
-
-    reads: tuple[str, ...]
-    message: str
-
-
 class RuleError(ValueError):
-    """All rules that a config breaks; pydantic passes it on inside its own error."""
+    """All rules that a config breaks, with their messages; pydantic passes it on inside its own error."""
 
-    def __init__(self, broken: tuple[Broken, ...]) -> None:
+    def __init__(self, broken: Sequence[tuple[Rule, str]]) -> None:
         self.broken = broken
-        super().__init__("\n".join(f"{', '.join(one.reads)}: {one.message}" for one in broken))
+        super().__init__("\n".join(f"{', '.join(one.reads)}: {message}" for one, message in broken))
 
 
 RULES: list[Rule] = []
@@ -68,26 +53,24 @@ def rule(*reads: str) -> Callable[[Check], Check]:
     return register
 
 
-def no_effect(*paths: str, reads: str | tuple[str, ...], unless: Callable[[Any], bool], why: str) -> None:
-    """Register a rule for each path: to change it is an error where it does nothing.
+def no_effect(*paths: str, reads: tuple[str, ...], unless: Callable[[Any], bool], why: str) -> None:
+    """Register a rule for each path: changing it contradicts other settings that switch it off.
 
     Args:
         paths: Settings that matter only sometimes.
-        reads: The setting, or settings, that decide whether they do.
+        reads: The settings that decide whether they do.
         unless: Config -> whether they do.
         why: Why they do not, and what to change; goes between "has no effect" and "or set it back to its default".
     """
+    for path in paths:
 
-    def rule_for(path: str) -> Rule:
-        def check(config: BaseModel) -> str | None:
-            if not changed(config, path) or unless(config):
-                return None
+        @rule(path, *reads)
+        def check(config: BaseModel, path: str = path) -> str | None:
+            # Not whether someone wrote the key: the config that a run writes spells out every default, and must load.
             default = default_at(type(config), path)
+            if value_at(config, path) == default or unless(config):
+                return None
             return f"has no effect {why}, or set it back to its default ({'null' if default is None else default})"
-
-        return Rule((path, *((reads,) if isinstance(reads, str) else reads)), check)
-
-    RULES.extend(rule_for(path) for path in paths)
 
 
 def value_at(config: BaseModel, path: str) -> Any:
@@ -108,22 +91,16 @@ def default_at(model: type[BaseModel], path: str) -> Any:
     return keys(model)[name][1].get_default(call_default_factory=True, validated_data={})
 
 
-def changed(config: BaseModel, path: str) -> bool:
-    """Whether the setting at a dotted path has another value than its default.
-
-    This, and not whether someone wrote the key, is what a rule should ask: the config that a run writes down spells out
-    every default, and must load again.
-    """
-    return bool(value_at(config, path) != default_at(type(config), path))
+@cache
+def _rules_of(model: type[BaseModel]) -> tuple[Rule, ...]:
+    """The rules of which a model has all settings."""
+    known = {".".join(setting.path) for setting in settings(model)}
+    return tuple(rule for rule in RULES if known.issuperset(rule.reads))
 
 
 def check_rules(config: BaseModel) -> None:
-    """Hold a config against all rules.
-
-    Raises:
-        RuleError: With every rule that it breaks.
-    """
-    broken = tuple(Broken(each.reads, message) for each in RULES if (message := each.check(config)) is not None)
+    """Check settings against all rules about them; raises a `RuleError` with every rule that they break."""
+    broken = [(rule, message) for rule in _rules_of(type(config)) if (message := rule.check(config)) is not None]
     if broken:
         raise RuleError(broken)
 
@@ -135,14 +112,7 @@ _SHOWN = 60
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One setting of a model, or a section of it.
-
-    Attributes:
-        path: Keys from the top.
-        annotation: Its type, bounds included.
-        default: What holds where it is not set; `REQUIRED` where it must be.
-        doc: Its documentation.
-    """
+    """One setting of a model, or a section of it: keys from the top, type with bounds, default, documentation."""
 
     path: tuple[str, ...]
     annotation: Any
@@ -151,6 +121,7 @@ class Setting:
 
 
 REQUIRED: Any = PydanticUndefined
+"""Default of a setting that must be set."""
 
 
 def section_of(annotation: Any) -> type[BaseModel] | None:

@@ -1,4 +1,4 @@
-"""A ladder, described by one file: arms x seeds that are trained from one start and judged on the same images."""
+"""A ladder, described by one file: arms x seeds, trained from one start and evaluated on the same images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
 
 
 class Match(StrEnum):
-    """What arms have in common with the reference."""
+    """What all arms have in common with the reference."""
 
     STEPS = "steps"
     COMPUTE = "compute"
@@ -25,7 +25,7 @@ class ScenesSection(Section):
     """One way of labelling a benchmark of generated scenes."""
 
     benchmark: str
-    """Its file."""
+    """Its file, or its name among the packaged configs."""
     unlabelled: Share = 0.0
     """Mean share of the crowd without a label: one of the benchmark's."""
     group_boxes: Share = 0.0
@@ -44,11 +44,11 @@ class LadderData(Section):
     panel: str | None = None
     """JSONL that is dumped during training and probed at the end; `test` by default."""
     panel_complete: str | None = None
-    """Everything that is on the images of the panel, where it is known."""
+    """Complete annotations of the panel, where they exist."""
     test: str | None = None
     """JSONL that every run is evaluated on, once, at its end."""
     test_complete: str | None = None
-    """Everything that is on the images of the test set, where it is known."""
+    """Complete annotations of the test set, where they exist."""
 
     @model_validator(mode="after")
     def _one_of_two(self) -> Self:
@@ -64,20 +64,20 @@ class ArmSection(Section):
     """One arm."""
 
     config: str
-    """Its config file."""
+    """Its config: a file, or the name of a packaged config."""
     set: tuple[str, ...] = ()
     """Settings on top of it and of what all arms share, as `key=value`."""
     match: Match | None = None
     """Instead of the ladder's own."""
     seeds: tuple[Count, ...] | None = None
-    """Some of the ladder's, for an arm that is only looked at; all by default."""
+    """Some of the ladder's seeds, for an arm that is not compared; all by default."""
 
 
 class LadderFile(Section):
     """A ladder. All paths are relative to the current folder."""
 
     name: str
-    """Of the folder of its runs and of its results."""
+    """Name of the folder of its runs and of its results."""
     start: str = "tiny"
     """The checkpoint that every run starts from."""
     data: LadderData
@@ -85,18 +85,18 @@ class LadderFile(Section):
     seeds: tuple[Count, ...] = (0, 1, 2)
     """Every arm is trained once with each."""
     reference: str
-    """The arm that every other one is held against, and whose steps or compute they match."""
+    """The arm that every other one is compared with, and whose steps or compute they match."""
     against: tuple[str, ...] = ()
-    """Arms that every other one is held against as well."""
+    """Further arms that every other one is compared with."""
     match: Match = Match.STEPS
-    """`steps`: all arms take the steps of their config; `compute`: an arm takes as many steps as cost what the
-    reference's do."""
+    """`steps`: all arms take the steps of their config; `compute`: an arm takes as many steps as the reference's
+    arithmetic pays for."""
     shared: tuple[str, ...] = ()
     """Settings on top of every arm's config, as `key=value`."""
     arms: dict[str, ArmSection]
     """The arms by name, in the order in which they are run."""
     only: tuple[str, ...] = ()
-    """The arms that are run, where a ladder extends another one and needs only some of its arms; all by default."""
+    """The arms to run, where a ladder extends another one and needs only some of its arms; all by default."""
     dir: str = "runs"
     """Folder in which a folder of the ladder's name holds its runs."""
     results: str = "docs/study"

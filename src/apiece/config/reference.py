@@ -11,11 +11,8 @@ from typing import Any
 import yaml
 
 from apiece.config.describe import REQUIRED, Setting, describe, section_of, settings
-from apiece.config.schema import Config
+from apiece.config.schema import AnswerSettings, Config
 from apiece.config.yaml_source import dotted, resolve_plain
-
-# A config -> YAML that any YAML reader reads the same, one line a setting.
-
 
 Keys = tuple[str, ...]
 
@@ -26,7 +23,7 @@ _ESCAPED = re.compile("[\x7f-\xa0\ud800-\udfff\u2028\u2029\ufeff\ufffe\uffff]")
 
 
 def flatten(data: Mapping[str, Any], prefix: Keys = ()) -> dict[Keys, Any]:
-    """Nested mappings -> path of every setting and its value; lists and empty mappings are values."""
+    """Nested mappings -> value by path of every setting; lists and empty mappings are values."""
     flat: dict[Keys, Any] = {}
     for key, value in data.items():
         path = (*prefix, key)
@@ -35,11 +32,7 @@ def flatten(data: Mapping[str, Any], prefix: Keys = ()) -> dict[Keys, Any]:
 
 
 def yaml_text(value: Any) -> str:
-    """A value as YAML on one line.
-
-    Args:
-        value: Of JSON's kinds, finite.
-    """
+    """A finite JSON value as YAML on one line."""
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{yaml_text(key)}: {yaml_text(child)}" for key, child in value.items()) + "}"
     if isinstance(value, list | tuple):
@@ -65,12 +58,7 @@ def _quoted(text: str) -> str:
 
 
 def render(flat: Mapping[Keys, Any], comments: Mapping[Keys, str] | None = None) -> str:
-    """Settings as nested YAML.
-
-    Args:
-        flat: As `flatten` gives them.
-        comments: What to write behind a setting, in one column.
-    """
+    """Settings, as `flatten` gives them, as nested YAML that any YAML reader reads the same; comments in one column."""
     if not flat:
         return "{}\n"
     lines: list[tuple[str, str]] = []
@@ -90,12 +78,12 @@ def render(flat: Mapping[Keys, Any], comments: Mapping[Keys, str] | None = None)
 
 
 def values(config: Config) -> dict[Keys, Any]:
-    """Path of every setting -> its value, of JSON's kinds."""
+    """Path of every setting -> its value as JSON has it."""
     return flatten(config.model_dump(mode="json"))
 
 
 def default_values() -> dict[Keys, Any]:
-    """The same for the defaults; settings that have none are left out."""
+    """The same for the defaults."""
     return values(Config.model_construct())
 
 
@@ -109,28 +97,31 @@ _INTRODUCTION = """\
 
 <!-- Written by `apiece config --reference --out docs/config.md`: edit src/apiece/config, not this file. -->
 
-A config is a YAML file. What it leaves out has the default below; unknown keys, wrong values and combinations that make
-no sense are errors, all reported at once with file and line.
+A config is a YAML file. Settings that it leaves out have the defaults below; unknown keys, wrong values and
+contradictions are errors, all reported at once with file and line.
 
 ```yaml
 # yaml-language-server: $schema=config.schema.json
-extends: ../base.yaml     # one parent, relative to this file; what stands here goes on top of it
+extends: ../base.yaml     # one parent, relative to this file, or a packaged config (tiny/bccd); this file overrides it
 data:
   train: train.jsonl
 optim:
   lr: 3e-4
 ```
 
+- **Packaged configs** go by name, in every command that takes a config: `apiece train tiny/bccd`. `apiece config
+  --list` lists them, `apiece config --copy tiny/bccd mine.yaml` makes a copy to edit. A file of that name in the
+  current folder comes first.
 - **On the command line**: `apiece train FILE optim.lr=3e-4 'optim.betas[0]=0.8' data.eval=null`. Values are read as
-  in a file.
+  in a file. `apiece evaluate` and `apiece predict` take `seed`, `prompt.*`, `generate.*` and `server.*` likewise.
 - **Where a value comes from**: `apiece config FILE [KEY=VALUE]...` prints every setting with file and line;
   `--changed` leaves out the defaults; `--against OTHER` prints what differs between two configs.
 - **In an editor**: `apiece config --schema --out config.schema.json` writes the schema for the first line above.
 - **Values**: `1e-4` is a number; only `true` and `false` are booleans (`yes`, `no`, `on`, `off` are text); a number
   with a leading zero (`012`) is text; `null`, `~` or nothing resets a setting that allows null. NaN, infinity,
   duplicate keys, tags (`!!int`) and merge keys (`<<`) are errors.
-- **A setting without effect**: to change one that does nothing beside the others is an error that says so; its default
-  is always allowed.
+- **Contradictions**: a setting that asks for something which another one rules out is an error that names both; its
+  default is always allowed.
 """
 
 
@@ -140,7 +131,7 @@ def config_schema() -> dict[str, Any]:
     extends = {
         "type": "string",
         "title": "Extends",
-        "description": "A config file that this one goes on top of, relative to this file.",
+        "description": "The config that this one overrides: a file relative to this one, or a packaged config.",
     }
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -152,14 +143,14 @@ def config_schema() -> dict[str, Any]:
 def reference() -> str:
     """All settings as Markdown: a table for every section."""
     blocks = [_INTRODUCTION]
-    found = list(settings(Config))
+    found = [*settings(Config), *(each for each in settings(AnswerSettings) if each.path[0] == "server")]
     sections = [Setting((), Config, REQUIRED, ""), *(each for each in found if section_of(each.annotation) is not None)]
     for section in sections:
         model = section_of(section.annotation)
         assert model is not None
         own = [each for each in found if each.path[:-1] == section.path and section_of(each.annotation) is None]
         title = f"`{dotted(section.path)}`" if section.path else "At the top"
-        about = " ".join((model.__doc__ or "").split()) if section.path else "Beside the sections below."
+        about = " ".join((model.__doc__ or "").split()) if section.path else "In addition to the sections below."
         text = f"## {title}\n\n{about}\n"
         rows = [f"| `{dotted(each.path)}` | {_type(each)} | {_default(each)} | {_cell(each.doc)} |" for each in own]
         table = "\n".join(["| setting | value | default | meaning |", "|---|---|---|---|", *rows]) + "\n"

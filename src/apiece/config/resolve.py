@@ -1,7 +1,8 @@
-"""Files and the command line -> one checked config that knows where each value was set, or every mistake.
+"""YAML files and `key=value` settings -> one checked config that knows where each value was set, or every mistake.
 
-A file may name one parent with `extends: FILE` (relative to itself); its settings go on top of the parent's, mappings
-key by key. Settings of the command line go on top of all.
+The steps, in order: read the named file and its parents (`extends`), put the child's settings on top of the parent's,
+then those of the command line, and validate the whole once. Configs that come with the package go by name:
+`tiny/bccd` instead of a path.
 """
 
 from __future__ import annotations
@@ -20,14 +21,127 @@ from pydantic import BaseModel, ValidationError
 from apiece.config.describe import RuleError, base_types, describe, keys, options, section_of, settings, show, type_at
 from apiece.config.reference import values
 from apiece.config.schema import Config
-from apiece.config.yaml_source import COMMAND_LINE, DEFAULT, KeyPath, Node, Problem, Source, dotted, read_yaml
+from apiece.config.yaml_source import COMMAND_LINE, DEFAULT, KeyPath, Mistake, Node, Place, dotted, read_yaml
 from apiece.errors import UserError, nearest
 
-# Settings given on the command line: `optim.lr=3e-4`, `optim.betas[0]=0.8`, `data={train: a.jsonl, flip: true}`.
+PACKAGED = Path(__file__).parents[1] / "configs"
+MAX_BYTES = 1_000_000
+"""Of a config file; the longest one is a hundredth of that, and parsing a data file as YAML takes minutes."""
+MAX_LISTED = 100
+"""Mistakes listed in one message."""
+
+M = TypeVar("M", bound=BaseModel)
 
 
-_PART = re.compile(r"([^.\[\]]+)((?:\[[0-9]{1,6}\])*)")
-_INDEX = re.compile(r"[0-9]{1,6}")
+@dataclass(frozen=True, slots=True)
+class LoadedConfig:
+    """A config and where it comes from.
+
+    Attributes:
+        config: Complete and checked.
+        sources: Dotted path of every setting -> the file and line that set it, the command line, or the default.
+        files: The named file, its parent, and so on; empty without a file.
+    """
+
+    config: Config
+    sources: Mapping[str, Place]
+    files: tuple[Path, ...]
+
+
+def load_config(path: Path | None, overrides: Sequence[str] = ()) -> LoadedConfig:
+    """Load a config.
+
+    Args:
+        path: YAML file, or the name of a packaged config; `None` starts from the defaults.
+        overrides: `key=value` settings on top, later ones over earlier ones.
+
+    Raises:
+        UserError: With every mistake at once: unknown keys, wrong values and contradictions, each with its place.
+            Files that cannot be read at all and arguments that are not `key=value` are reported alone.
+    """
+    config, tree, files = _load(path, Config, overrides)
+    return LoadedConfig(config, {dotted(keys): _place_of(keys, tree) for keys in values(config)}, files)
+
+
+def load_file(path: Path | None, model: type[M], overrides: Sequence[str] = ()) -> M:
+    """Load settings of another kind, such as a ladder, by the rules of `load_config`."""
+    return _load(path, model, overrides)[0]
+
+
+def _load(path: Path | None, model: type[M], overrides: Sequence[str]) -> tuple[M, Node, tuple[Path, ...]]:
+    mistakes: list[Mistake] = []
+    tree, files = (Node({}, DEFAULT), ()) if path is None else _read_chain(Path(path), mistakes)
+    defaults = {dotted(setting.path): setting.default for setting in settings(model)}
+    for argument in overrides:
+        _apply_override(tree, argument, defaults, mistakes)
+    found = validate(tree, mistakes, model)
+    if found is None or mistakes:
+        raise _error(mistakes, files)
+    return found, tree, files
+
+
+def require_data(loaded: LoadedConfig) -> None:
+    """Raise a `UserError` that names every missing data file of a config, and where it was set."""
+    data = loaded.config.data
+    mistakes = []
+    for name, value in {"train": data.train, "eval": data.eval, "complete": data.complete}.items():
+        if value is None or Path(value).is_file():
+            continue
+        found = "a folder" if Path(value).is_dir() else f"nothing{nearest(Path(value).name, _names_beside(value))}"
+        message = f"expected a data file at {value}, found {found}"
+        mistakes.append(Mistake(loaded.sources[f"data.{name}"], ("data", name), message))
+    if mistakes:
+        known = _error(mistakes, loaded.files)
+        raise UserError(known.message, fix="check the path; it is relative to the current folder")
+
+
+# Files: the one that was named, and its parents.
+
+
+def packaged_configs() -> dict[str, Path]:
+    """Name (such as `tiny/bccd`) -> file of every config that comes with the package."""
+    return {file.relative_to(PACKAGED).with_suffix("").as_posix(): file for file in sorted(PACKAGED.rglob("*.yaml"))}
+
+
+def copy_of(name: str) -> str:
+    """Text of a packaged config for a file anywhere else: its parent is named as a packaged config."""
+    known = packaged_configs()
+    if name not in known:
+        message = f"there is no packaged config '{name}'{nearest(name, known)}"
+        raise UserError(message, fix="apiece config --list", exit_code=2)
+
+    def by_name(match: re.Match[str]) -> str:
+        parent = Path(os.path.normpath(known[name].parent / match[1])).relative_to(PACKAGED)
+        return f"extends: {parent.with_suffix('').as_posix()}"
+
+    return re.sub(r"(?m)^extends: (\S+\.yaml)", by_name, known[name].read_text(encoding="utf-8"))
+
+
+def _packaged(name: str, path: Path) -> Path:
+    """The packaged config of that name, unless there is a file at `path`."""
+    known = packaged_configs() if not path.suffix else {}
+    return known[name] if name in known and not path.is_file() else path
+
+
+def _read_chain(path: Path, mistakes: list[Mistake]) -> tuple[Node, tuple[Path, ...]]:
+    """Read a file and its parents; returns them merged, and the files from the named one upwards."""
+    files: dict[str, Path] = {}
+    trees: list[Node] = []
+    named_at: Place | None = None
+    following: Path | None = _packaged(path.as_posix(), path)
+    while following is not None:
+        tree = _read_file(following, named_at, mistakes)
+        real = os.path.realpath(following)
+        if real in files:
+            chain = " -> ".join(str(file) for file in [*files.values(), following])
+            raise UserError(f"`extends` goes in a circle: {chain}", where=str(named_at), fix="remove one of them")
+        files[real] = following
+        trees.append(tree)
+        following, named_at = _parent(tree, following)
+    merged = trees.pop()
+    while trees:
+        merged = merge(merged, trees.pop())
+    return merged, tuple(files.values())
 
 
 def merge(base: Node, over: Node) -> Node:
@@ -40,76 +154,116 @@ def merge(base: Node, over: Node) -> Node:
     return Node(merged, over.source if over.value else base.source)
 
 
-def parse_override(argument: str, problems: list[Problem]) -> tuple[KeyPath, Node | None]:
-    """Split `key=value` and read the value by the rules of the files.
+def _parent(tree: Node, path: Path) -> tuple[Path | None, Place | None]:
+    """Remove `extends` from a file's tree; returns the file that it names, and where it does."""
+    assert isinstance(tree.value, dict)
+    node = tree.value.pop("extends", None)
+    if node is None:
+        return None, None
+    if not isinstance(node.value, str):
+        message = f"`extends` takes one file, as text; found {show(node)}"
+        raise UserError(message, where=str(node.source), fix="write for example extends: base.yaml")
+    # normpath keeps messages short: configs/base.yaml, not configs/tiny/../base.yaml.
+    return _packaged(node.value, Path(os.path.normpath(path.parent / node.value))), node.source
+
+
+def _read_file(path: Path, named_at: Place | None, mistakes: list[Mistake]) -> Node:
+    """Read one file; `named_at` is the `extends` that asked for it."""
+    where, what = (str(path), "") if named_at is None else (str(named_at), f"`extends` names {path}: ")
+    try:
+        if path.is_dir():
+            raise UserError(f"{what}expected a YAML file, found a folder", where=where, fix="name the file in it")
+        if not path.is_file():
+            plain = re.sub(r"^configs/|\.ya?ml$", "", path.as_posix())
+            near = nearest(path.name, _names_beside(path)) or nearest(plain, packaged_configs())
+            relative_to = "the current folder" if named_at is None else "the file that names it"
+            fix = f"check the path; it is relative to {relative_to} (packaged configs: apiece config --list)"
+            raise UserError(f"{what}config file not found{near}", where=where, fix=fix)
+        if (size := path.stat().st_size) > MAX_BYTES:
+            message = f"{what}expected a config, found a file of {size / 1e6:.1f} MB"
+            raise UserError(message, where=where, fix="name the YAML file with the settings")
+        content = path.read_bytes()
+        if b"\0" in content:
+            message = f"{what}expected a YAML file, found a binary file (or UTF-16: save it as UTF-8)"
+            raise UserError(message, where=where)
+        text = content.decode("utf-8-sig")
+    except OSError as error:
+        raise UserError(f"{what}cannot be read: {error.strerror}", where=where) from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{what}not UTF-8 text (byte {error.start})", where=where, fix="save it as UTF-8") from error
+    before = len(mistakes)
+    tree = read_yaml(text, lambda line: Place(str(path), line), mistakes)
+    if tree is None and len(mistakes) == before:
+        raise UserError("the file is empty", where=path, fix="write at least one setting, such as seed: 0")
+    if tree is None or not isinstance(tree.value, dict):
+        found = "one broken value" if tree is None else "a list" if isinstance(tree.value, list) else show(tree)
+        raise UserError(f"expected settings (key: value), found {found}", where=path)
+    return tree
+
+
+def _names_beside(path: str | Path) -> list[str]:
+    """Names in the folder in which a missing file was expected."""
+    folder = Path(path).parent
+    return [file.name for file in folder.iterdir()] if folder.is_dir() else []
+
+
+# Settings of the command line: `optim.lr=3e-4`, `optim.betas[0]=0.8`, `data={train: a.jsonl, flip: true}`.
+
+_KEY = re.compile(r"[^.\[\]]+(\.[^.\[\]]+|\[[0-9]{1,6}\])*")
+_INDEX = re.compile(r"[0-9]{1,6}")
+
+
+def _apply_override(tree: Node, argument: str, defaults: Mapping[str, Any], mistakes: list[Mistake]) -> None:
+    """Set one `key=value` in a tree; its value is read by the rules of the files.
 
     Args:
+        tree: Settings so far; changed in place.
         argument: As typed. `key=` sets null, as `key:` does in a file.
-        problems: Mistakes in single values are appended here.
-
-    Returns:
-        Keys and list indices from the top, and the value (`None`: not usable, a problem was noted).
+        defaults: Dotted path -> default, for lists of which one item is set and no file sets the rest.
+        mistakes: Mistakes in single values and indices are appended here.
 
     Raises:
-        UserError: It is not `key=value` at all.
+        UserError: The argument is not `key=value`.
     """
     key, equals, text = argument.partition("=")
-    parts = [_PART.fullmatch(part) for part in key.strip().split(".")]
-    if not equals or None in parts:
+    if not equals or not _KEY.fullmatch(key.strip()):
         raise UserError(
             f"expected key=value, found '{argument}'",
             where=COMMAND_LINE.origin,
             fix="write for example optim.lr=3e-4 or optim.betas[0]=0.8",
             exit_code=2,
         )
-    path: list[str | int] = []
-    for match in parts:
-        assert match is not None
-        path += [match[1], *(int(index) for index in _INDEX.findall(match[2]))]
+    path = tuple(re.split(r"[.\[]", key.strip().replace("]", "")))
+    before = len(mistakes)
     try:
-        value = read_yaml(text, lambda line: COMMAND_LINE, problems, tuple(path))
+        value = read_yaml(text, lambda line: COMMAND_LINE, mistakes, path)
     except UserError as error:
         message = f"'{argument}': {error.message}"
         raise UserError(message, where=COMMAND_LINE.origin, fix=error.fix, exit_code=2) from error
-    if value is None and not any(problem.path[: len(path)] == tuple(path) for problem in problems):
-        value = Node(None, COMMAND_LINE)
-    return tuple(path), value
-
-
-def apply_override(tree: Node, argument: str, defaults: Mapping[str, Any], problems: list[Problem]) -> None:
-    """Set one `key=value` in a tree.
-
-    Args:
-        tree: What the files say; changed in place.
-        argument: As typed.
-        defaults: Dotted path -> default, for lists of which one item is set and no file sets the rest.
-        problems: Mistakes in single values and indices are appended here.
-
-    Raises:
-        UserError: The argument is not `key=value`.
-    """
-    path, value = parse_override(argument, problems)
-    if value is None:
+    if value is None and len(mistakes) > before:
         return
+    value = value or Node(None, COMMAND_LINE)
     here = tree
-    for depth, part in enumerate(path):
-        below = path[: depth + 1]
-        last = depth + 1 == len(path)
+    for depth, part in enumerate(path, 1):
         if isinstance(here.value, list):
-            index = _index(part, here.value, below, problems)
-            if index is None:
+            if not _INDEX.fullmatch(part) or int(part) >= len(here.value):
+                has = f"indices 0 to {len(here.value) - 1}" if here.value else "no items"
+                message = f"expected an index of a list that has {has}, found '{part}'"
+                mistakes.append(Mistake(COMMAND_LINE, path[:depth], message))
                 return
-            here.value[index] = merge(here.value[index], value) if last else here.value[index]
-            here = here.value[index]
-            continue
-        if not isinstance(here.value, dict):
-            here.value, here.source, here.text = {}, COMMAND_LINE, ""
-        name = str(part)
-        if last:
-            here.value[name] = merge(here.value[name], value) if name in here.value else value
-        elif name not in here.value:
-            here.value[name] = _start(defaults.get(dotted(below)))
-        here = here.value[name]
+            items: Any = here.value
+            slot: Any = int(part)
+        else:
+            if not isinstance(here.value, dict):
+                here.value, here.source, here.text = {}, COMMAND_LINE, ""
+            items, slot = here.value, part
+            if part not in items:
+                items[part] = (
+                    Node({}, COMMAND_LINE) if depth == len(path) else _start(defaults.get(".".join(path[:depth])))
+                )
+        if depth == len(path):
+            items[slot] = merge(items[slot], value)
+        here = items[slot]
 
 
 def _start(default: Any) -> Node:
@@ -119,39 +273,26 @@ def _start(default: Any) -> Node:
     return Node({}, COMMAND_LINE)
 
 
-def _index(part: str | int, items: list[Node], path: KeyPath, problems: list[Problem]) -> int | None:
-    """`part` as an index of `items`; `None` where it is none, and a problem was noted."""
-    if (isinstance(part, int) or _INDEX.fullmatch(part)) and int(part) < len(items):
-        return int(part)
-    has = f"indices 0 to {len(items) - 1}" if items else "no items"
-    problems.append(Problem(COMMAND_LINE, path, f"expected an index of a list that has {has}, found '{part}'"))
-    return None
-
-
 # A tree of values -> a model, or every mistake in it, in words and with its place.
 
 
-M = TypeVar("M", bound=BaseModel)
-
-
-def validate(tree: Node, problems: list[Problem], model: type[M]) -> M | None:
+def validate(tree: Node, mistakes: list[Mistake], model: type[M]) -> M | None:
     """Check a tree.
 
-    Rules about pairs only run on a config that is whole. So what is broken is taken out and the rest is checked again,
-    with defaults in its place; a broken rule counts if nothing that it reads was taken out.
+    Rules about several settings only run on a config that is whole. So broken values are taken out, and what is left is
+    checked once more, with defaults in their place; a broken rule counts if nothing that it reads was taken out.
 
     Args:
         tree: All settings, merged.
-        problems: What is known to be wrong already; every further mistake is appended.
-        model: What it is to be: `Config`, or another one of `apiece.config`.
+        mistakes: Known mistakes; every further one is appended.
+        model: `Config`, or another model of `apiece.config`.
 
     Returns:
-        The model, with defaults for what is wrong; `None` where there is none.
+        The model, with defaults for broken values; `None` where there is none.
     """
     data = tree.plain()
-    bad = {problem.path for problem in problems}
-    whole = True
-    while True:
+    bad = {mistake.path for mistake in mistakes}
+    for _ in ("values", "rules"):
         try:
             # From JSON, because strictness there lets an integer be a float, text an enum and a list a tuple.
             return model.model_validate_json(json.dumps(data))
@@ -160,18 +301,13 @@ def validate(tree: Node, problems: list[Problem], model: type[M]) -> M | None:
         for item, path in found:
             cause = item.get("ctx", {}).get("error")
             if isinstance(cause, RuleError):
-                problems += _broken(cause, tree, bad)
+                mistakes += _broken(cause, tree, bad)
                 return None
             if not any(known[: len(path)] == path for known in bad):
-                problems.append(Problem(node_at(path, tree)[0].source, path, _message(item, path, tree, model)))
+                mistakes.append(Mistake(node_at(path, tree)[0].source, path, _message(item, path, tree, model)))
                 bad |= {path, _meant(path, item["type"], model)}
-            broken_part = path[:-1] if item["type"] == "missing" and path == item["loc"] else path
-            if broken_part:
-                _prune(data, broken_part)
-            else:  # nothing can stand in its place
-                whole = False
-        if not whole:
-            return None
+            _prune(data, path[:-1] if item["type"] == "missing" and path == item["loc"] else path)
+    return None
 
 
 def node_at(path: KeyPath, tree: Node) -> tuple[Node, int]:
@@ -187,7 +323,7 @@ def node_at(path: KeyPath, tree: Node) -> tuple[Node, int]:
     return tree, len(path)
 
 
-def setting_source(path: KeyPath, tree: Node) -> Source:
+def _place_of(path: KeyPath, tree: Node) -> Place:
     """Where a setting as a whole was set; for a list, the command line if that set an item."""
     node, depth = node_at(path, tree)
     if depth < len(path):
@@ -217,8 +353,9 @@ def _prune(data: Any, path: KeyPath) -> None:
                 return
             steps.append((data, str(part)))
         data = data[part]
-    owner, key = steps[-1]
-    del owner[key]
+    if steps:
+        owner, key = steps[-1]
+        del owner[key]
 
 
 def _message(item: Any, path: KeyPath, tree: Node, model: type[BaseModel]) -> str:
@@ -252,14 +389,14 @@ def _hint(annotation: Any, node: Node) -> str:
 
 
 def _sibling(path: KeyPath, model: type[BaseModel]) -> str | None:
-    """The known key next to an unknown one that is most like it."""
+    """The known key in the same section that is most like an unknown one."""
     section = section_of(type_at(model, path[:-1]))
     close = get_close_matches(str(path[-1]), list(keys(section)) if section else [], n=1)
     return close[0] if close else None
 
 
 def _suggestion(path: KeyPath, model: type[BaseModel]) -> str:
-    """What an unknown key was probably meant to be: a key beside it, or one of the same name elsewhere."""
+    """What an unknown key was probably meant to be: one of its section, or one of the same name elsewhere."""
     name = str(path[-1])
     known = [dotted(setting.path) for setting in settings(model)]
     if name == "extends":
@@ -278,169 +415,23 @@ def _meant(path: KeyPath, kind: str, model: type[BaseModel]) -> KeyPath:
     return path if sibling is None else (*path[:-1], sibling)
 
 
-def _broken(error: RuleError, tree: Node, bad: set[KeyPath]) -> Iterator[Problem]:
+def _broken(error: RuleError, tree: Node, bad: set[KeyPath]) -> Iterator[Mistake]:
     """The broken rules that can be judged, each at the first value that someone set."""
-    for broken in error.broken:
-        paths = [tuple(name.split(".")) for name in broken.reads]
+    for rule, message in error.broken:
+        paths = [tuple(name.split(".")) for name in rule.reads]
         if any(one[: len(other)] == other[: len(one)] for one in paths for other in bad):
             continue
-        places = [setting_source(path, tree) for path in paths]
+        places = [_place_of(path, tree) for path in paths]
         first = next((number for number, place in enumerate(places) if place != DEFAULT), 0)
-        others = [f"{name}: {places[n]}" for n, name in enumerate(broken.reads) if n != first]
-        beside = f" [{'; '.join(others)}]" if others else ""
-        yield Problem(places[first], paths[first], f"{broken.message}{beside}")
+        others = "; ".join(f"{name}: {places[n]}" for n, name in enumerate(rule.reads) if n != first)
+        yield Mistake(places[first], paths[first], f"{message} [{others}]" if others else message)
 
 
-@dataclass(frozen=True, slots=True)
-class LoadedConfig:
-    """A config and where it comes from.
-
-    Attributes:
-        config: Complete and checked.
-        sources: Dotted path of every setting -> where its value is from: a file and line, the command line, or the
-            default.
-        files: The file that was named, its parent, and so on; empty where there was none.
-    """
-
-    config: Config
-    sources: Mapping[str, Source]
-    files: tuple[Path, ...]
-
-
-def load_config(path: Path | None, overrides: Sequence[str] = ()) -> LoadedConfig:
-    """Load a config.
-
-    Args:
-        path: YAML file; `None` starts from the defaults.
-        overrides: `key=value` settings on top, later ones over earlier ones.
-
-    Raises:
-        UserError: With every mistake at once: unknown keys, wrong values and impossible pairs, each with its place.
-            Files that cannot be read at all and arguments that are not `key=value` are told alone.
-    """
-    problems: list[Problem] = []
-    tree, files = (Node({}, DEFAULT), ()) if path is None else _read_chain(Path(path), problems)
-    defaults = {dotted(setting.path): setting.default for setting in settings(Config)}
-    for argument in overrides:
-        apply_override(tree, argument, defaults, problems)
-    config = validate(tree, problems, Config)
-    if config is None or problems:
-        raise _error(problems, files)
-    return LoadedConfig(config, {dotted(path): setting_source(path, tree) for path in values(config)}, files)
-
-
-def load_file(path: Path, model: type[M], overrides: Sequence[str] = ()) -> M:
-    """Load a file that is no config, such as a ladder, by the same rules: it may have parents, and settings on top.
-
-    Raises:
-        UserError: With every mistake at once.
-    """
-    problems: list[Problem] = []
-    tree, files = _read_chain(path, problems)
-    defaults = {dotted(setting.path): setting.default for setting in settings(model)}
-    for argument in overrides:
-        apply_override(tree, argument, defaults, problems)
-    found = validate(tree, problems, model)
-    if found is None or problems:
-        raise _error(problems, files)
-    return found
-
-
-MAX_BYTES = 1_000_000
-"""Of a config file; the longest one is a hundredth of that, and a file of data takes minutes to be read as one."""
-MAX_LISTED = 100
-"""Mistakes that are told at once."""
-
-
-def require_data(loaded: LoadedConfig) -> None:
-    """Raise a `UserError` that names every data file of a config that is not there, and where it was set."""
-    data = loaded.config.data
-    named = {"train": data.train, "eval": data.eval, "complete": data.complete}
-    problems = []
-    for name, value in named.items():
-        if value is None or Path(value).is_file():
-            continue
-        beside = [file.name for file in Path(value).parent.iterdir()] if Path(value).parent.is_dir() else []
-        found = "a folder" if Path(value).is_dir() else f"nothing{nearest(Path(value).name, beside)}"
-        message = f"expected a data file at {value}, found {found}"
-        problems.append(Problem(loaded.sources[f"data.{name}"], ("data", name), message))
-    if problems:
-        known = _error(problems, loaded.files)
-        raise UserError(known.message, fix="check the path; it is read relative to the current folder")
-
-
-def _read_chain(path: Path, problems: list[Problem]) -> tuple[Node, tuple[Path, ...]]:
-    """Read a file and its parents; returns them merged, and the files from the one named upwards."""
-    files: dict[str, Path] = {}
-    trees: list[Node] = []
-    named_at: Source | None = None
-    following: Path | None = path
-    while following is not None:
-        tree = _read_file(following, named_at, problems)
-        real = os.path.realpath(following)
-        if real in files:
-            chain = " -> ".join(str(file) for file in [*files.values(), following])
-            raise UserError(f"`extends` goes in a circle: {chain}", where=str(named_at), fix="take one of them out")
-        files[real] = following
-        trees.append(tree)
-        following, named_at = _parent(tree, following)
-    merged = trees.pop()
-    while trees:
-        merged = merge(merged, trees.pop())
-    return merged, tuple(files.values())
-
-
-def _parent(tree: Node, path: Path) -> tuple[Path | None, Source | None]:
-    """Take `extends` out of a file's tree; returns the file that it names, and where it does."""
-    assert isinstance(tree.value, dict)
-    node = tree.value.pop("extends", None)
-    if node is None:
-        return None, None
-    if not isinstance(node.value, str):
-        message = f"`extends` takes one file, as text; found {show(node)}"
-        raise UserError(message, where=str(node.source), fix="write for example extends: base.yaml")
-    # normpath keeps messages short: configs/base.yaml, not configs/tiny/../base.yaml.
-    return Path(os.path.normpath(path.parent / node.value)), node.source
-
-
-def _read_file(path: Path, named_at: Source | None, problems: list[Problem]) -> Node:
-    """Read one file; `named_at` is the `extends` that asked for it."""
-    where, what = (str(path), "") if named_at is None else (str(named_at), f"`extends` names {path}: ")
-    try:
-        if path.is_dir():
-            raise UserError(f"{what}expected a YAML file, found a folder", where=where, fix="name the file in it")
-        if not path.is_file():
-            beside = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
-            relative_to = "the current folder" if named_at is None else "the file that it stands in"
-            fix = f"check the path; it is relative to {relative_to}"
-            raise UserError(f"{what}config file not found{nearest(path.name, beside)}", where=where, fix=fix)
-        if (size := path.stat().st_size) > MAX_BYTES:
-            message = f"{what}expected a config, found a file of {size / 1e6:.1f} MB"
-            raise UserError(message, where=where, fix="name the YAML file with the settings")
-        content = path.read_bytes()
-        if b"\0" in content:
-            message = f"{what}expected a YAML file, found a binary file (or UTF-16: save it as UTF-8)"
-            raise UserError(message, where=where)
-        text = content.decode("utf-8-sig")
-    except OSError as error:
-        raise UserError(f"{what}cannot be read: {error.strerror}", where=where) from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{what}not UTF-8 text (byte {error.start})", where=where, fix="save it as UTF-8") from error
-    before = len(problems)
-    tree = read_yaml(text, lambda line: Source(str(path), line), problems)
-    if tree is None and len(problems) == before:
-        raise UserError("the file is empty", where=path, fix="write at least one setting, such as seed: 0")
-    if tree is None or not isinstance(tree.value, dict):
-        found = "one broken value" if tree is None else "a list" if isinstance(tree.value, list) else show(tree)
-        raise UserError(f"expected settings (key: value), found {found}", where=path)
-    return tree
-
-
-def _error(problems: Sequence[Problem], files: Sequence[Path]) -> UserError:
-    """One message with all problems, by file and line; the command line comes last."""
+def _error(mistakes: Sequence[Mistake], files: Sequence[Path]) -> UserError:
+    """One message with all mistakes, by file and line; the command line comes last."""
     order = {str(file): number for number, file in enumerate(files)}
-    told = sorted(problems, key=lambda one: (order.get(one.source.origin, len(order)), one.source.line or 0))
-    lines = list(dict.fromkeys(str(problem) for problem in told))
+    ordered = sorted(mistakes, key=lambda one: (order.get(one.source.origin, len(order)), one.source.line or 0))
+    lines = list(dict.fromkeys(str(mistake) for mistake in ordered))
     head = [] if len(lines) == 1 else [f"{len(lines):,} mistakes in the config"]
     rest = [f"and {len(lines) - MAX_LISTED:,} more"] if len(lines) > MAX_LISTED else []
     return UserError("\n  ".join([*head, *lines[:MAX_LISTED], *rest]))

@@ -1,13 +1,15 @@
-"""What settings must not be combined. Each rule names the settings it reads, the one to change first."""
+"""What settings must not be combined. Each rule names the settings it reads, the one to change first.
+
+Only contradictions are refused: a setting asks for something that another one rules out.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from fractions import Fraction
 
 from apiece.config.describe import no_effect, rule, value_at
-from apiece.config.schema import Config, ContextEmbedMode, Part, Shuffle, SoftContextGrad, SoftContextReplace
+from apiece.config.schema import Config, Part, Shuffle
 
 
 @rule("prompt.text", "prompt.name")
@@ -18,6 +20,12 @@ def _own_prompt(config: Config) -> str | None:
     return "prompt.text goes with `prompt.name: text` and only with it: set both or neither"
 
 
+@rule("prompt.text")
+def _blank_prompt(config: Config) -> str | None:
+    text = config.prompt.text
+    return "expected an instruction, found blank text" if text is not None and not text.strip() else None
+
+
 @rule("train.micro_batch_size", "train.batch_size")
 def _micro_batches(config: Config) -> str | None:
     size, micro = config.train.batch_size, config.train.micro_batch_size
@@ -26,18 +34,18 @@ def _micro_batches(config: Config) -> str | None:
     return f"train.batch_size ({size}) must be a multiple of train.micro_batch_size ({micro})"
 
 
-@rule("eval.every_steps", "data.eval")
-def _something_to_evaluate(config: Config) -> str | None:
-    if config.eval.every_steps is None or config.data.eval is not None:
-        return None
-    return "eval.every_steps is set but data.eval is not: name the JSONL to evaluate on"
+def _needs_eval(path: str, use: str) -> None:
+    @rule(path, "data.eval")
+    def check(config: Config) -> str | None:
+        if value_at(config, path) is None or config.data.eval is not None:
+            return None
+        return f"{path} is set but data.eval is not: name the JSONL {use}"
 
 
-@rule("monitor.every_steps", "data.eval")
-def _something_to_dump(config: Config) -> str | None:
-    if config.monitor.every_steps is None or config.data.eval is not None:
-        return None
-    return "monitor.every_steps is set but data.eval is not: name the JSONL that the panel is chosen from"
+_needs_eval("eval.every_steps", "to evaluate on")
+_needs_eval("monitor.every_steps", "that the panel is chosen from")
+_needs_eval("train.keep_best", "to evaluate on")
+_needs_eval("data.complete", "to evaluate on, whose images it completes")
 
 
 @rule("monitor.panel.size", "monitor.panel.ids", "monitor.panel.from")
@@ -65,27 +73,11 @@ def _a_buffer_of_batches(config: Config) -> str | None:
     return f"data.buffer_size ({size}) must be at least train.batch_size ({batch}): raise it"
 
 
-no_effect(
-    "data.buffer_size",
-    reads="data.shuffle",
-    unless=lambda config: config.data.shuffle is Shuffle.BUFFER,
-    why="unless `data.shuffle: buffer`: set that",
-)
-no_effect(
-    "train.length_window",
-    reads="data.shuffle",
-    unless=lambda config: config.data.shuffle is not Shuffle.NONE,
-    why="with `data.shuffle: none`, which keeps the order of the file: set that to `full` or `buffer`",
-)
-
-
 @rule("train.keep_best", "data.eval", "data.complete", "train.save_every", "eval.every_steps", "train.steps")
 def _something_to_be_the_best(config: Config) -> str | None:
     best, train = config.train.keep_best, config.train
-    if best is None:
+    if best is None or config.data.eval is None:
         return None
-    if config.data.eval is None:
-        return "train.keep_best is set but data.eval is not: name the JSONL to evaluate on"
     if best == "f1/true" and config.data.complete is None:
         return "train.keep_best is f1/true, which needs data.complete: name the complete truth, or take f1/f1"
     save, evaluate = train.save_every or train.steps, config.eval.every_steps or train.steps
@@ -94,55 +86,6 @@ def _something_to_be_the_best(config: Config) -> str | None:
     return (
         f"train.keep_best has nothing to choose from: of {train.steps} steps, none but the last is both saved "
         f"(train.save_every: {train.save_every}) and evaluated (eval.every_steps: {config.eval.every_steps})"
-    )
-
-
-no_effect(
-    "optim.lr_muon",
-    reads="optim.name",
-    unless=lambda config: config.optim.name == "muon",
-    why="with `optim.name: adamw`: set `optim.name: muon`",
-)
-no_effect(
-    "eval.samples",
-    reads="data.eval",
-    unless=lambda config: config.data.eval is not None,
-    why="without data.eval: name the JSONL to evaluate on",
-)
-no_effect(
-    "data.complete",
-    reads="data.eval",
-    unless=lambda config: config.data.eval is not None,
-    why="without data.eval, whose images it completes: name the JSONL to evaluate on",
-)
-for _knob in (
-    "monitor.panel.size",
-    "monitor.panel.ids",
-    "monitor.panel.seed",
-    "monitor.panel.from",
-    "monitor.pictures",
-    "monitor.probes",
-    "monitor.elsewhere",
-):
-    no_effect(
-        _knob,
-        reads="monitor.every_steps",
-        unless=lambda config: config.monitor.every_steps is not None,
-        why="without monitor.every_steps: set it to the steps between dumps",
-    )
-for _knob in ("monitor.panel.size", "monitor.panel.ids", "monitor.panel.seed"):
-    no_effect(
-        _knob,
-        reads="monitor.panel.from",
-        unless=lambda config: config.monitor.panel.from_run is None,
-        why="with monitor.panel.from, which names the samples: leave that out",
-    )
-for _knob in ("generate.labels", "generate.ordered_boxes", "generate.forced_logprobs"):
-    no_effect(
-        _knob,
-        reads="generate.grammar",
-        unless=lambda config: config.generate.grammar,
-        why="with `generate.grammar: false`: set that to true",
     )
 
 
@@ -156,94 +99,52 @@ def _a_step_for_channel_b(config: Config) -> str | None:
     )
 
 
+# Settings that ask for something which other settings switch off. An arm of a comparison that differs in such a setting
+# alone would differ in nothing.
+
+no_effect(
+    *("monitor.panel.size", "monitor.panel.ids", "monitor.panel.seed"),
+    reads=("monitor.panel.from",),
+    unless=lambda config: config.monitor.panel.from_run is None,
+    why="with monitor.panel.from, which names the samples: leave that out",
+)
+no_effect(
+    "generate.labels",
+    reads=("generate.grammar",),
+    unless=lambda config: config.generate.grammar,
+    why="with `generate.grammar: false`: set that to true",
+)
 no_effect(
     "stage2_ab.b_redundancy_weight",
-    reads="stage2_ab.b_ratio",
+    reads=("stage2_ab.b_ratio",),
     unless=lambda config: config.stage2_ab.b_ratio > 0,
-    why="with `stage2_ab.b_ratio: 0`, which has no answers of the model's own: raise that",
-)
-
-
-def _several_passes(config: Config) -> bool:
-    return config.stage2_ab.n_softctx_iter > 1
-
-
-_SELF_CONTEXT = (
-    "objective.bbox_geo.config.a1_smoothl1_weight",
-    "objective.bbox_geo.config.a1_ciou_weight",
-    "objective.coord_reg.config.a1_soft_ce_weight",
-    "objective.coord_reg.config.a1_w1_weight",
-    "objective.coord_reg.config.self_context_soft_ce_weight",
-    "objective.token_ce.config.self_context_struct_ce_weight",
-    "stage2_ab.softctx_grad_mode",
-    "stage2_ab.softctx_temperature",
-    "stage2_ab.coord_ctx_embed_mode",
-    "stage2_ab.softctx_replace",
-    "stage2_ab.softctx_target",
+    why="with `stage2_ab.b_ratio: 0`, which never generates answers: raise that",
 )
 no_effect(
-    *_SELF_CONTEXT,
-    reads=("stage2_ab.n_softctx_iter", "stage2_ab.b_ratio"),
-    unless=lambda config: _several_passes(config) or config.stage2_ab.b_ratio == 1,
-    why="with `stage2_ab.n_softctx_iter: 1`, which has no self-context: set it to 2 or more",
-)
-no_effect(
-    *("stage2_ab.n_softctx_iter", *_SELF_CONTEXT),
-    reads="stage2_ab.b_ratio",
+    "stage2_ab.n_softctx_iter",
+    reads=("stage2_ab.b_ratio",),
     unless=lambda config: config.stage2_ab.b_ratio < 1,
     why="with `stage2_ab.b_ratio: 1`, which leaves no step to Channel-A: lower that",
 )
 no_effect(
-    "stage2_ab.softctx_radius",
-    reads="stage2_ab.softctx_replace",
-    unless=lambda config: config.stage2_ab.softctx_replace is SoftContextReplace.NEAR_GT,
-    why="with `stage2_ab.softctx_replace: all`: set it to `near_gt`",
-)
-no_effect(
-    "stage2_ab.softctx_temperature",
-    reads="stage2_ab.coord_ctx_embed_mode",
-    unless=lambda config: config.stage2_ab.coord_ctx_embed_mode is not ContextEmbedMode.HARD,
-    why="with `stage2_ab.coord_ctx_embed_mode: hard`, which takes the most likely bin",
-)
-no_effect(
-    "stage2_ab.softctx_temperature",
-    reads=("stage2_ab.softctx_grad_mode", "stage2_ab.coord_ctx_embed_mode"),
-    unless=lambda config: (
-        config.stage2_ab.softctx_grad_mode is not SoftContextGrad.EM_DETACH
-        or config.stage2_ab.coord_ctx_embed_mode is not ContextEmbedMode.ST
-    ),
-    why="with `stage2_ab.softctx_grad_mode: em_detach` and `stage2_ab.coord_ctx_embed_mode: st`, where it would only "
-    "shape the gradient that is cut off: set one of them to `unroll` or `soft`",
+    *("objective.bbox_geo.config.a1_smoothl1_weight", "objective.bbox_geo.config.a1_ciou_weight"),
+    *("objective.coord_reg.config.a1_soft_ce_weight", "objective.coord_reg.config.a1_w1_weight"),
+    "objective.coord_reg.config.self_context_soft_ce_weight",
+    "objective.token_ce.config.self_context_struct_ce_weight",
+    *("stage2_ab.softctx_grad_mode", "stage2_ab.softctx_temperature", "stage2_ab.coord_ctx_embed_mode"),
+    *("stage2_ab.softctx_replace", "stage2_ab.softctx_target"),
+    reads=("stage2_ab.n_softctx_iter", "stage2_ab.b_ratio"),
+    unless=lambda config: config.stage2_ab.n_softctx_iter > 1 and config.stage2_ab.b_ratio < 1,
+    why="without self-context: set stage2_ab.n_softctx_iter to 2 or more and stage2_ab.b_ratio below 1",
 )
 
 
-def _weighs(path: str) -> Callable[[Config], bool]:
-    """Whether the weight at a dotted path is above 0."""
-    return lambda config: bool(value_at(config, path) > 0)
-
-
-# What shapes a term (smoothl1_beta, target_sigma, ...) is felt in the logged figures even where the term has no weight.
-for _term, _parts in {
-    "token_ce": ("desc_ce_weight", "self_context_struct_ce_weight"),
-    "bbox_geo": ("smoothl1_weight", "ciou_weight", "a1_smoothl1_weight", "a1_ciou_weight"),
-    "coord_reg": (
-        *("coord_ce_weight", "soft_ce_weight", "w1_weight", "self_context_soft_ce_weight"),
-        *("a1_soft_ce_weight", "a1_w1_weight", "coord_gate_weight", "text_gate_weight"),
-    ),
-}.items():
-    no_effect(
-        *(f"objective.{_term}.config.{_part}" for _part in _parts),
-        reads=f"objective.{_term}.weight",
-        unless=_weighs(f"objective.{_term}.weight"),
-        why=f"with `objective.{_term}.weight: 0`, which multiplies it: raise that",
-    )
-
-
-# Rules about what is trained at all: frozen parts, adapters, and their rates.
+# What is trained at all: frozen parts, adapters, and their rates.
 
 
 RATES = {Part.VISION: "lr_vision", Part.MERGER: "lr_merger", Part.COORD: "lr_coord"}
 """The setting of a part's own rate in `optim`; `language` has the general one, which is never 0."""
+_TRAINED = ("model.freeze", "model.lora.rank", "model.lora.targets")
 
 
 def trained_parts(config: Config) -> tuple[Part, ...]:
@@ -253,11 +154,11 @@ def trained_parts(config: Config) -> tuple[Part, ...]:
     return tuple(p for p in Part if p not in config.model.freeze and rates.get(p) != 0 and p in adapted)
 
 
-@rule("model.freeze", "model.lora.targets", "model.lora.rank", *(f"optim.{name}" for name in RATES.values()))
+@rule(*_TRAINED, *(f"optim.{name}" for name in RATES.values()))
 def _something_to_train(config: Config) -> str | None:
     if trained_parts(config):
         return None
-    return "nothing is left to train: every part is frozen, by model.freeze or a rate of 0; train one at least"
+    return "nothing is left to train: every part is frozen, by model.freeze or a rate of 0; train at least one"
 
 
 @rule("model.lora.targets", "model.lora.rank", "model.freeze", *(f"optim.{name}" for name in RATES.values()))
@@ -266,7 +167,7 @@ def _adapters_are_trained(config: Config) -> str | None:
     if not lora.rank:
         return None
     if not lora.targets or Part.COORD in lora.targets:
-        return "name one or more of vision, merger, language; coordinate rows are trained beside adapters anyway"
+        return "name one or more of vision, merger, language; coordinate rows are trained as well in any case"
     idle = [str(part) for part in lora.targets if part not in trained]
     if not idle or not trained:
         return None
@@ -280,28 +181,22 @@ def _adapters_with_adamw(config: Config) -> str | None:
     return "`muon` is for whole matrices; adapters are trained with `optim.name: adamw`"
 
 
-for _knob in ("alpha", "dropout", "dora", "targets"):
+no_effect(
+    *(f"model.lora.{name}" for name in ("alpha", "dropout", "dora", "targets")),
+    reads=("model.lora.rank",),
+    unless=lambda config: config.model.lora.rank > 0,
+    why="with `model.lora.rank: 0`, which makes no adapters: raise that",
+)
+
+
+def _rate_of(part: Part, path: str) -> None:
     no_effect(
-        f"model.lora.{_knob}",
-        reads="model.lora.rank",
-        unless=lambda config: config.model.lora.rank > 0,
-        why="with `model.lora.rank: 0`, which makes no adapters: raise that",
-    )
-
-
-def _rate_of(part: Part, name: str) -> None:
-    """A rate above 0 for what is not trained is a mistake."""
-
-    def idle(config: Config) -> bool:
-        return not value_at(config, f"optim.{name}") or part in trained_parts(config)
-
-    no_effect(
-        f"optim.{name}",
-        reads=("model.freeze", "model.lora.rank", "model.lora.targets"),
-        unless=idle,
+        path,
+        reads=_TRAINED,
+        unless=lambda config: not value_at(config, path) or part in trained_parts(config),
         why=f"as {part} is not trained: take it out of model.freeze, or into model.lora.targets,",
     )
 
 
 for _part, _name in RATES.items():
-    _rate_of(_part, _name)
+    _rate_of(_part, f"optim.{_name}")

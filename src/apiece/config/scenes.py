@@ -18,20 +18,20 @@ class SplitSection(Section):
     n: PositiveCount
     """How many scenes."""
     seed: Count
-    """Of the series; scene k is the same for any number of scenes."""
+    """Scene k of a seed is the same for any number of scenes."""
 
 
 class BenchmarkFile(Section):
     """Scenes with complete truth, each labelled in several ways.
 
-    The pictures of a split are drawn once. Beside the complete truth there is one file of labels for every share of
+    The pictures of a split are drawn once. Each has its complete truth and a file of labels for every share of
     unlabelled objects and every chance of a group box: they differ in nothing else.
     """
 
     name: str
-    """What it is called, where figures are quoted."""
+    """Its name where figures are quoted."""
     drawings: PositiveCount
-    """Version of the drawings that it was made for; another one gives other scenes and is refused."""
+    """Version of the drawing code that it was made for; another version draws other scenes and is refused."""
     size: Annotated[int, Field(ge=64, le=1024)] = 192
     """Side of the images in pixels."""
     families: tuple[str, ...] = ("shelf", "stands", "street", "sparse")
@@ -48,7 +48,7 @@ class BenchmarkFile(Section):
     """Chances, for each row of a scene, that a run of labelled neighbours is written down as one box."""
 
     @model_validator(mode="after")
-    def _apart(self) -> Self:
+    def _different_seeds(self) -> Self:
         seeds = [self.train.seed, self.panel.seed, self.test.seed]
         if len(set(seeds)) < len(seeds):
             raise ValueError("train, panel and test must have seeds of their own, or they share scenes")

@@ -13,9 +13,6 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from apiece.config.describe import check_rules
 
-# What every section of the settings is made of: the base of the models, and numbers with bounds.
-
-
 NonNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
@@ -23,7 +20,7 @@ PositiveCount = Annotated[int, Field(ge=1)]
 
 
 class Section(BaseModel):
-    """Base of every section: unknown keys are errors, values never change after loading."""
+    """Base of every section: unknown keys are errors, values are frozen."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -31,11 +28,8 @@ class Section(BaseModel):
         strict=True,
         allow_inf_nan=False,
         use_attribute_docstrings=True,
-        serialize_by_alias=True,  # a key that is a word of Python's, such as `from`, is an alias
+        serialize_by_alias=True,  # a key that is a Python keyword, such as `from`, is an alias
     )
-
-
-# The settings of low-rank adapters, and the parts of a model that settings speak of.
 
 
 class Part(StrEnum):
@@ -48,21 +42,18 @@ class Part(StrEnum):
 
 
 class LoraSection(Section):
-    """Low-rank adapters (extra `lora`): all weights stay as they are but the adapters and the coordinate rows."""
+    """Low-rank adapters (extra `lora`): only the adapters and the coordinate rows are trained."""
 
     rank: Count = 0
-    """Rank of the adapters; 0: none, and all weights of the parts that are not frozen are trained."""
+    """Rank of the adapters; 0: none, and all weights of parts that are not frozen are trained."""
     alpha: Positive | None = None
-    """What an adapter adds is scaled by alpha / rank; none: twice the rank."""
+    """The adapters' output is scaled by alpha / rank; none: twice the rank."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of an adapter's inputs that is dropped in training (seeded by step and process)."""
+    """Share of an adapter's inputs that is dropped during training (seeded by step and process)."""
     dora: bool = False
-    """Train the length of every weight's columns as well (DoRA)."""
+    """Also train the norms of the weights' columns (DoRA)."""
     targets: tuple[Part, ...] = (Part.MERGER, Part.LANGUAGE)
     """Parts whose linear layers get an adapter: `vision`, `merger`, `language`. Rates: `optim.lr_vision` and so on."""
-
-
-# The settings of dumps during training.
 
 
 class PanelSection(Section):
@@ -71,49 +62,46 @@ class PanelSection(Section):
     size: Count = 16
     """How many are chosen, in equal shares of images with 1-5, 6-15 and 16+ labels (and a few with none)."""
     ids: tuple[str, ...] = ()
-    """Sample ids that are in it beside those."""
+    """Sample ids to add to those."""
     seed: Count = 0
-    """Of the choice; not the run's seed, so that runs that differ in it show the same images."""
+    """Seed of the choice; not the run's seed, so that runs with other seeds show the same images."""
     from_run: Annotated[str | None, Field(alias="from")] = None
-    """Folder of a run whose panel is taken over; its `data.eval` must be the same file."""
+    """Folder of a run whose panel is used instead; its `data.eval` must be the same file."""
 
 
 class MonitorSection(Section):
-    """Dumps of a fixed panel during training, to be looked at with `apiece report` (docs/records.md)."""
+    """Dumps of a fixed panel of images during training, for `apiece report`."""
 
     every_steps: PositiveCount | None = None
-    """Steps between dumps; there is one before the first step and one at the end, too. None: no dumps."""
+    """Steps between dumps, with one before the first step and one at the end; none: no dumps."""
     panel: PanelSection = PanelSection()
-    """What is dumped."""
+    """Which samples are dumped."""
     pictures: bool = True
     """Draw each sample of a dump as a PNG: labels left, predictions right."""
     probes: bool = True
-    """Read what the model believes at the labels' coordinates."""
+    """Record the model's distributions at the labels' coordinates."""
     elsewhere: Count = 16
-    """How many broken answers of the evaluation of the same step are kept beside the panel, at most."""
-
-
-# The settings of the training loop: steps, batches, checkpoints, processes, and what it does when something fails.
+    """Greatest number of malformed answers from the evaluation of the same step that are kept as well."""
 
 
 class Parallel(StrEnum):
-    """What several processes do with the model."""
+    """How several processes share the model."""
 
     DDP = "ddp"
     FSDP = "fsdp"
 
 
 class TrainSection(Section):
-    """The loop."""
+    """The training loop."""
 
     steps: PositiveCount = 1000
-    """Optimizer steps in all."""
+    """Number of optimizer steps."""
     batch_size: PositiveCount = 8
-    """Samples in one optimizer step, over all ranks and accumulation."""
+    """Samples per optimizer step, over all ranks and accumulation."""
     micro_batch_size: PositiveCount | None = None
-    """Samples in one forward pass on one rank; none: as many as fit `batch_size` on this number of ranks."""
+    """Samples per forward pass on one rank; none: `batch_size` divided by the number of ranks."""
     length_window: PositiveCount = 8
-    """Batches are cut from windows of this many batches sorted by length: less padding, still shuffled."""
+    """Batches are drawn from windows of this many batches sorted by length: less padding, still shuffled."""
     save_every: PositiveCount | None = None
     """Steps between checkpoints; none: only at the end and on interruption."""
     keep_last: PositiveCount = 2
@@ -121,31 +109,31 @@ class TrainSection(Section):
     keep_best: (
         Literal["coco/AP", "coco/AP50", "f1/f1", "f1/precision", "f1/recall", "f1/mean_iou", "f1/true"] | None
     ) = None
-    """Also keep the checkpoint whose evaluation had the greatest value of this figure; none: only the newest ones."""
+    """Also keep the checkpoint with the greatest value of this figure; none: only the newest ones."""
     sharded_checkpoints: bool = False
-    """Every process writes the parts of weights and optimizer state that it holds, instead of one process gathering and
-    writing all: for models that one process's memory is too small for. Read by everything that reads the others, on any
-    number of processes; `apiece model export` makes one file of the weights."""
+    """Every process writes its own part of weights and optimizer state, instead of one gathering and writing all: for
+    models too large for the memory of one process. All commands read such checkpoints, on any number of processes;
+    `apiece model export` makes one file of the weights."""
     grace_s: Positive = 30.0
-    """Seconds that the run has between SIGTERM and its end; a step and a save that take longer are warned of."""
+    """Seconds between SIGTERM and the end of the process; a warning says if a step and a save take longer."""
     skip_nonfinite: Count = 0
-    """How many steps of a run may be left out because a loss or the gradient was not finite (`apiece replay` goes over
-    them again); after that, as with 0, the run saves the step before and stops."""
+    """How many steps may be skipped because a loss or the gradient was not finite; at the next one, or the first one
+    with 0, the run saves the step before and stops."""
     log_every: PositiveCount = 10
-    """Steps between lines of metrics."""
+    """Steps between lines in `metrics.jsonl`."""
     telemetry_window: Annotated[int, Field(ge=3)] = 100
     """Steps over which the running mean and variance of every term are taken."""
     trackers: tuple[Literal["tensorboard"], ...] = ()
-    """Where figures go besides `metrics.jsonl`."""
+    """Where figures go in addition to `metrics.jsonl`."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; `auto` takes a GPU where there is one."""
     parallel: Parallel = Parallel.DDP
-    """Under torchrun, `ddp`: every process holds the model; `fsdp`: they share weights, gradients and optimizer state
-    among them. Same results, same checkpoints. With one process there is nothing to share."""
+    """Under torchrun, `ddp`: every process holds the whole model; `fsdp`: weights, gradients and optimizer state are
+    sharded. Same results, same checkpoints. Without effect on one process."""
 
 
 class CoordDecodeMode(StrEnum):
-    """How a box coordinate is read off a slot's distribution for the geometry losses."""
+    """How a slot's distribution becomes a box coordinate for the geometry losses."""
 
     EXP = "exp"
     ST = "st"
@@ -174,7 +162,7 @@ class SoftContextReplace(StrEnum):
 
 
 class SoftContextTarget(StrEnum):
-    """What the last pass is asked for."""
+    """What the last pass is trained to answer."""
 
     IDENTITY = "identity"
     RETARGET = "retarget"
@@ -226,41 +214,41 @@ class DataSection(Section):
     """What is trained on and how images enter the model."""
 
     train: str | None = None
-    """Training JSONL (docs/data.md), relative to the current folder."""
+    """Training JSONL, relative to the current folder."""
     eval: str | None = None
     """JSONL evaluated during training; none: no evaluation."""
     complete: str | None = None
-    """Everything that is on the images of `data.eval` (COCO or JSONL), where it is known: adds the true F1."""
+    """Complete annotations of the images in `data.eval` (COCO or JSONL), where they exist: adds the true F1."""
     max_objects: PositiveCount = 60
-    """Images with more labelled objects are left out of training, with a count; never out of evaluation."""
+    """Images with more labels are left out of training, and counted; never out of evaluation."""
     object_order: ObjectOrder = ObjectOrder.SORTED
     """`sorted` by (y1, x1), `left_to_right` by (x1, y1), `reading` row by row and in a row by (x1, y1), or `random`,
     seeded by sample and epoch."""
     max_pixels: PositiveCount = 1_048_576
-    """Images above this many pixels are resized down to it; none is ever enlarged beyond rounding to the patch grid."""
+    """Images with more pixels are scaled down to this; none is enlarged, except by rounding to the patch grid."""
     flip: bool = False
     """Mirror half of the training images left to right (seeded by sample and epoch)."""
     scale_jitter: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Crop a random window that keeps at least 1 - this share of each side (seeded by sample and epoch)."""
+    """Crop a random window that keeps at least (1 - this) of each side (seeded by sample and epoch)."""
     context_jitter: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Move the coordinates that the model reads, and not those that it is to write, by up to this share of the box's
-    side (one deviation, seeded by sample and epoch). Who has only read exact boxes copies them, and drifts along a row
-    once it reads its own."""
+    """Noise on the coordinates that the model reads as context, not on those it is trained to write: a standard
+    deviation, as a share of the box's side (seeded by sample and epoch). A model trained only on exact boxes learns to
+    copy them, and drifts along a row once it conditions on its own predictions."""
     shuffle: Shuffle = Shuffle.FULL
-    """`full`: each epoch a new order of the whole file; `buffer`: within blocks of `buffer_size` records that follow
-    each other, so that a slow disk or tar shards are read front to back; `none`: the order of the file. Any run resumes
-    with the sample at which it stopped."""
+    """`full`: a new order of the whole file in each epoch; `buffer`: within blocks of `buffer_size` consecutive lines,
+    so that a slow disk or tar shards are read front to back; `none`: the order of the file. Every run resumes at
+    the sample where it stopped."""
     buffer_size: PositiveCount = 10_000
-    """Records in a block of `shuffle: buffer`."""
+    """Lines in a block of `shuffle: buffer`."""
     workers: Count = 1
     """Processes that load and encode images; 0 does it in the main process."""
 
 
 class PromptSection(Section):
-    """The instruction that stands beside the image."""
+    """The instruction that goes with the image."""
 
     name: Literal["plain", "coco_80", "atomic", "text"] = "plain"
-    """A named template (apiece/model/prompts.py), or `text` for your own."""
+    """A named template, or `text` for your own."""
     text: str | None = None
     """Your own instruction; only with `name: text`."""
 
@@ -269,18 +257,18 @@ class TokenCEConfig(Section):
     """Weights inside `token_ce`."""
 
     desc_ce_weight: NonNegative = 1.0
-    """Weight of the tokens of an object's name, against 1 for syntax and end tokens."""
+    """Weight of the tokens of an object's name; syntax and end tokens weigh 1."""
     self_context_struct_ce_weight: NonNegative = 0.1
-    """Weight of syntax and end tokens on the last of several passes; names are not in it there."""
+    """Weight of syntax and end tokens on the last of several passes, where names are left out."""
 
 
 class TokenCE(Section):
-    """Cross-entropy on syntax, name and end tokens; coordinate tokens are not in it."""
+    """Cross-entropy on syntax, name and end tokens, without coordinate tokens."""
 
     weight: NonNegative = 1.0
-    """Weight of the term."""
+    """Multiplies all parts."""
     config: TokenCEConfig = TokenCEConfig()
-    """Its parts."""
+    """Weights of its parts."""
 
 
 class BBoxGeoConfig(Section):
@@ -289,13 +277,13 @@ class BBoxGeoConfig(Section):
     smoothl1_weight: NonNegative = 2.0
     """SmoothL1 between decoded and true box, coordinates in [0, 1], mean over the four."""
     smoothl1_beta: Positive = 1.0
-    """Where SmoothL1 turns from square to straight, in units of the image side."""
+    """Where SmoothL1 turns from quadratic to linear, in units of the image side."""
     ciou_weight: NonNegative = 0.2
     """1 - CIoU of the decoded box."""
     a1_smoothl1_weight: NonNegative = 0.0
-    """SmoothL1 on the anchor pass A1 as well, where there are several passes."""
+    """Additional SmoothL1 on the anchor pass A1 of several passes."""
     a1_ciou_weight: NonNegative = 0.0
-    """1 - CIoU on the anchor pass A1 as well, where there are several passes."""
+    """Additional 1 - CIoU on the anchor pass A1 of several passes."""
 
 
 class BBoxGeo(Section):
@@ -304,7 +292,7 @@ class BBoxGeo(Section):
     weight: NonNegative = 1.0
     """Multiplies all parts."""
     config: BBoxGeoConfig = BBoxGeoConfig()
-    """Its parts."""
+    """Weights of its parts."""
 
 
 class CoordRegConfig(Section):
@@ -319,9 +307,9 @@ class CoordRegConfig(Section):
     self_context_soft_ce_weight: NonNegative | None = None
     """`soft_ce_weight` on the last of several passes; none: the same."""
     a1_soft_ce_weight: NonNegative = 0.0
-    """Soft cross-entropy on the anchor pass A1 as well, where there are several passes."""
+    """Additional soft cross-entropy on the anchor pass A1 of several passes."""
     a1_w1_weight: NonNegative = 0.0
-    """Wasserstein-1 on the anchor pass A1 as well, where there are several passes."""
+    """Additional Wasserstein-1 on the anchor pass A1 of several passes."""
     coord_gate_weight: NonNegative = 1.0
     """-log of the mass on coordinate tokens at slots, under the full softmax."""
     text_gate_weight: NonNegative = 0.0
@@ -340,7 +328,7 @@ class CoordReg(Section):
     weight: NonNegative = 1.0
     """Multiplies all parts."""
     config: CoordRegConfig = CoordRegConfig()
-    """Its parts."""
+    """Weights of its parts."""
 
 
 class ObjectiveSection(Section):
@@ -358,11 +346,11 @@ class Stage2Section(Section):
     """The channels of Stage-2."""
 
     b_ratio: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Share of optimizer steps that are Channel-B's (taught on the model's own answers): of the first n steps,
-    floor(n x b_ratio). The others are Channel-A's."""
+    """Share of optimizer steps in Channel-B (training on the model's own answers): floor(n x b_ratio) of the first n
+    steps. The others are in Channel-A."""
     b_redundancy_weight: NonNegative = 0.0
-    """Charge on the model's own boxes that are wrong whatever is labelled (`duplicate`, `group`): -log(1 - p) of the
-    token at which each commits, its x1, per labelled object. 0: such boxes are free, as all false positives are."""
+    """Penalty for predictions that are wrong no matter what is labelled (`duplicate`, `group`): -log(1 - p) of their x1
+    token, with which each commits to its box, per labelled object. 0: no penalty, as for all false positives."""
     coord_decode_mode: CoordDecodeMode = CoordDecodeMode.EXP
     """`exp`: expectation over bins; `st`: the most likely bin forward, the expectation's gradient backward."""
     n_softctx_iter: Annotated[int, Field(ge=1, le=8)] = 1
@@ -376,24 +364,24 @@ class Stage2Section(Section):
     softctx_replace: SoftContextReplace = SoftContextReplace.ALL
     """`all` slots, or only those whose most likely bin is `near_gt`; the others keep the true coordinate."""
     softctx_radius: Count = 10
-    """How near, in bins, for `softctx_replace: near_gt`."""
+    """Greatest distance in bins for `softctx_replace: near_gt`."""
     softctx_target: SoftContextTarget = SoftContextTarget.IDENTITY
-    """`identity`: slot i is to say object i's box; `retarget`: the box of the instance that the context has begun."""
+    """`identity`: slot i is trained on object i's box; `retarget`: on that of the instance that the context began."""
 
 
 class OptimSection(Section):
     """Optimizer and schedule."""
 
     name: Literal["adamw", "muon"] = "adamw"
-    """`muon` orthogonalises the momentum of the matrices inside the layers; everything else stays with AdamW."""
+    """`muon` orthogonalises the momentum of the matrices inside the layers; all other weights use AdamW."""
     lr: Positive = 1e-5
     """Peak learning rate of the language model (AdamW)."""
     lr_vision: Annotated[float, Field(ge=0)] | None = None
-    """Peak rate of the vision tower; none: as `lr`; 0 freezes it."""
+    """Peak rate of the vision tower; none: `lr`; 0 freezes it."""
     lr_merger: Annotated[float, Field(ge=0)] | None = None
-    """Peak rate of the merger between vision and language; none: as `lr`; 0 freezes it."""
+    """Peak rate of the merger between vision and language; none: `lr`; 0 freezes it."""
     lr_coord: Annotated[float, Field(ge=0)] | None = None
-    """Peak rate of the embedding and head table that holds the coordinate rows; none: as `lr`."""
+    """Peak rate of the embedding and head table that holds the coordinate rows; none: `lr`."""
     lr_muon: Positive = 0.02
     """Peak rate of the matrices under `muon`."""
     betas: tuple[float, float] = (0.9, 0.95)
@@ -403,42 +391,53 @@ class OptimSection(Section):
     warmup_steps: Count = 50
     """Steps of linear warm-up."""
     min_lr_ratio: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """The cosine ends at this share of the peak rate."""
+    """The cosine schedule ends at this share of the peak rate."""
     clip_norm: Positive = 1.0
     """Gradients are scaled down to this global norm."""
 
 
 class GenerateSection(Section):
-    """How answers are written."""
+    """How answers are generated: in training, evaluation and prediction alike."""
 
     batch_size: PositiveCount = 16
     """Images answered at once."""
     max_objects: PositiveCount = 100
-    """An answer is ended after this many records (finish reason `object_cap`)."""
+    """An answer ends after this many objects (finish reason `object_cap`)."""
     max_new_tokens: PositiveCount = 4096
-    """An answer is ended after this many tokens (finish reason `length`)."""
+    """An answer ends after this many tokens (finish reason `length`)."""
     temperature: NonNegative = 0.0
     """0 is greedy; above it, seeded sampling."""
     grammar: bool = True
-    """Hold answers to the format: tokens that would break it are never written. Without it the model writes what it
-    likes, and records that it breaks are counted (`parse/`). The speed is the same."""
+    """Constrain answers to the format: tokens that would break it are never written. Without it the model writes
+    freely, and malformed objects are counted (`parse/`). The speed is the same."""
     labels: tuple[str, ...] | None = None
     """The only names that may be written; none: any name. With `grammar`."""
     ordered_boxes: bool = True
-    """Hold x2 above x1 and y2 above y1. With `grammar`."""
+    """Constrain x2 to be above x1 and y2 above y1. With `grammar`."""
     max_repeats: PositiveCount | None = 4
-    """An answer is ended once it holds this many equal records, name and all four coordinates (finish reason
+    """An answer ends once it holds this many identical objects, name and all four coordinates (finish reason
     `repetition`); none: never."""
     forced_logprobs: bool = True
-    """Know the log-probabilities of tokens that the format forces, too; false: they are null, and the head's work on
-    them is saved, which counts where the vocabulary is large and the model small."""
+    """Compute the log-probabilities of tokens that the format forces, too; false: they are null, which saves the head's
+    work on them: worth it where the vocabulary is large and the model small."""
+
+
+class ServerSection(Section):
+    """How `--server` of `apiece evaluate` and `apiece predict` is asked."""
+
+    concurrency: PositiveCount = 8
+    """Greatest number of requests in flight."""
+    timeout_s: Annotated[float, Field(ge=0.1)] = 300.0
+    """Seconds that the server may take for one answer."""
+    retries: Count = 5
+    """Further attempts where the server fails or is too busy."""
 
 
 class EvalSection(Section):
     """Evaluation during training."""
 
     every_steps: PositiveCount | None = None
-    """Steps between evaluations; none: only at the end."""
+    """Steps between evaluations; none: only one at the end."""
     samples: PositiveCount = 64
     """Size of the fixed subset of `data.eval`."""
 
@@ -456,9 +455,9 @@ class Config(Section):
     """A whole run."""
 
     seed: Count = 0
-    """Every random choice is a function of this and of what it is for."""
+    """Every random choice is a function of this and of its purpose."""
     run: RunSection = RunSection()
-    """Where it is written."""
+    """Where the run is written."""
     model: ModelSection = ModelSection()
     """The model."""
     data: DataSection = DataSection()
@@ -474,11 +473,29 @@ class Config(Section):
     train: TrainSection = TrainSection()
     """The loop."""
     generate: GenerateSection = GenerateSection()
-    """Generation, in evaluation and prediction alike."""
+    """Generation."""
     eval: EvalSection = EvalSection()
     """Evaluation during training."""
     monitor: MonitorSection = MonitorSection()
     """Dumps during training."""
+
+    @model_validator(mode="after")
+    def _check_rules(self) -> Self:
+        check_rules(self)
+        return self
+
+
+class AnswerSettings(Section):
+    """Settings that `apiece evaluate` and `apiece predict` take as KEY=VALUE."""
+
+    seed: Count = 0
+    """Seed of sampling."""
+    prompt: PromptSection = PromptSection()
+    """The instruction; the checkpoint's own if nothing of it is set."""
+    generate: GenerateSection = GenerateSection()
+    """Generation."""
+    server: ServerSection = ServerSection()
+    """How a server is asked."""
 
     @model_validator(mode="after")
     def _check_rules(self) -> Self:

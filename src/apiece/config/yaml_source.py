@@ -45,13 +45,8 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
-    """Where a value was set.
-
-    Attributes:
-        origin: A file as the user would name it, `command line` or `default`.
-        line: Line in that file, from 1.
-    """
+class Place:
+    """Where a value was set: a file as the user would name it and a line (from 1), `command line` or `default`."""
 
     origin: str
     line: int | None = None
@@ -60,22 +55,16 @@ class Source:
         return self.origin if self.line is None else f"{self.origin}:{self.line}"
 
 
-DEFAULT = Source("default")
-COMMAND_LINE = Source("command line")
+DEFAULT = Place("default")
+COMMAND_LINE = Place("command line")
 
 
 @dataclass(slots=True)
 class Node:
-    """A value as it was read.
-
-    Attributes:
-        value: A scalar, a list of nodes or a mapping of nodes.
-        source: Line of the key where the value belongs to a key, else of the value.
-        text: A scalar as it was written, without quotes.
-    """
+    """A value as it was read; `source` is the line of its key if it has one, `text` a scalar as written, unquoted."""
 
     value: Scalar | list[Node] | dict[str, Node]
-    source: Source
+    source: Place
     text: str = ""
 
     def plain(self) -> Any:
@@ -88,16 +77,10 @@ class Node:
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
-    """One mistake, to be reported together with all others.
+class Mistake:
+    """One mistake, to be reported together with all others."""
 
-    Attributes:
-        source: Where it is.
-        path: The setting that it is about.
-        message: What was expected and what was found.
-    """
-
-    source: Source
+    source: Place
     path: KeyPath
     message: str
 
@@ -150,7 +133,7 @@ class _Loader(Reader, Scanner, Parser, Composer, BaseResolver):
         event = self.peek_event()
         mark: Any = event.start_mark
         if isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent) and event.tag is not None:
-            raise yaml.MarkedYAMLError(problem=f"tags such as {event.tag} are not read", problem_mark=mark)
+            raise yaml.MarkedYAMLError(problem=f"tags such as {event.tag} are not supported", problem_mark=mark)
         if self.depth > MAX_DEPTH:
             raise yaml.MarkedYAMLError(problem=f"more than {MAX_DEPTH} levels deep", problem_mark=mark)
         self.depth += 1
@@ -162,16 +145,16 @@ class _Loader(Reader, Scanner, Parser, Composer, BaseResolver):
 class _Builder:
     """Turns PyYAML's nodes into ours and collects what is wrong with single values."""
 
-    def __init__(self, locate: Callable[[int], Source], problems: list[Problem]) -> None:
+    def __init__(self, locate: Callable[[int], Place], mistakes: list[Mistake]) -> None:
         self.locate = locate
-        self.problems = problems
+        self.mistakes = mistakes
         self.count = 0
 
-    def source(self, node: yaml.Node) -> Source:
+    def source(self, node: yaml.Node) -> Place:
         return self.locate(node.start_mark.line + 1)
 
-    def build(self, node: yaml.Node, source: Source, path: KeyPath, depth: int = 0) -> Node | None:
-        """`node` as a tree; `None` where its value cannot be used and a problem was noted."""
+    def build(self, node: yaml.Node, source: Place, path: KeyPath, depth: int = 0) -> Node | None:
+        """`node` as a tree; `None` where its value cannot be used and a mistake was noted."""
         self.count += 1
         if depth > MAX_DEPTH:
             raise yaml.MarkedYAMLError(
@@ -189,30 +172,32 @@ class _Builder:
         assert isinstance(node, yaml.ScalarNode)
         text: str = node.value
         if _SURROGATE.search(text):
-            self.problem(source, path, "the text holds half of a surrogate pair (\\ud800 to \\udfff)")
+            self.mistake(source, path, "the text holds half of a surrogate pair (\\ud800 to \\udfff)")
             return None
         try:
             return Node(resolve_plain(text) if node.style is None else text, source, text)
         except ValueError as error:
-            self.problem(source, path, str(error))
+            self.mistake(source, path, str(error))
             return None
 
     def mapping(self, node: yaml.MappingNode, path: KeyPath, depth: int) -> dict[str, Node]:
         """The entries whose keys and values can be used."""
         entries: dict[str, Node] = {}
-        first: dict[str, Source] = {}
+        first: dict[str, Place] = {}
         for key_node, value_node in node.value:
             source = self.source(key_node)
             if not isinstance(key_node, yaml.ScalarNode) or _SURROGATE.search(key_node.value):
-                self.problem(source, path, "a key must be a word, found a list, a mapping or broken text")
+                self.mistake(source, path, "a key must be a word, found a list, a mapping or broken text")
                 continue
             key: str = key_node.value
             if key == "<<" and key_node.style is None:
-                self.problem(
-                    source, (*path, key), "merge keys are not read; use `extends: FILE` at the top of the file"
+                self.mistake(
+                    source,
+                    (*path, key),
+                    "merge keys (<<) are not supported; use `extends: FILE` at the top of the file",
                 )
             elif key in first:
-                self.problem(source, (*path, key), f"duplicate key, first set at {first[key]}")
+                self.mistake(source, (*path, key), f"duplicate key, first set at {first[key]}")
             else:
                 first[key] = source
                 child = self.build(value_node, source, (*path, key), depth + 1)
@@ -220,17 +205,17 @@ class _Builder:
                     entries[key] = child
         return entries
 
-    def problem(self, source: Source, path: KeyPath, message: str) -> None:
-        self.problems.append(Problem(source, path, message))
+    def mistake(self, source: Place, path: KeyPath, message: str) -> None:
+        self.mistakes.append(Mistake(source, path, message))
 
 
-def read_yaml(text: str, locate: Callable[[int], Source], problems: list[Problem], path: KeyPath = ()) -> Node | None:
+def read_yaml(text: str, locate: Callable[[int], Place], mistakes: list[Mistake], path: KeyPath = ()) -> Node | None:
     """Read one YAML document.
 
     Args:
         text: The document.
         locate: Line (from 1) -> source of what stands there.
-        problems: Mistakes in single values (duplicate keys, NaN) are appended here; the values are left out.
+        mistakes: Mistakes in single values (duplicate keys, NaN) are appended here; the values are left out.
         path: Where the document belongs in the config.
 
     Returns:
@@ -241,7 +226,7 @@ def read_yaml(text: str, locate: Callable[[int], Source], problems: list[Problem
     """
     try:
         root = _Loader(text).get_single_node()
-        return None if root is None else _Builder(locate, problems).build(root, locate(root.start_mark.line + 1), path)
+        return None if root is None else _Builder(locate, mistakes).build(root, locate(root.start_mark.line + 1), path)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         message = ", ".join(part for part in (error.context, error.problem) if part)

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from apiece.types import Encoded, IntArray, Role, Sample
+from apiece.types import ChannelName, Encoded, IntArray, Role, Sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,14 +24,13 @@ class EncodedSample:
     """One sample as tokens and patches.
 
     Attributes:
-        sample_id: Of the sample.
         prefix_ids: `[P]` image and prompt, placeholders expanded.
         pixel_values: `[V, C]` float32 patches.
         grid_thw: Patches by time, rows and columns.
         answer: The target; `None` where an answer is to be generated.
         num_collapsed: Objects left out because their box is thinner than a bin.
         shown: The sample as its image shows it, after augmentation: size, objects in the order in which an answer names
-            them, crowd regions behind them. `None` where there are no labels.
+            them, crowd regions last. `None` where there are no labels.
     """
 
     sample_id: str
@@ -43,16 +42,34 @@ class EncodedSample:
     shown: Sample | None = None
 
 
+Samples = list[EncodedSample]
+"""A micro-batch that is not collated yet: Channel-B does that itself, when the model has answered."""
+
+
+class _Movable:
+    """A dataclass of tensors, which move to a device together."""
+
+    __slots__ = ()
+
+    def to(self, device: torch.device) -> Self:
+        form: Any = self
+        values = {f.name: getattr(form, f.name) for f in fields(form)}
+        tensors = {name: v.to(device, non_blocking=True) for name, v in values.items() if isinstance(v, Tensor)}
+        forms = {name: v.to(device) for name, v in values.items() if isinstance(v, _Movable)}
+        moved: Self = replace(form, **tensors, **forms)
+        return moved
+
+
 @dataclass(frozen=True, slots=True)
-class Prefix:
+class Prefix(_Movable):
     """The image-and-prompt half of a batch, left-padded.
 
     Attributes:
-        ids: `[B, P]`.
+        ids: `[B, P]` token ids.
         mask: `[B, P]` bool, false at padding.
         image_mask: `[B, P]` bool, true at image placeholders.
-        pixel_values: `[V, C]`.
-        grid_thw: `[B, 3]`.
+        pixel_values: `[V, C]` patches of all images.
+        grid_thw: `[B, 3]` patches by time, rows and columns.
     """
 
     ids: Tensor
@@ -61,13 +78,9 @@ class Prefix:
     pixel_values: Tensor
     grid_thw: Tensor
 
-    def to(self, device: torch.device) -> Self:
-        """The same on a device."""
-        return replace(self, **{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
-
 
 @dataclass(frozen=True, slots=True)
-class BatchSlots:
+class BatchSlots(_Movable):
     """All slots of a batch.
 
     Attributes:
@@ -87,14 +100,10 @@ class BatchSlots:
     def __len__(self) -> int:
         return int(self.sample.shape[0])
 
-    def to(self, device: torch.device) -> Self:
-        """The same on a device."""
-        return replace(self, **{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
-
 
 @dataclass(frozen=True, slots=True)
-class Redundant:
-    """Where a batch's answers hold boxes of the model's own that are wrong whatever is labelled.
+class Redundant(_Movable):
+    """Where a batch's answers hold boxes of the model's own that are wrong no matter what is labelled.
 
     Attributes:
         sample: `[R]` row in the batch.
@@ -104,27 +113,21 @@ class Redundant:
     sample: Tensor
     position: Tensor
 
-    def to(self, device: torch.device) -> Self:
-        """The same on a device."""
-        return replace(self, sample=self.sample.to(device), position=self.position.to(device))
-
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class Batch(_Movable):
     """What one forward pass of training reads.
 
     Attributes:
-        sample_ids: B ids.
-        prefix: Image and prompt.
         answer_ids: `[B, T]`, right-padded.
-        answer_mask: `[B, T]` bool.
+        answer_mask: `[B, T]` bool, false at padding.
         roles: `[B, T]` int8 of `Role`; -1 at padding.
-        slots: Coordinate tokens that have a loss: all, but for the model's own records that match no label.
+        slots: Coordinate tokens that have a loss: all except those of written objects that no label matches.
         object_group: `[N]` objects of one sample and name share a number.
-        supervised: `[B, T]` bool, text tokens that have a loss: all, but for the model's own records.
+        supervised: `[B, T]` bool, text tokens that have a loss: all except those of objects that the model wrote.
         num_collapsed: Objects left out because their box is thinner than a bin.
-        shown: The samples as their images show them.
-        redundant: Where the answers begin with what a model wrote; `None` where they are the labels' alone.
+        channel: The channel that prepared it, and makes its loss terms.
+        redundant: Boxes that Channel-B charges for; `None` in a batch of Channel-A.
     """
 
     sample_ids: tuple[str, ...]
@@ -136,33 +139,8 @@ class Batch:
     object_group: Tensor
     supervised: Tensor
     num_collapsed: int = 0
-    shown: tuple[Sample | None, ...] = ()
+    channel: ChannelName = ChannelName.A
     redundant: Redundant | None = None
-
-    @property
-    def num_objects(self) -> int:
-        """Objects written in the batch's answers."""
-        return len(self.slots) // 4
-
-    @property
-    def padding_share(self) -> float:
-        """Share of the batch's positions that are padding."""
-        real = int(self.prefix.mask.sum()) + int(self.answer_mask.sum())
-        return 1 - real / (self.prefix.mask.numel() + self.answer_mask.numel())
-
-    def to(self, device: torch.device) -> Self:
-        """The same on a device."""
-        return replace(
-            self,
-            prefix=self.prefix.to(device),
-            answer_ids=self.answer_ids.to(device, non_blocking=True),
-            answer_mask=self.answer_mask.to(device, non_blocking=True),
-            roles=self.roles.to(device, non_blocking=True),
-            slots=self.slots.to(device),
-            object_group=self.object_group.to(device, non_blocking=True),
-            supervised=self.supervised.to(device, non_blocking=True),
-            redundant=None if self.redundant is None else self.redundant.to(device),
-        )
 
 
 def collate_prefix(samples: Sequence[EncodedSample], pad_id: int, image_token_id: int) -> Prefix:
@@ -178,60 +156,41 @@ def collate_prefix(samples: Sequence[EncodedSample], pad_id: int, image_token_id
 
 
 def collate(samples: Sequence[EncodedSample], pad_id: int, image_token_id: int) -> Batch:
-    """Join B encoded samples, answers included, into one batch."""
+    """One batch of B samples with their labels as answers: Channel-A's."""
     answers = [_answer(s) for s in samples]
-    return _batch(
-        answers,
-        [a.roles != Role.COORD for a in answers],
-        pad_id,
-        sample_ids=tuple(s.sample_id for s in samples),
-        prefix=collate_prefix(samples, pad_id, image_token_id),
-        num_collapsed=sum(s.num_collapsed for s in samples),
-        shown=tuple(s.shown for s in samples),
-    )
+    return _batch(samples, answers, [a.roles != Role.COORD for a in answers], pad_id, image_token_id)
 
 
-def with_answers(
-    batch: Batch,
+def collate_targets(
+    samples: Sequence[EncodedSample],
     answers: Sequence[Encoded],
     supervised: Sequence[NDArray[np.bool_]],
     committing: Sequence[IntArray],
     pad_id: int,
+    image_token_id: int,
 ) -> Batch:
-    """The same images and prompts with answers that a model has begun.
+    """One batch of B samples with answers that the model began: Channel-B's.
 
     Args:
-        batch: Of B samples.
-        answers: Theirs; slots are those of the coordinates that have a loss.
-        supervised: `[T]` text tokens of each that have a loss.
-        committing: `[R]` positions in each for `Redundant`.
-        pad_id: As in `collate`.
+        samples: Images and prompts; their labels are not read.
+        answers: One for each sample; slots are those of the coordinates that have a loss.
+        supervised: `[T]` text tokens of each answer that have a loss.
+        committing: `[R]` positions in each answer for `Redundant`.
+        pad_id: The tokenizer's.
+        image_token_id: The placeholder that image features replace.
     """
     rows = np.repeat(np.arange(len(answers)), [len(c) for c in committing])
-    return _batch(
-        answers,
-        supervised,
-        pad_id,
-        sample_ids=batch.sample_ids,
-        prefix=batch.prefix,
-        num_collapsed=batch.num_collapsed,
-        shown=batch.shown,
-        redundant=Redundant(torch.from_numpy(rows), torch.from_numpy(np.concatenate(committing).astype(np.int64))),
-    )
-
-
-def questions(batch: Batch) -> list[EncodedSample]:
-    """The samples of a batch without answers, as generation takes them; their prefixes make the same batch again."""
-    prefix = batch.prefix
-    pixels = prefix.pixel_values.cpu().split(prefix.grid_thw.prod(1).tolist())
-    grids = [(t, h, w) for t, h, w in prefix.grid_thw.tolist()]
-    ids = [row[mask].cpu().numpy() for row, mask in zip(prefix.ids, prefix.mask, strict=True)]
-    rows = zip(batch.sample_ids, ids, pixels, grids, strict=True)
-    return [EncodedSample(name, row, patches.numpy(), grid) for name, row, patches, grid in rows]
+    redundant = Redundant(torch.from_numpy(rows), torch.from_numpy(np.concatenate(committing).astype(np.int64)))
+    batch = _batch(samples, answers, supervised, pad_id, image_token_id)
+    return replace(batch, channel=ChannelName.B, redundant=redundant)
 
 
 def _batch(
-    answers: Sequence[Encoded], supervised: Sequence[NDArray[np.bool_]], pad_id: int, **prefix_half: Any
+    samples: Sequence[EncodedSample],
+    answers: Sequence[Encoded],
+    supervised: Sequence[NDArray[np.bool_]],
+    pad_id: int,
+    image_token_id: int,
 ) -> Batch:
     answer_ids, answer_mask = _pad([a.ids for a in answers], pad_id, left=False)
     roles, _ = _pad([a.roles for a in answers], -1, left=False)
@@ -243,18 +202,20 @@ def _batch(
         objects += len(s) // 4
     slots = BatchSlots(*(torch.from_numpy(np.concatenate(c).astype(np.int64)) for c in zip(*columns, strict=True)))
     return Batch(
+        sample_ids=tuple(s.sample_id for s in samples),
+        prefix=collate_prefix(samples, pad_id, image_token_id),
         answer_ids=answer_ids,
         answer_mask=answer_mask,
         roles=roles.to(torch.int8),
         slots=slots,
         object_group=_object_groups(answers),
         supervised=_pad(supervised, 0, left=False)[0].bool(),
-        **prefix_half,
+        num_collapsed=sum(s.num_collapsed for s in samples),
     )
 
 
 def _object_groups(answers: Sequence[Encoded]) -> Tensor:
-    """`[N]`: a number for each (sample, name) pair; names are told apart by their tokens."""
+    """`[N]`: a number for each (sample, name) pair; names are compared by their tokens."""
     numbers: dict[tuple[int, bytes], int] = {}
     groups = []
     for row, answer in enumerate(answers):

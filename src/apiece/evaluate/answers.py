@@ -1,4 +1,10 @@
-"""Answers to scored detections, and their line in `predictions.jsonl`."""
+"""Answers with scored boxes, and `predictions.jsonl`, the file in which they are kept.
+
+AP ranks boxes by score, so its figure belongs to a score policy. All policies that an answer allows are computed; one
+of them gives the detections their score.
+
+Shapes: N objects of an answer.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +18,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import IO, Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,16 +27,8 @@ from apiece.codec import Bins, Tokenizer, parse_ids
 from apiece.codec.parse import desc_positions
 from apiece.codec.vocab import CoordVocab
 from apiece.errors import UserError, nearest
-from apiece.files import read_json_object, write_json
-from apiece.types import Detection, ParsedObject, ParseResult, Rollout, Sample
-
-# Scores of boxes by named policies: how sure the model was of what it wrote, in the ways there are to say so.
-#
-# AP ranks by score, so its figure belongs to a policy. All that can be computed from an answer are, side by side; one
-# of them gives the detections their score. Log-probabilities are those of the full softmax, as in the `Rollout`.
-#
-# Shapes: N objects of an answer.
-
+from apiece.files import atomic_open, locked, read_json_object, write_json
+from apiece.types import Detection, FinishReason, ParsedObject, ParseResult, Rollout, Sample
 
 Scores = Mapping[str, tuple[float, ...]]
 """Policy to the scores `[N]`; only the policies that can be computed for all N."""
@@ -54,11 +53,7 @@ DEFAULT_POLICY = ScorePolicy.COORD_LOGPROB
 
 
 def chosen_policy(name: str) -> ScorePolicy:
-    """The policy of a name.
-
-    Raises:
-        UserError: There is none.
-    """
+    """The policy of that name; a `UserError` if there is none."""
     if name not in list(ScorePolicy):
         known = ", ".join(ScorePolicy)
         raise UserError(f"unknown score policy '{name}'{nearest(name, list(ScorePolicy))}; known: {known}", exit_code=2)
@@ -103,7 +98,7 @@ def common_policy(answers: Collection[Scores], asked: str) -> str:
 
 
 def no_scores(asked: str, used: str) -> str:
-    """What to tell where `common_policy` is not the one asked for."""
+    """The warning where `common_policy` is not the policy asked for."""
     return f"scores are {used}: not all answers have what {asked} needs (the engine keeps no log-probabilities)"
 
 
@@ -117,22 +112,21 @@ def split_scores(answers: Collection[Scores]) -> dict[str, FloatArray]:
 
 
 def _geometric_mean(logprobs: NDArray[np.float32]) -> float:
-    """exp of the mean; NaN where one is NaN."""
     return math.exp(float(logprobs.mean())) if len(logprobs) else math.nan
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One image with what the model said of it.
+    """What the model said about one image.
 
     Attributes:
         sample: The image and its labels.
-        rollout: What was generated.
-        parsed: What it says.
-        detections: The kept records as boxes in pixels of the original image, with scores.
-        policy: Which of `scores` they have.
-        scores: Policy to a score for each detection; the policies that can be computed for all of them.
-        desc_positions: Positions in the ids of the tokens of each detection's name.
+        rollout: The generated tokens.
+        parsed: The objects in them.
+        detections: `[N]` valid objects as boxes in pixels of the original image, with scores.
+        policy: The policy of those scores.
+        scores: Every policy that can be computed for all N, to a score for each detection.
+        desc_positions: `[N]` positions in the ids of the tokens of each name.
     """
 
     sample: Sample
@@ -148,8 +142,8 @@ class Answer:
         scored = zip(self.detections, self.scores[policy], strict=True)
         return replace(self, policy=policy, detections=tuple(replace(d, score=score) for d, score in scored))
 
-    def record(self) -> dict[str, Any]:
-        """The line in `predictions.jsonl`."""
+    def line(self) -> dict[str, Any]:
+        """The line in `predictions.jsonl`; `read_answer` makes the same answer of it again."""
         width, height = self.sample.size_wh
         masked = self.rollout.logprobs_masked
         return {
@@ -163,8 +157,8 @@ class Answer:
             "dropped": {str(k): v for k, v in self.parsed.dropped.items()},
             "text": self.rollout.text,
             "ids": self.rollout.ids.tolist(),
-            "logprobs": _numbers(self.rollout.logprobs, 5),
-            "logprobs_masked": None if masked is None else _numbers(masked, 5),
+            "logprobs": _numbers(self.rollout.logprobs),
+            "logprobs_masked": None if masked is None else _numbers(masked),
         }
 
     def _object(self, i: int) -> dict[str, Any]:
@@ -179,13 +173,16 @@ class Answer:
             "scores": {policy: round(scores[i], 6) for policy, scores in self.scores.items()},
             "desc_positions": list(self.desc_positions[i]),
             "coord_positions": coord,
-            "near_mass": None if mass is None else _numbers(mass[coord], 6),
+            "near_mass": None if mass is None else _numbers(mass[coord]),
         }
 
 
-def _numbers(values: NDArray[np.float32], digits: int) -> list[float | None]:
-    """Rounded, `None` for what is not finite."""
-    return [round(float(v), digits) if np.isfinite(v) else None for v in values]
+def _numbers(values: NDArray[np.float32]) -> list[float | None]:
+    """In the fewest digits that give the same float32 again, `None` for what is not finite.
+
+    So figures made from the file equal those of an evaluation that was never interrupted.
+    """
+    return [float(str(v)) if np.isfinite(v) else None for v in values]
 
 
 def read_answer(
@@ -211,36 +208,91 @@ def under_one_policy(answers: Collection[Answer], policy: str) -> list[Answer]:
     return [answer if answer.policy == used else answer.under(used) for answer in answers]
 
 
-# `predictions.jsonl` of a long run: written line by line under another name, so that nothing done is ever lost.
-#
-# While a run goes on, its answers are in `predictions.jsonl.part`; at the end the file takes its name. An interrupted
-# run is gone on with under the same protocol (checkpoint, prompt, generation), which `protocol.json` keeps.
-
+# The file of a run. Until the run is complete, its answers are in `predictions.jsonl.part`, a line each; then the file
+# gets its final name. `protocol.json` keeps what the answers depend on: only the same settings may resume a run.
 
 PREDICTIONS_FILE = "predictions.jsonl"
 PART_FILE = "predictions.jsonl.part"
 PROTOCOL_FILE = "protocol.json"
+LOCK_FILE = ".predictions.lock"
 
 _FREE = {"batch_size", "device", "url"}
-"""Settings that may change between a run and its resumption: they decide how fast, not what."""
+"""Settings that may change on resume: they decide how fast answers come, not what they say."""
+
+
+class ObjectLine(msgspec.Struct):
+    """An object in a line of `predictions.jsonl`, as far as it is read again."""
+
+    desc: str
+    bbox: tuple[float, float, float, float]
+    score: float
+    coord_positions: tuple[int, ...] = ()
+    near_mass: list[float | None] | None = None
+
+
+class AnswerLine(msgspec.Struct):
+    """A line of `predictions.jsonl`, as far as it is read again."""
+
+    id: str
+    width: int
+    height: int
+    finish_reason: FinishReason
+    score_policy: str
+    objects: list[ObjectLine]
+    dropped: dict[str, int]
+    text: str
+    ids: list[int]
+    logprobs: list[float | None]
+    logprobs_masked: list[float | None] | None = None
+
+    def rollout(self) -> Rollout:
+        """The rollout; probability near a coordinate is known only where an object has it."""
+        masked = None if self.logprobs_masked is None else _floats(self.logprobs_masked)
+        mass = None
+        for item in self.objects:
+            if item.near_mass is not None:
+                mass = np.full(len(self.ids), np.nan, dtype=np.float32) if mass is None else mass
+                mass[list(item.coord_positions)] = _floats(item.near_mass)
+        ids, logprobs = np.array(self.ids, dtype=np.int64), _floats(self.logprobs)
+        return Rollout(self.id, ids, logprobs, self.text, self.finish_reason, mass, masked)
+
+
+def _floats(values: Sequence[float | None]) -> NDArray[np.float32]:
+    return np.array([np.nan if value is None else value for value in values], dtype=np.float32)
+
+
+_LINE = msgspec.json.Decoder(AnswerLine)
+
+
+def read_lines(path: Path) -> Iterator[AnswerLine]:
+    """The lines of a complete `predictions.jsonl`, one at a time."""
+    with open(path, "rb") as file:
+        yield from map(_LINE.decode, file)
+
+
+def write_answers(out: Path, answers: Collection[Answer]) -> None:
+    """`predictions.jsonl` of answers that are all there already; complete or absent."""
+    with atomic_open(out / PREDICTIONS_FILE) as file:
+        for answer in answers:
+            file.write(json.dumps(answer.line(), ensure_ascii=False) + "\n")
 
 
 def check_out(out: Path, *, resume: bool) -> None:
-    """Raise a `UserError` unless a run may write to `out`: new or empty, or one to go on with."""
+    """Raise a `UserError` unless `out` is new or empty, or `resume` is set and it holds a run to resume."""
     if out.exists() and not out.is_dir():
         raise UserError("expected a folder, found a file", where=out, exit_code=2)
-    if not out.exists() or not any(out.iterdir()):
+    if not out.exists() or not any(path.name != LOCK_FILE for path in out.iterdir()):
         return
     has_run = (out / PROTOCOL_FILE).is_file()
     if resume and not has_run:
         raise UserError(
-            f"there is no run to go on with: the folder is not empty and holds no {PROTOCOL_FILE}",
+            f"there is no run to resume: the folder is not empty and holds no {PROTOCOL_FILE}",
             where=out,
             fix="name the folder of an earlier run, or a new one",
             exit_code=2,
         )
     if not resume:
-        fix = "choose another --out" + (", or add --resume to go on with the run in it" if has_run else "")
+        fix = "choose another --out" + (", or add --resume to finish the run in it" if has_run else "")
         raise UserError("the folder is not empty, and nothing in it is overwritten", where=out, fix=fix, exit_code=2)
 
 
@@ -249,8 +301,8 @@ class AnswerFile:
 
     Attributes:
         done: Ids of the samples that are answered.
-        objects: Objects in all answers.
-        dropped: Records dropped from all answers.
+        objects: Valid objects in all answers.
+        dropped: Objects dropped from all answers.
     """
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -261,115 +313,111 @@ class AnswerFile:
 
     def write(self, answer: Answer) -> None:
         """Append an answer; once this returns, it survives the end of the process."""
-        record = answer.record()
         try:
-            self._file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+            self._file.write(json.dumps(answer.line(), ensure_ascii=False).encode() + b"\n")
             self._file.flush()
         except OSError as error:
-            message = f"cannot write: {error.strerror}; what is done is kept"
+            message = f"cannot write: {error.strerror}; finished answers are kept"
             raise UserError(message, where=self._file.name, fix="free some space, then add --resume") from error
-        self._count(record)
+        self._count(answer.sample.id, len(answer.detections), sum(answer.parsed.dropped.values()))
 
     def read_back(self) -> None:
-        """Take up the lines of an earlier run; a last line that was cut off is dropped and done again.
+        """Read the lines of an earlier run; a last line that was cut off is removed and answered again.
 
         Raises:
-            UserError: Another line is broken: to go on from there would lose what follows.
+            UserError: Another line is broken: resuming from there would lose the lines after it.
         """
         end = 0
         for number, raw in enumerate(self._file, 1):
-            record = _record(raw)
-            if record is None:
+            try:
+                line = _LINE.decode(raw if raw.endswith(b"\n") else b"")
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                 if self._file.read(1):
-                    where, fix = f"{self._file.name}:{number}", "delete this line; its photo is then done again"
-                    raise UserError("expected an answer, found something else", where=where, fix=fix)
+                    where, fix = f"{self._file.name}:{number}", "delete this line; its image is then answered again"
+                    raise UserError("expected an answer, found something else", where=where, fix=fix) from error
                 break
-            self._count(record)
+            self._count(line.id, len(line.objects), sum(line.dropped.values()))
             end += len(raw)
         self._file.seek(end)
         self._file.truncate()
 
-    def _count(self, record: Mapping[str, Any]) -> None:
-        self.done.add(record["id"])
-        self.objects += len(record["objects"])
-        self.dropped += sum(record["dropped"].values())
+    def _count(self, sample_id: str, objects: int, dropped: int) -> None:
+        self.done.add(sample_id)
+        self.objects += objects
+        self.dropped += dropped
 
 
 @contextmanager
-def open_answers(out: Path, protocol: Mapping[str, Any], *, resume: bool) -> Iterator[AnswerFile]:
-    """The answers in `out`: those of an earlier run first where `resume` is set, then what is written.
+def open_answers(out: Path, protocol: Mapping[str, Any], *, resume: bool | None) -> Iterator[AnswerFile]:
+    """The answers in `out`: those of an earlier run, if it is resumed, then what is written.
 
-    When the block ends without an error, `predictions.jsonl` is complete. When it does not, what was written stays in
+    If the block ends without an error, `predictions.jsonl` is complete. Otherwise what was written stays in
     `predictions.jsonl.part` for the next time.
 
+    Args:
+        out: Folder; made if missing.
+        protocol: What the answers depend on.
+        resume: `True` resumes the earlier run in `out`, `False` starts again, `None` resumes it if it has the same
+            settings and starts again otherwise.
+
     Raises:
-        UserError: `out` may not be written to (`check_out`), or the earlier run had another protocol.
+        UserError: Another process writes to the folder, or the run to resume has other settings.
     """
-    check_out(out, resume=resume)
     part, final, settings = out / PART_FILE, out / PREDICTIONS_FILE, out / PROTOCOL_FILE
-    if settings.is_file():
-        _require_same(settings, protocol)
-    write_json(settings, protocol)
-    if final.exists() and not part.exists():
-        final.replace(part)
-    with open(part, "r+b" if part.exists() else "w+b") as file:
-        answers = AnswerFile(file)
-        answers.read_back()
-        yield answers
-        os.fsync(file.fileno())
-    part.replace(final)
+    with locked(out / LOCK_FILE, wait=False) as held:
+        if not held:
+            raise UserError(
+                "another process is writing answers to this folder",
+                where=out,
+                fix="wait until it ends, or choose another folder",
+            )
+        changed = _changed(settings, protocol) if resume is not False and settings.is_file() else []
+        if changed and resume:
+            raise UserError(
+                f"the run in this folder has other settings: {'; '.join(changed)}",
+                where=settings,
+                fix="resume with the same settings, or choose a new folder",
+                exit_code=2,
+            )
+        if changed or resume is False:
+            for earlier in (part, final):
+                earlier.unlink(missing_ok=True)
+        write_json(settings, protocol)
+        if final.exists() and not part.exists():
+            final.replace(part)
+        try:
+            with open(part, "r+b" if part.exists() else "w+b") as file:
+                answers = AnswerFile(file)
+                answers.read_back()
+                yield answers
+                os.fsync(file.fileno())
+            part.replace(final)
+        finally:
+            (out / LOCK_FILE).unlink()
 
 
 def discard_run(out: Path, *, existed: bool) -> None:
-    """Take away the files of a run that answered nothing, and its folder unless that `existed` before."""
+    """Remove the files of a run that answered nothing, and its folder unless that `existed` before."""
     for name in (PREDICTIONS_FILE, PROTOCOL_FILE):
         (out / name).unlink(missing_ok=True)
     if not existed:
         out.rmdir()
 
 
-def read_records(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a `predictions.jsonl`, one at a time."""
-    with open(path, encoding="utf-8") as file:
-        for line in file:
-            yield json.loads(line)
-
-
-def _record(raw: bytes) -> dict[str, Any] | None:
-    """A complete line as a record, `None` for one that was cut off or is none."""
-    if not raw.endswith(b"\n"):
-        return None
-    try:
-        value = json.loads(raw)
-    except (ValueError, RecursionError):
-        return None
-    match value:
-        case {"id": str(), "width": int(), "height": int(), "objects": list(), "dropped": dict()}:
-            return dict(value)
-    return None
-
-
-def _require_same(path: Path, protocol: Mapping[str, Any]) -> None:
-    before = read_json_object(path, "the settings of a run", fix="choose a new folder")
-    old, new = _settings(before), _settings(protocol)
-    changed = [
+def _changed(path: Path, protocol: Mapping[str, Any]) -> list[str]:
+    """What differs between the settings in a file and those of now, in words."""
+    old, new = _flat(read_json_object(path, "the settings of a run", fix="choose a new folder")), _flat(protocol)
+    return [
         f"{key} was {old.get(key)!r}, is {new.get(key)!r}" for key in sorted(old | new) if old.get(key) != new.get(key)
     ]
-    if changed:
-        raise UserError(
-            f"the run in this folder had other settings: {'; '.join(changed)}",
-            where=path,
-            fix="go on with the same settings, or choose a new folder",
-            exit_code=2,
-        )
 
 
-def _settings(protocol: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+def _flat(protocol: Mapping[str, Any], above: str = "") -> dict[str, Any]:
     """Settings by dotted name, without those that may change."""
     flat: dict[str, Any] = {}
     for key, value in protocol.items():
         if isinstance(value, Mapping):
-            flat |= _settings(value, f"{above}{key}.")
+            flat |= _flat(value, f"{above}{key}.")
         elif key not in _FREE:
             flat[f"{above}{key}"] = value
     return flat

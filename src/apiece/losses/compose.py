@@ -20,30 +20,17 @@ from apiece.data.collate import Batch
 from apiece.losses import box, coord
 from apiece.types import LossTerm, Per, Role
 
-# The precision of losses: float32, whatever the forward pass ran in; float64 stays what it is.
-
 
 def at_least_float32(logits: Tensor) -> Tensor:
-    """Half-precision logits as float32; float32 and float64 unchanged."""
+    """Half-precision logits as float32, the precision of losses; float32 and float64 unchanged."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
-# Cross-entropy on the text of an answer.
-#
-# Shapes: R text rows, V vocabulary.
 
 
 TEXT_ROLES = (Role.STRUCT, Role.DESC, Role.EOS)
 
 
 def token_ce(logits_RV: Tensor, target_R: Tensor, role_R: Tensor) -> dict[Role, Tensor]:
-    """Summed cross-entropy in nats by role: syntax, names, end.
-
-    Args:
-        logits_RV: Logits of the rows that predict text tokens.
-        target_R: Ids.
-        role_R: `Role` of each target; coordinate tokens are not among them.
-    """
+    """Summed cross-entropy in nats by role: syntax, names, end. Coordinate tokens are not among the targets."""
     ce_R = F.cross_entropy(at_least_float32(logits_RV), target_R, reduction="none")
     return {role: (ce_R * (role_R == role)).sum() for role in TEXT_ROLES}
 
@@ -120,12 +107,10 @@ def self_context_weights(config: ObjectiveSection) -> Weights:
 
 @dataclass(frozen=True, slots=True)
 class AnswerLogits:
-    """The logits that the losses of one pass read, and nothing else.
+    """The logits that the losses of one pass read, and no others.
 
     Attributes:
         text_RV: Rows that predict supervised text tokens, full vocabulary.
-        text_target_R: Their ids.
-        text_role_R: Their `Role`.
         slot_SK: Rows that predict coordinate tokens, coordinate columns only.
         slot_log_mass_S: Log-probability of all coordinate tokens at slots; `None` where no gate asks for it.
     """
@@ -142,10 +127,8 @@ class Objective:
     """The weighted terms of a config.
 
     Attributes:
-        config: The `objective` section.
         decode: How boxes are read off slots.
         first_id: Id of the coordinate token of bin 0.
-        num_bins: Number of coordinate tokens.
     """
 
     config: ObjectiveSection
@@ -159,13 +142,11 @@ class Objective:
         return {Per.TOKENS: batch.supervised.sum().double(), Per.OBJECTS: slots / 4, Per.SLOTS: slots}
 
     def terms(self, context: str, weights: Weights, logits: AnswerLogits, target_bin_S: Tensor) -> list[LossTerm]:
-        """All terms of one pass, as sums; a term without weight is computed for the log alone.
+        """All terms of one pass, as sums; a term without weight is computed only for the log.
 
         Args:
             context: `a1`, `a2`, ...: first part of the terms' names.
-            weights: Of this context.
-            logits: Of this pass.
-            target_bin_S: The bins that this pass is to say.
+            target_bin_S: The bins that this pass should predict.
         """
         text = token_ce(logits.text_RV, logits.text_target_R, logits.text_role_R)
         slot_SK = at_least_float32(logits.slot_SK)

@@ -15,14 +15,13 @@ from torch.nn.functional import embedding, linear
 
 from apiece.model.families import language_of
 
-# First values of the coordinate rows of an embedding: smooth in the bin, so that neighbours start close.
-
 
 def ordinal_rows(num_bins: int, width: int, *, scale: float, mean: Tensor | None = None) -> Tensor:
     """Sinusoidal features of the bin, `[num_bins, width]`.
 
-    Wavelengths run geometrically from four bins to four times the number of bins, so that the rows tell both the
-    neighbourhood and the exact bin (Vaswani et al. 2017, section 3.5, with the wavelengths fitted to the grid).
+    Smooth in the bin, so that neighbours start close. Wavelengths run geometrically from four bins to four times the
+    number of bins, so that rows say both the neighbourhood and the exact bin (Vaswani et al. 2017, section 3.5, with
+    the wavelengths fitted to the grid).
 
     Args:
         scale: Standard deviation of the rows around `mean`: that of the rows already in the table.
@@ -38,20 +37,13 @@ def ordinal_rows(num_bins: int, width: int, *, scale: float, mean: Tensor | None
 
 
 class CoordEmbedding(nn.Module):
-    """An embedding with other rows for the coordinate tokens.
-
-    Args:
-        base: The whole table; not trained.
-        first: Id of the first coordinate token.
-        rows_KD: Theirs.
-    """
+    """An embedding whose rows from `first` on, those of the coordinate tokens, are replaced by `rows_KD`."""
 
     def __init__(self, base: nn.Embedding, first: int, rows_KD: nn.Parameter) -> None:
         super().__init__()
         self.base, self.first, self.rows = base, first, rows_KD
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Embeddings of tokens `[...]`, `[..., D]`."""
         bins = self.rows.shape[0]
         within = (ids >= self.first) & (ids < self.first + bins)
         own = embedding((ids - self.first).clamp(0, bins - 1), self.rows)
@@ -66,7 +58,6 @@ class CoordHead(nn.Module):
         self.base, self.first, self.rows = base, first, rows_KD
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Logits `[..., V]` of hidden states `[..., D]`."""
         logits: Tensor = self.base(hidden)
         # In place: a second copy of the logits would be the largest tensor of the step.
         logits[..., self.first : self.first + self.rows.shape[0]] = linear(hidden, self.rows)
@@ -86,7 +77,7 @@ def separate_coord_rows(model: Any, first: int, bins: int) -> None:
 def coord_rows(model: Any, first: int, bins: int) -> tuple[Tensor, Tensor]:
     """The coordinate tokens' rows of head and embedding, `[K, D]` each; one tensor where the two are tied.
 
-    To be called once a step: the gradient of a cut is as large as the whole table, where they are cut.
+    To be called once a step: where rows are cut out of a table, the gradient of each cut is as large as the table.
     """
     head, table = model.lm_head, model.get_input_embeddings()
     if isinstance(table, CoordEmbedding):

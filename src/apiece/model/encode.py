@@ -17,21 +17,14 @@ from apiece.data.collate import EncodedSample
 from apiece.data.images import open_image, require_size
 from apiece.data.index import Records
 from apiece.errors import UserError
-from apiece.model.checked import told_of
-from apiece.model.load import TextSide
+from apiece.model.load import TextSide, reading
 from apiece.model.prompt import chat_prompt, prompt_hash
 from apiece.types import Instance, IntArray, Sample
 
 
 @dataclass(frozen=True)
 class PromptTokens:
-    """The prompt's tokens around the image placeholder.
-
-    Attributes:
-        before: Up to the first image token.
-        after: From behind it to where the answer begins.
-        hash: Identifies the prompt.
-    """
+    """The prompt's tokens before and after the image placeholder, and a hash that identifies the prompt."""
 
     before: tuple[int, ...]
     after: tuple[int, ...]
@@ -41,7 +34,7 @@ class PromptTokens:
     def of(cls, side: TextSide, instruction: str) -> PromptTokens:
         """Apply the chat template to an instruction and cut at the one image placeholder."""
         fix = "copy chat_template.jinja from the original model again"
-        with told_of(side.path, "the chat template cannot be applied", fix):
+        with reading(side.path, "the chat template cannot be applied", fix):
             text = chat_prompt(side.tokenizer, instruction)
         ids = encode_plain(side.tokenizer, text)
         if ids.count(side.image_token_id) != 1:
@@ -69,7 +62,6 @@ class Augmentation:
     seed: int = 0
 
     def rng(self, sample_id: str, epoch: int) -> np.random.Generator:
-        """The generator of one sample in one epoch."""
         return np.random.default_rng([self.seed, zlib.crc32(sample_id.encode()), epoch])
 
 
@@ -82,8 +74,6 @@ class SampleEncoder:
     """Encodes samples for one model and prompt.
 
     Attributes:
-        side: Tokenizer, images, renderer.
-        prompt: The prompt's tokens.
         max_length: Longest prefix plus answer that the model takes.
     """
 
@@ -139,13 +129,13 @@ class SampleEncoder:
     def estimate_length(self, sample: Sample) -> int:
         """About how many tokens a training sample has without its prompt, and without opening its image.
 
-        For cutting batches by length: exact but for augmentation and boxes thinner than a bin.
+        For cutting batches by length: exact except for augmentation and boxes thinner than a bin.
         """
         tokens = self.side.images.num_tokens(sample.size_wh)
         return tokens + self.side.renderer.num_tokens([o.desc for o in sample.objects if not o.iscrowd])
 
     def lengths(self, records: Records) -> IntArray:
-        """`[N]` the same for every record of a data file, from its index: nothing is read."""
+        """`[N]` the same for every line of a data file, from its index: nothing is read."""
         # Sizes as one number each: a file of a million images has few different ones.
         wide = records.size_wh.astype(np.int64) @ [1 << 32, 1]
         sizes, which = np.unique(wide, return_inverse=True)
@@ -174,8 +164,6 @@ def written_objects(sample: Sample, order: ObjectOrder, seed: int = 0, epoch: in
 
 
 def _written_order(objects: list[Instance], order: ObjectOrder, rng: np.random.Generator) -> list[int]:
-    """Indices in the order in which the answer names the objects."""
     if order is ObjectOrder.RANDOM:
         return [int(i) for i in rng.permutation(len(objects))]
-    boxes, descs = [o.bbox_xyxy for o in objects], [o.desc for o in objects]
-    return answer_order(boxes, descs, order)
+    return answer_order([o.bbox_xyxy for o in objects], [o.desc for o in objects], order)

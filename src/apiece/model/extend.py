@@ -1,4 +1,4 @@
-"""Adding the coordinate tokens to a checkpoint: embedding and head rows, tokenizer, verified by reloading."""
+"""Adding the coordinate tokens to a checkpoint, and writing checkpoints for others: merged, in another precision."""
 
 from __future__ import annotations
 
@@ -13,14 +13,10 @@ from torch import Tensor
 from apiece.codec import NUM_BINS, CoordVocab, coord_token
 from apiece.errors import UserError
 from apiece.files import require_new
-from apiece.model.checked import read_image_processor, read_tokenizer
 from apiece.model.coord_modules import ordinal_rows
 from apiece.model.find import resolve_checkpoint
-from apiece.model.load import load_model, load_text_side, save_pretrained
+from apiece.model.load import load_model, load_text_side, read_image_processor, read_tokenizer, save_pretrained
 from apiece.model.lora import is_adapter
-
-# A checkpoint on its own: weights in the precision that is to be shipped, adapters merged, no optimizer state.
-
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -29,35 +25,22 @@ def merge_checkpoint(source: str, out: Path, dtype: str, base: str | None = None
     """Write an adapter, merged into its base, as an ordinary checkpoint; coordinate rows are the adapter's.
 
     Args:
-        source: A run that trained adapters, or the folder of one.
+        source: A run that trained adapters, or the folder of an adapter.
         out: New folder.
         dtype: `float32` or `bfloat16`.
-        base: Its base, where that is not where it was.
+        base: The adapter's base, if that has moved.
 
     Returns:
         Size of the new folder in bytes.
-
-    Raises:
-        UserError: Not an adapter, no base, `out` exists or the dtype is unknown.
     """
     if not is_adapter(folder := resolve_checkpoint(source)):
-        raise UserError(
-            "holds no adapter: its weights are whole already",
-            where=folder,
-            fix="use it as it is, or export it",
-        )
+        message = "holds no adapter: its weights are whole already"
+        raise UserError(message, where=folder, fix="use it as it is, or export it")
     return export_checkpoint(source, out, dtype, base)
 
 
 def export_checkpoint(source: str, out: Path, dtype: str, base: str | None = None) -> int:
-    """Write a copy of a checkpoint in `float32` or `bfloat16`; its prompt and pixel budget go with it.
-
-    Returns:
-        Size of the new folder in bytes.
-
-    Raises:
-        UserError: `out` exists or the dtype is unknown.
-    """
+    """Write a copy of a checkpoint, adapters merged; its prompt and pixel budget go with it; see `merge_checkpoint`."""
     if dtype not in DTYPES:
         raise UserError(f"expected --dtype {' or '.join(DTYPES)}, found {dtype!r}", exit_code=2)
     require_new(out)
@@ -74,13 +57,12 @@ PAD_MULTIPLE = 128
 
 @dataclass(frozen=True, slots=True)
 class Extended:
-    """What was added.
+    """What was added to a checkpoint.
 
     Attributes:
-        out: The new checkpoint.
         first_id: Id of the coordinate token of bin 0.
         rows_before: Rows of the embedding before.
-        rows_after: And after, padding included.
+        rows_after: Rows of the embedding now, padding included.
         tied: Whether head and embedding are one table.
     """
 
@@ -96,9 +78,6 @@ def extend_checkpoint(source: str, out: Path) -> Extended:
 
     The new rows start from smooth ordinal features around the mean of the existing rows. All other weights are
     bit-equal to the source's, in the source's dtype.
-
-    Raises:
-        UserError: `out` exists, the source is of no supported family or has the tokens already.
     """
     require_new(out)
     folder = resolve_checkpoint(source)
@@ -113,22 +92,17 @@ def extend_checkpoint(source: str, out: Path) -> Extended:
     )
     vocab = CoordVocab.of(tokenizer, where=source)
     # Published checkpoints are padded already: new tokens take the unused rows first.
-    _resize(model, max(rows_before, -(-len(tokenizer) // PAD_MULTIPLE) * PAD_MULTIPLE))
+    rows = max(rows_before, -(-len(tokenizer) // PAD_MULTIPLE) * PAD_MULTIPLE)
+    if rows != rows_before:
+        model.resize_token_embeddings(rows, mean_resizing=False)
+        model.config.text_config.vocab_size = rows
     tied = bool(model.config.tie_word_embeddings)
     _write_rows(model.get_input_embeddings().weight, vocab, used)
     if not tied:
         _write_rows(model.get_output_embeddings().weight, vocab, used)
     save_pretrained(model, tokenizer, read_image_processor(folder), out)
     _verify(model, out, vocab)
-    return Extended(out, vocab.first_id, rows_before, model.get_input_embeddings().weight.shape[0], tied)
-
-
-def _resize(model: Any, rows: int) -> None:
-    """Grow embedding and head to `rows`; existing rows stay as they are."""
-    if rows == model.get_input_embeddings().weight.shape[0]:
-        return
-    model.resize_token_embeddings(rows, mean_resizing=False)
-    model.config.text_config.vocab_size = rows
+    return Extended(out, vocab.first_id, rows_before, rows, tied)
 
 
 def _write_rows(table: Tensor, vocab: CoordVocab, used: int) -> None:

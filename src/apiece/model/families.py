@@ -1,7 +1,7 @@
-"""The families of models that are supported: what each is called, and where in it things are.
+"""The families of models that are supported, and everything that is particular to one of them.
 
-Everything that is particular to one stands here. The rest of the package asks for the language model, the layers of the
-vision tower and the features of images, and does not know whose they are.
+The rest of the package asks for the language model, the layers of the vision tower and the features of images, and does
+not know which family they belong to.
 """
 
 from __future__ import annotations
@@ -12,15 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    Qwen2_5_VLForConditionalGeneration,
-    Qwen3VLForConditionalGeneration,
-)
+from transformers import Qwen2_5_VLForConditionalGeneration, Qwen3VLForConditionalGeneration
 
 from apiece.config.schema import Part
 from apiece.data.collate import Prefix
-
-# The parts of a model by the names of its parameters, and how many of each are trained.
 
 
 def part_of(name: str) -> Part:
@@ -49,17 +44,56 @@ def describe_parameters(model: nn.Module) -> str:
     return f"trained: {', '.join(parts)}; in all {trained / 1e6:.2f} of {total / 1e6:.2f} M ({share:.3g} %)"
 
 
-# Rotary positions of a batch: always handed to the model, never left for it to find.
-#
-# Shapes: B samples, P prefix tokens, T answer tokens.
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One family of models.
+
+    Attributes:
+        unsupported: Config -> a feature that would go wrong silently, or `None`.
+    """
+
+    name: str
+    model_class: Any
+    unsupported: Callable[[Any], str | None]
+
+
+def _sliding_window(config: Any) -> str | None:
+    return "sliding-window attention in the language model" if config.text_config.use_sliding_window else None
+
+
+FAMILIES = {
+    "qwen3_vl": Family("Qwen3-VL", Qwen3VLForConditionalGeneration, lambda config: None),
+    "qwen2_5_vl": Family(
+        "Qwen2.5-VL",
+        Qwen2_5_VLForConditionalGeneration,
+        _sliding_window,
+    ),
+}
+"""By `model_type` in `config.json`."""
+
+
+# Where things are in a loaded model: the same in all families.
+
+
+def language_of(model: Any) -> Any:
+    """The language model, with `layers`, `norm` and `rotary_emb`."""
+    return model.model.language_model
+
+
+def vision_layers(model: Any) -> Sequence[nn.Module]:
+    """The layers of the vision tower."""
+    layers: Sequence[nn.Module] = model.model.visual.blocks
+    return layers
 
 
 def rope_positions(model: Any, prefix: Prefix, num_answer: int) -> Tensor:
-    """Three-axis rotary positions `[3, B, P + T]` of the prefix and `num_answer` text tokens behind it.
+    """Three-axis rotary positions `[3, B, P + T]` of P prefix tokens and `num_answer` text tokens after them.
 
-    They are always passed: the model drops to plain positions silently where it is left to find them by itself.
+    They are always passed to the model: left to find them by itself, it silently falls back to plain positions.
     """
-    positions = family_of(model).rope_positions(model, prefix)
+    positions: Tensor = model.model.get_rope_index(
+        prefix.ids, prefix.image_mask.int(), image_grid_thw=prefix.grid_thw, attention_mask=prefix.mask.int()
+    )[0]
     start = positions.amax(dim=(0, 2)) + 1
     answer = start[:, None] + torch.arange(num_answer, device=start.device)
     return torch.cat([positions, answer.expand(3, -1, -1)], dim=2)
@@ -70,91 +104,21 @@ class ImageFeatures:
     """What a vision tower makes of a batch's images.
 
     Attributes:
-        embeds_VD: In place of the image tokens' embeddings.
-        deepstack: `[V, D]` each, added to the hidden states behind the first layers; empty where a family has none.
+        embeds_VD: They replace the image tokens' embeddings.
+        deepstack: `[V, D]` each, added to the hidden states after the first layers; empty where a family has none.
     """
 
     embeds_VD: Tensor
     deepstack: tuple[Tensor, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Family:
-    """One family of models.
+def image_features(model: Any, prefix: Prefix) -> ImageFeatures:
+    """Features of a batch's images."""
 
-    Attributes:
-        name: For people.
-        model_class: Loads its checkpoints.
-        language: Model -> language model, with `layers`, `norm` and `rotary_emb`.
-        vision_layers: Model -> layers of the vision tower.
-        image_features: Model, prefix -> features of its images.
-        rope_positions: Model, prefix -> rotary positions `[3, B, P]`.
-        unsupported: Config -> what of it would go wrong silently, or `None`.
-    """
+    def joined(features: Tensor | Sequence[Tensor]) -> Tensor:
+        """The library gives them whole or split by image."""
+        return features if isinstance(features, Tensor) else torch.cat(list(features))
 
-    name: str
-    model_class: Any
-    language: Callable[[Any], Any]
-    vision_layers: Callable[[Any], Sequence[nn.Module]]
-    image_features: Callable[[Any, Prefix], ImageFeatures]
-    rope_positions: Callable[[Any, Prefix], Tensor]
-    unsupported: Callable[[Any], str | None]
-
-
-def _joined(features: Tensor | Sequence[Tensor]) -> Tensor:
-    """Features of all images in one table, `[V, D]`; the library gives them whole or split by image."""
-    return features if isinstance(features, Tensor) else torch.cat(list(features))
-
-
-def _features(model: Any, prefix: Prefix) -> ImageFeatures:
     found = model.model.get_image_features(prefix.pixel_values, prefix.grid_thw, return_dict=True)
-    return ImageFeatures(_joined(found.pooler_output))
-
-
-def _features_with_deepstack(model: Any, prefix: Prefix) -> ImageFeatures:
-    found = model.model.get_image_features(prefix.pixel_values, prefix.grid_thw, return_dict=True)
-    return ImageFeatures(_joined(found.pooler_output), tuple(_joined(f) for f in found.deepstack_features))
-
-
-def _three_axes(model: Any, prefix: Prefix) -> Tensor:
-    positions: Tensor = model.model.get_rope_index(
-        prefix.ids, prefix.image_mask.int(), image_grid_thw=prefix.grid_thw, attention_mask=prefix.mask.int()
-    )[0]
-    return positions
-
-
-def _sliding_window(config: Any) -> str | None:
-    return "sliding-window attention in the language model" if config.text_config.use_sliding_window else None
-
-
-FAMILIES = {
-    "qwen3_vl": Family(
-        "Qwen3-VL",
-        Qwen3VLForConditionalGeneration,
-        lambda model: model.model.language_model,
-        lambda model: model.model.visual.blocks,
-        _features_with_deepstack,
-        _three_axes,
-        lambda config: None,
-    ),
-    "qwen2_5_vl": Family(
-        "Qwen2.5-VL",
-        Qwen2_5_VLForConditionalGeneration,
-        lambda model: model.model.language_model,
-        lambda model: model.model.visual.blocks,
-        _features,
-        _three_axes,
-        _sliding_window,
-    ),
-}
-"""By `model_type` in `config.json`."""
-
-
-def family_of(model: Any) -> Family:
-    """The family of a loaded model."""
-    return FAMILIES[model.config.model_type]
-
-
-def language_of(model: Any) -> Any:
-    """The language model of a loaded model."""
-    return family_of(model).language(model)
+    deepstack = getattr(found, "deepstack_features", None) or ()
+    return ImageFeatures(joined(found.pooler_output), tuple(map(joined, deepstack)))

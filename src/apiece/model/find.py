@@ -1,4 +1,4 @@
-"""Which folder a checkpoint's name means, told apart without torch: `tiny`, a folder, a run, a downloaded model."""
+"""Which folder a checkpoint's name means, found without torch: `tiny`, a folder, a run, a downloaded model."""
 
 from __future__ import annotations
 
@@ -12,11 +12,7 @@ RUNS = "runs"
 
 
 def resolve_checkpoint(name: str) -> Path:
-    """Folder of a checkpoint named `tiny`, by its folder, its run's folder (the newest one), or a Hugging Face id.
-
-    Raises:
-        UserError: No such folder, or one that holds no checkpoint, or one whose config.json is not JSON.
-    """
+    """Folder of a checkpoint named `tiny`, by its folder, its run's folder (the newest one), or a Hugging Face id."""
     if name == "tiny":
         folder = Path(str(resources.files("apiece"))) / "assets" / "tiny"
         if not (folder / "config.json").is_file():
@@ -39,7 +35,7 @@ def resolve_checkpoint(name: str) -> Path:
     if complete:
         return _readable(complete[-1])
     if (folder / "config.yaml").is_file():
-        fix = f"go on with it until it saves one: apiece train --resume {folder}"
+        fix = f"resume it until it saves one: apiece train --resume {folder}"
         raise UserError("the run has no complete checkpoint yet", where=folder, fix=fix)
     raise UserError(
         "the folder holds no checkpoint (no config.json)", where=folder, fix="name a checkpoint or a run folder"
@@ -51,16 +47,16 @@ def _elsewhere(name: str) -> Path:
     path = Path(name)
     is_local = path.is_absolute() or name.startswith((".", "~", f"{RUNS}/")) or name.count("/") > 1
     if is_local or ("/" in name and path.parent.is_dir()):
-        beside = sorted(one.name for one in path.parent.iterdir() if one.is_dir()) if path.parent.is_dir() else []
+        siblings = sorted(one.name for one in path.parent.iterdir() if one.is_dir()) if path.parent.is_dir() else []
         if not path.parent.is_dir():
             fix = f"there is no folder {path.parent} here either; paths are read from the current folder"
-        elif not beside:
+        elif not siblings:
             fix = f"{path.parent} holds no folders"
         else:
-            more = f" and {len(beside) - 8} more" if len(beside) > 8 else ""
-            fix = f"in {path.parent} there are: {', '.join(beside[:8])}{more}"
+            more = f" and {len(siblings) - 8} more" if len(siblings) > 8 else ""
+            fix = f"in {path.parent} there are: {', '.join(siblings[:8])}{more}"
         raise UserError(
-            f"expected a checkpoint folder or a run folder, found nothing{nearest(path.name, beside)}",
+            f"expected a checkpoint folder or a run folder, found nothing{nearest(path.name, siblings)}",
             where=name,
             fix=fix,
         )

@@ -1,4 +1,4 @@
-"""Low-rank adapters by peft, beside coordinate rows of their own; saved in peft's format, merged back on demand.
+"""Low-rank adapters by peft, with coordinate rows of their own; saved in peft's format, merged back on demand.
 
 While training, the model keeps its class and the names of its parts: peft puts its layers in place of linear ones, and
 the coordinate rows become parameters of their own (`coord_modules.py`). On disk both are what peft calls a LoRA adapter
@@ -39,11 +39,11 @@ _ENDS = {
 
 
 def require_peft() -> None:
-    """Refuse early where peft is not installed. It takes seconds to import, so only what needs it does."""
+    """Fail early where peft is not installed. It takes seconds to import, so only what needs it does."""
     try:
         import peft  # noqa: F401
     except ImportError as error:
-        raise UserError("adapters need peft", fix="pip install -c constraints.txt 'apiece[lora]'") from error
+        raise UserError("adapters need peft", fix="pip install 'apiece[lora]'") from error
 
 
 def is_adapter(folder: Path) -> bool:
@@ -66,14 +66,13 @@ def add_adapters(model: Any, lora: LoraSection, first: int, bins: int, seed: int
 
     Args:
         model: In float32.
-        lora: The settings.
         first: Id of the first coordinate token.
-        bins: How many there are.
-        seed: Of the adapters' first values.
+        bins: Number of coordinate tokens.
+        seed: Decides the adapters' first values.
     """
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     chosen = [name for name in linear if part_of(name) in lora.targets]
-    # Layers of a kind share a pattern: the numbers in between are left open.
+    # Layers of a kind share a pattern that leaves their numbers open.
     patterns = sorted({re.sub(r"\\\.\d+\\\.", r"\\.\\d+\\.", re.escape(name)) for name in chosen})
     require_peft()
     from peft import LoraConfig
@@ -93,7 +92,7 @@ def add_adapters(model: Any, lora: LoraSection, first: int, bins: int, seed: int
 
 
 def add_adapters_like(model: Any, other: Any) -> None:
-    """Put adapters of the same shapes as another model's into a model, in place."""
+    """Put adapters of the shapes of another model's into a model, in place."""
     table = other.get_input_embeddings()
     _inject(model, other.peft_config["default"], table.first, table.rows.shape[0], 0)
 
@@ -125,26 +124,14 @@ def to_peft_name(name: str) -> str:
     raise AssertionError(f"{name} is not of an adapter")
 
 
-def from_peft_name(name: str) -> str:
-    """The name here of a parameter in peft's files; any other name stays."""
-    if not name.startswith(_PREFIX):
-        return name
-    for end, saved in _ENDS.items():
-        if name.endswith(saved):
-            return name.removeprefix(_PREFIX).removesuffix(saved) + end
-    return name
-
-
 def save_adapter(model: Any, out: Path, weights: dict[str, Tensor] | None) -> dict[str, Any]:
-    """Write the adapter as peft does, with the base's `config.json` beside it.
+    """Write the adapter as peft does, and the base's `config.json`.
 
     Args:
-        model: With adapters.
-        out: Folder; made if missing.
         weights: All of `adapter_weights`, where the model holds only a part of them.
 
     Returns:
-        What tells the base from others, for `apiece.json`.
+        What identifies the base, for `apiece.json`.
     """
     settings = model.peft_config["default"]
     tensors = {to_peft_name(n): t.detach().cpu().contiguous() for n, t in (weights or adapter_weights(model)).items()}
@@ -160,26 +147,17 @@ def save_adapter(model: Any, out: Path, weights: dict[str, Tensor] | None) -> di
 
 
 def merged(base: Any, folder: Path) -> Any:
-    """A model with an adapter's updates written into its weights, coordinate rows included.
-
-    Args:
-        base: In float32; it is changed.
-        folder: Of the adapter.
-    """
+    """A model, in float32, with the updates of an adapter's folder written into its weights and coordinate rows."""
     require_peft()
     from peft import PeftModel
 
-    with warnings.catch_warnings():  # peft asks transformers in a way that the latter is about to drop
+    with warnings.catch_warnings():  # peft uses what transformers is about to drop
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         return PeftModel.from_pretrained(base, folder).merge_and_unload()
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:
-    """The description of a saved adapter.
-
-    Raises:
-        UserError: Broken, of another kind than LoRA, with pickled weights only, or one that would have code imported.
-    """
+    """The description of a saved adapter; refused if it is not LoRA, is pickled, or would have code imported."""
     path = folder / ADAPTER_CONFIG
     try:
         found = json.loads(path.read_bytes())
@@ -201,7 +179,7 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
 
 
 def fingerprint(folder: Path) -> str:
-    """Tells one checkpoint's weights from another's in a moment: sizes, headers and samples of the files, hashed."""
+    """Identifies a checkpoint's weights in a moment: sizes, headers and samples of the files, hashed."""
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*.safetensors")):
         size = path.stat().st_size

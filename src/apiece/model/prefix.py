@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from apiece.data.collate import Batch, Prefix
-from apiece.model.families import family_of, language_of, rope_positions
+from apiece.model.families import image_features, language_of, rope_positions
 
 # Short stretches of answers run again with other tokens in place, all at once: each sees only what stood before it.
 #
-# What an object's own slots say depends on nothing behind them, so for a change in one object only the tokens of its
-# own box need to run again: for all objects of all samples of a batch in one pass, kept apart by the attention mask.
+# What an object's own slots say depends on nothing after them, so for a change in one object only the tokens of its
+# own box need to run again: for all objects of all samples of a batch in one pass, separated by the attention mask.
 #
 # Shapes: B samples, N windows, L tokens of a window, W tokens of all windows of a sample, M positions of the first
 # pass.
@@ -34,13 +34,13 @@ def window_pass(model: Any, first: FirstPass, embeds_NLD: Tensor, sample_N: Tens
 
     Args:
         model: In evaluation mode.
-        first: Of the same batch.
+        first: The first pass over the same batch.
         embeds_NLD: Input embeddings of each window.
-        sample_N: Which sample it is of.
-        start_N: Index of its first token in the answer.
+        sample_N: The sample that a window belongs to.
+        start_N: Index of a window's first token in the answer.
 
     Returns:
-        Hidden states `[N, L, D]` after the final norm: row i predicts the token behind the window's token i.
+        Hidden states `[N, L, D]` after the final norm: row i predicts the token after the window's token i.
     """
     (length, width), device = embeds_NLD.shape[1:], embeds_NLD.device
     samples, most = first.embeds_BTD.shape[0], int(torch.bincount(sample_N).max())
@@ -101,7 +101,7 @@ KeysValues = tuple[Tensor, Tensor]
 
 
 class KeepPrefix:
-    """Stands in for a cache in the first pass: keeps the keys and values of every layer, in the graph.
+    """Takes the place of a cache in the first pass: keeps the keys and values of every layer, in the graph.
 
     Later passes share those before `cut`. Gradient checkpointing runs a layer again in the backward pass; what was kept
     then stays as it is.
@@ -119,11 +119,10 @@ class KeepPrefix:
 
 
 class ReadPrefix:
-    """Stands in for a cache in later passes: puts the kept keys and values before the new ones, and stores nothing.
+    """Takes the place of a cache in later passes: puts the kept keys and values before the new ones, stores nothing.
 
     Args:
-        kept: Of the first pass.
-        cut: How many of its positions are read; `None` for all, for a caller whose mask says which.
+        cut: How many positions of the first pass are read; `None` for all, for a caller whose mask says which.
     """
 
     def __init__(self, kept: KeepPrefix, cut: int | None) -> None:
@@ -242,7 +241,7 @@ def attention_mask(
 
 def _image_embeds(model: Any, prefix: Prefix, embeds: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Prefix embeddings with the image's features in place, and the features for the first layers."""
-    features = family_of(model).image_features(model, prefix)
+    features = image_features(model, prefix)
     image = features.embeds_VD.to(embeds.dtype)
     return embeds.masked_scatter(prefix.image_mask[..., None], image), features.deepstack
 

@@ -1,4 +1,4 @@
-"""The instruction beside the image: named templates, applied by the model's own chat template."""
+"""What a model is shown: a photo as patches, and the instruction, written by the model's own chat template."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ class ImageEncoder:
     """Resizes, normalises and cuts photos into patches with the checkpoint's own image processor.
 
     Attributes:
-        processor: `Qwen2VLImageProcessorPil` (needs no torchvision).
-        max_pixels: Budget; the processor's own `longest_edge` if `None`.
+        processor: A `Qwen2VLImageProcessorPil` (needs no torchvision).
+        max_pixels: Pixel budget; the processor's own `longest_edge` if `None`.
     """
 
     processor: Any
@@ -115,12 +115,7 @@ def prompt_text(name: str, text: str | None) -> str:
 
 
 def chat_prompt(tokenizer: Any, instruction: str) -> str:
-    """The prompt as the model's chat template writes it, up to where the answer begins; one image placeholder.
-
-    Args:
-        tokenizer: A Hugging Face tokenizer with a chat template that knows image parts (every Qwen-VL's does).
-        instruction: From `prompt_text`.
-    """
+    """The prompt as the model's chat template writes it, up to where the answer begins; one image placeholder."""
     message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": instruction}]}
     return str(tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True))
 

@@ -26,29 +26,11 @@ from apiece.model.load import save_pretrained
 from apiece.model.prompt import COCO_80, PROMPTS
 
 SPECIAL_TOKENS = [
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
+    *("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
+    *("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"),
 ]
-# Class names that get a token of their own, beside COCO's.
-EXTRA_WORDS = (
-    "player",
-    "spectator",
-    "plant",
-    "box",
-    "tree",
-    "sign",
-    "lamp",
-    "ball",
-    "RBC",
-    "WBC",
-    "Platelets",
-    "object",
-)
+# Class names that get a token of their own, besides COCO's.
+EXTRA_WORDS = "player spectator plant box tree sign lamp ball RBC WBC Platelets object".split()
 CHAT_TEMPLATE = (
     "{%- for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' }}"
     "{%- if message['content'] is string %}{{ message['content'] }}{%- else %}{%- for part in message['content'] %}"
@@ -76,12 +58,7 @@ POSITION_SCALE = 0.3
 
 
 def tiny_config(vocab_size: int, ids: dict[str, int]) -> Qwen3VLConfig:
-    """The architecture.
-
-    Args:
-        vocab_size: Rows of the embedding.
-        ids: Token ids by special token.
-    """
+    """The architecture, with token ids by special token."""
     hidden, head_dim = 192, 48
     text = {
         "vocab_size": vocab_size,
@@ -159,7 +136,7 @@ def train_tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def tiny_image_processor() -> Qwen2VLImageProcessorPil:
-    """Patches of 16 pixels, values scaled to -1..1; images above 192 x 192 pixels are shrunk."""
+    """Patches of 16 pixels, values scaled to -1..1; larger images are shrunk to the area of 192 x 192 pixels."""
     return Qwen2VLImageProcessorPil(
         patch_size=PATCH,
         temporal_patch_size=1,

@@ -31,7 +31,7 @@ from apiece.dumps.form import SCHEMA, Protocol, Record, json_line
 from apiece.errors import UserError
 from apiece.evaluate.answers import DEFAULT_POLICY, Answer, common_policy
 from apiece.evaluate.forms import GroundTruth
-from apiece.evaluate.predict import Predictor
+from apiece.evaluate.predict import Predictor, answer_split
 from apiece.files import write_json, write_text
 from apiece.model.encode import SampleEncoder
 from apiece.monitor.entry import Beliefs, build_records, failures
@@ -198,7 +198,7 @@ class Monitor:
         samples = [sample for _, sample in own]
         engine = LocalEngine(model, encoder.side, config.generate, config.seed)
         predictor = Predictor(encoder, engine, config.generate.batch_size)
-        answers = list(predictor.answers(samples))
+        answers = answer_split(predictor, samples, title="dump")
         labels: Sequence[LabelProbes | None] = [None] * len(own)
         beliefs: Sequence[Beliefs | None] = [None] * len(own)
         settings = None

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from apiece.codec.render import BOX_OPEN, OPEN, RECORD_OPEN, Renderer
+from apiece.codec.render import BOX_OPEN, START, Renderer
 from apiece.config.schema import Config
 from apiece.data.jsonl import iter_records
 from apiece.data.lines import remedy
@@ -116,7 +116,7 @@ class Measure:
         grid = grid_of(sample.size_wh, self.vision, self.max_pixels)
         names = [o.desc for o in sample.objects if not o.iscrowd]
         answer = self.renderer.num_tokens(names)
-        lead = len(self.renderer.piece(OPEN + RECORD_OPEN)) + len(self.renderer.piece(BOX_OPEN))
+        lead = len(self.renderer.piece(START)) + len(self.renderer.piece(BOX_OPEN))
         first = lead + len(self.renderer.piece(names[0])) if names else answer - 1
         return Length(
             grid=grid,

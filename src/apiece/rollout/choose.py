@@ -1,20 +1,24 @@
-"""Decisions: which token comes next, with its log-probability under the model and under the model held to the format.
+"""Decisions: which token comes next, with its log-probability under the model and among the tokens the format allows.
+
+A decision reads only the logits that the format leaves open. A log-probability also needs the sum over the whole
+vocabulary, which `Ledger` works out later for many tokens at once.
 
 Shapes: N tokens, D width, V vocabulary, K tokens to choose from.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from apiece.codec.vocab import CoordVocab
-from apiece.rollout.fast import Head, norm
 from apiece.rollout.grammar import Grammar, Kind
+from apiece.rollout.plain import PlainModel, norm
 from apiece.types import NEAR_BINS
 
 
@@ -23,10 +27,10 @@ class Ask:
     """One decision.
 
     Attributes:
-        row: Of what the head reads.
-        state: Of the grammar; `None` where every token may come.
-        draw: Uniform in [0, 1): which token, in sampling.
-        low, high: The bins that a coordinate may have.
+        row: Which row of what the head reads.
+        state: State of the grammar; `None` where every token may come.
+        draw: Uniform in [0, 1), for sampling.
+        low, high: The first and last bin that a coordinate may have.
     """
 
     row: int
@@ -38,14 +42,14 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """Decisions, with what is known of them so far.
+    """Decisions, as far as they are known.
 
     Attributes:
         ids: The tokens.
-        logprobs: Under the model's full softmax at temperature 1; NaN where that is still to be worked out.
+        logprobs: Under the model's full softmax at temperature 1; NaN where it has to be worked out.
         masked: The same among the tokens that the format allowed.
-        near: As `near_mass` in `Rollout`; where the log-probability is still open, the logarithm of the sum of the
-            exponentials of those logits.
+        near: `Rollout.near_mass`; where the log-probability has to be worked out, log of the sum of the exponentials of
+            those logits.
     """
 
     ids: list[int]
@@ -55,28 +59,26 @@ class Chosen:
 
 
 _COORDS = -1
+TOGETHER = 512
+"""Tokens whose log-probabilities are worked out together."""
+Place = tuple[list[float], list[float], int]
 
 
 class Chooser:
     """Makes the decisions of a pass: a few tensor operations for all decisions of a kind."""
 
     def __init__(
-        self, grammar: Grammar | None, vocab: CoordVocab, temperature: float, head: Head, device: torch.device
+        self, grammar: Grammar | None, vocab: CoordVocab, temperature: float, text: PlainModel, device: torch.device
     ) -> None:
         self._grammar, self._vocab, self._temperature = grammar, vocab, temperature
-        self._head, self._device = head, device
+        self._text, self._device = text, device
         self._allowed: dict[int, Tensor] = {}
         self._refused: dict[int, Tensor] = {}
         self._bins = torch.arange(vocab.num_bins, device=device)
         self._window = torch.arange(2 * NEAR_BINS + 1, device=device)
 
     def choose(self, hidden_ND: Tensor, asked: Sequence[Ask]) -> Chosen:
-        """Decide.
-
-        Args:
-            hidden_ND: What the head reads.
-            asked: What is to be chosen from which of its rows.
-        """
+        """Decide what is asked; `hidden_ND` is what the head reads."""
         groups: dict[int | None, list[int]] = {}
         for number, ask in enumerate(asked):
             groups.setdefault(self._group(ask.state), []).append(number)
@@ -114,7 +116,7 @@ class Chooser:
         return _COORDS if self._kind(state) is Kind.COORD else state
 
     def _coordinates(self, hidden_ND: Tensor, asks: Sequence[Ask]) -> tuple[Tensor, ...]:
-        coords = self._head.between(hidden_ND, self._vocab.first_id, self._vocab.end_id)
+        coords = self._text.logits_between(hidden_ND, self._vocab.first_id, self._vocab.end_id)
         scores = coords
         if any(ask.low > 0 or ask.high < self._vocab.num_bins - 1 for ask in asks):
             low_N1, high_N1 = torch.tensor([(ask.low, ask.high) for ask in asks], device=self._device).T[..., None]
@@ -125,14 +127,14 @@ class Chooser:
 
     def _few(self, hidden_ND: Tensor, state: int, asks: Sequence[Ask]) -> tuple[Tensor, ...]:
         ids = self._ids(state)
-        scores = self._head.some(hidden_ND, ids)
+        scores = self._text.logits_of(hidden_ND, ids)
         at = self._pick(scores, asks, ids, 0)
         nothing = self._open(at)
         return ids[at], nothing, _logprob(scores, at), nothing
 
     def _any(self, hidden_ND: Tensor, state: int | None, asks: Sequence[Ask]) -> tuple[Tensor, ...]:
         """From the whole vocabulary, or nearly all of it."""
-        logits_NV = scores = self._head.full(hidden_ND)
+        logits_NV = scores = self._text.logits(hidden_ND)
         if state is not None:
             scores = logits_NV.masked_fill(self._refuse(state, logits_NV.shape[1]), -torch.inf)
         ids = self._pick(scores, asks, None, 0)
@@ -147,14 +149,14 @@ class Chooser:
         return torch.full(ids_N.shape, torch.nan, device=self._device)
 
     def _ids(self, state: int) -> Tensor:
-        """What may be written in a state, ascending."""
+        """Tokens that the format allows in a state, ascending."""
         if state not in self._allowed:
             assert self._grammar is not None, "asked only where the format limits what may come"
             self._allowed[state] = torch.from_numpy(self._grammar.allowed(state)).to(self._device)
         return self._allowed[state]
 
     def _refuse(self, state: int, size: int) -> Tensor:
-        """Which of the whole vocabulary may not be written in a state."""
+        """Whether the format refuses each token of the vocabulary in a state."""
         if state not in self._refused:
             refused = torch.ones(size, dtype=torch.bool, device=self._device)
             refused[self._ids(state)] = False
@@ -184,3 +186,44 @@ def near_mass(ids_B: Tensor, logprob_BV: Tensor, vocab: CoordVocab) -> Tensor:
     near_BW = logprob_BV.gather(1, vocab.first_id + bin_BW.clamp(0, vocab.num_bins - 1)).exp()
     mass_B = near_BW.masked_fill(~inside_BW, 0).sum(1)
     return mass_B.masked_fill((bin_B < 0) | (bin_B >= vocab.num_bins), float("nan"))
+
+
+@dataclass
+class Ledger:
+    """Tokens that were written and whose log-probabilities have to be worked out.
+
+    Attributes:
+        text: The model.
+        hidden: `[N, D]` pieces: what the head reads where each token was decided.
+        tokens: Their ids.
+        places: Where the results go: the list of log-probabilities, the list of masses, and an index of both. The mass
+            holds the logarithm of an unnormalised sum (NaN if there is none), which becomes a probability.
+    """
+
+    text: PlainModel
+    hidden: list[Tensor] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    places: list[Place] = field(default_factory=list)
+
+    def add(self, hidden_ND: Tensor, at: Sequence[int], tokens: Sequence[int], places: Sequence[Place]) -> None:
+        """Add some tokens of a pass: `tokens[i]` was decided at row `at[i]` of `hidden_ND`."""
+        if list(at) == list(range(len(hidden_ND))):
+            self.hidden.append(hidden_ND)
+        elif at:
+            self.hidden.append(hidden_ND[torch.tensor(at, device=hidden_ND.device)])
+        self.tokens += tokens
+        self.places += places
+        if len(self.tokens) >= TOGETHER:
+            self.settle()
+
+    def settle(self) -> None:
+        """Work out all of them."""
+        if not self.tokens:
+            return
+        hidden_ND = torch.cat(self.hidden)
+        ids_N = torch.tensor(self.tokens, device=hidden_ND.device)
+        norms, own = torch.stack(self.text.norm_and_own(hidden_ND, ids_N)).tolist()
+        for (logprobs, masses, index), total, logit in zip(self.places, norms, own, strict=True):
+            logprobs[index] = logit - total
+            masses[index] = math.exp(masses[index] - total)
+        self.hidden, self.tokens, self.places = [], [], []

@@ -1,7 +1,7 @@
 """Generation in this process: batched, prefix computed once, forced tokens skipped, log-probabilities kept.
 
-A forward pass feeds every row its last token, what the format forces behind it, and a guess (`rows.py`); a row that has
-ended gives its place to a waiting image. Images and prompts go through `model(...)`, what follows through `layers.py`.
+A forward pass feeds every row its last token, what the format forces after it, and a guess (`rows.py`); a row that has
+ended gives its place to a waiting image. `text_model` chooses between `plain.py` and the fast path.
 
 Shapes: R rows being written, W tokens fed to the widest one, P prefix tokens, N tokens fed, D width.
 """
@@ -16,6 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 from transformers import DynamicCache
@@ -25,18 +26,19 @@ from apiece.data.collate import EncodedSample, collate_prefix
 from apiece.errors import UserError
 from apiece.model.families import rope_positions
 from apiece.model.load import TextSide
-from apiece.rollout.choose import Ask, Chooser
-from apiece.rollout.fast import Head, Layers, Ledger, Place, RowCache, before_head, layers_of
+from apiece.rollout.choose import Ask, Chooser, Ledger, Place
+from apiece.rollout.fast import FastModel
 from apiece.rollout.grammar import Grammar, grammar_of
-from apiece.rollout.rows import Row, Rules
+from apiece.rollout.plain import PlainModel, RowCache, before_head
+from apiece.rollout.rows import Cursor, Draft, Feed, Names, Row
 from apiece.types import Rollout
 
 STEP_COST = {"cpu": 64, "cuda": 1024}
-"""What a forward pass costs beside its positions, in positions: how wide a step may be for the sake of few rows."""
+"""The fixed cost of a forward pass, in positions: how wide a step may be for the sake of few rows."""
 
 
 class Engine(Protocol):
-    """Writes answers; how and where is its own affair."""
+    """Writes answers, in this process or elsewhere."""
 
     def generate(self, questions: Sequence[EncodedSample]) -> list[Rollout]:
         """One rollout per question, in order."""
@@ -55,12 +57,13 @@ class LocalEngine:
     """The model in this process.
 
     Attributes:
-        model: In evaluation mode for repeatable answers (the caller's business).
+        model: The caller puts it in evaluation mode.
         side: Its tokenizer and vocabulary.
-        settings: Batch size, caps, temperature, what answers are held to.
+        settings: Batch size, caps, temperature, format.
         seed: Of sampling; a draw is a function of (seed, sample, which answer).
-        skip: Feed forced tokens together with the decision before them; without it one token at a time.
-        guess: Feed guesses at the next decisions, too. Like `skip`, it changes the speed and nothing else.
+        skip: Feed forced tokens together with the decision before them, not one at a time. `skip`, `guess` and `refill`
+            change the speed and nothing else.
+        guess: Feed guesses at the next decisions, too.
         refill: Give the place of an answer that has ended to a waiting image at once, not when all have ended.
     """
 
@@ -80,67 +83,67 @@ class LocalEngine:
     def generate_several(self, questions: Sequence[EncodedSample], answers: int) -> list[list[Rollout]]:
         """Several rollouts per question, in order; each image and prompt is read once.
 
-        Answers are written `settings.batch_size` at a time, whatever their image; short prefixes first.
+        Answers are written `settings.batch_size` at a time, of any image; short prefixes first.
         """
-        grammar = self._grammar()
-        rules = Rules(grammar, self.side, self.settings, self.skip, self.guess and self.skip)
+        grammar, text = self._grammar(), self.text_model()
         order = sorted(range(len(questions)), key=lambda i: len(questions[i].prefix_ids))
-        head = self.head()
-        run = _Run(
-            self, rules, self.layers(), self.chooser(grammar, head), Ledger(head), questions, answers, deque(order)
-        )
+        run = _Run(self, grammar, text, self.chooser(grammar, text), Ledger(text), questions, answers, deque(order))
         while run.waiting or run.ready or run.rows:
             if self.refill or not run.rows:
                 run.fill()
             while run.rows and not (self.refill and run.can_fill):
                 run.step()
         run.ledger.settle()
-        return [[run.done[i * answers + k].rollout() for k in range(answers)] for i in range(len(questions))]
+        return [[run.done[i * answers + k].draft.rollout() for k in range(answers)] for i in range(len(questions))]
 
     def decide(
-        self, chooser: Chooser, ledger: Ledger, rows: Sequence[Row], starts: Sequence[int], hidden_ND: Tensor
-    ) -> None:
+        self, chooser: Chooser, ledger: Ledger, feeds: Sequence[Feed], starts: Sequence[int], hidden_ND: Tensor
+    ) -> list[int]:
         """Let every row take its next tokens.
 
         Args:
             chooser: Makes the decisions.
-            ledger: Gets what is still to be worked out.
-            rows: With a plan of what was fed.
+            ledger: Gets the tokens whose log-probabilities have to be worked out.
+            feeds: What was fed to the rows.
             starts: Where each row's tokens begin in `hidden_ND`.
             hidden_ND: What the head reads.
+
+        Returns:
+            How many of the tokens fed to each row stay.
         """
         asked: list[Ask] = []
         firsts = []
-        for row, start in zip(rows, starts, strict=True):
+        for feed, start in zip(feeds, starts, strict=True):
             firsts.append(len(asked))
-            asked += row.asks(start)
+            asked += feed.asks(start)
         chosen = chooser.choose(hidden_ND, asked)
+        stay: list[int] = []
         at: list[int] = []
         tokens: list[int] = []
         places: list[Place] = []
-        for row, start, first in zip(rows, starts, firsts, strict=True):
-            before = len(row.ids)
-            for position in row.take(chosen, first):
+        for feed, start, first in zip(feeds, starts, firsts, strict=True):
+            draft = feed.row.draft
+            before = len(draft.ids)
+            accepted, open_positions = feed.take(chosen, first)
+            stay.append(accepted)
+            for position in open_positions:
                 at.append(start + position)
-                tokens.append(row.ids[before + position])
-                places.append((row.logprobs, row.near_mass, before + position))
+                tokens.append(draft.ids[before + position])
+                places.append((draft.logprobs, draft.near_mass, before + position))
         ledger.add(hidden_ND, at, tokens, places)
+        return stay
 
-    def layers(self) -> Layers:
-        """The language model behind the prefix."""
-        return layers_of(self.model)
+    def text_model(self) -> PlainModel:
+        """The language model after the prefix, and its head; the one place that chooses the fast path."""
+        return FastModel(self.model) if FastModel.fits(self.model) else PlainModel(self.model)
 
-    def chooser(self, grammar: Grammar | None, head: Head) -> Chooser:
-        """What makes the decisions."""
+    def chooser(self, grammar: Grammar | None, text: PlainModel) -> Chooser:
+        """Makes the decisions."""
         device = next(self.model.parameters()).device
-        return Chooser(grammar, self.side.vocab, self.settings.temperature, head, device)
-
-    def head(self) -> Head:
-        """The model's head."""
-        return Head(self.model.lm_head)
+        return Chooser(grammar, self.side.vocab, self.settings.temperature, text, device)
 
     def _grammar(self) -> Grammar | None:
-        """The format; where it only helps to guess, its absence is no error."""
+        """The format; it may be missing where it only helps to guess."""
         try:
             return grammar_of(self.side.tokenizer, self.side.renderer, self.settings.labels)
         except UserError:
@@ -151,7 +154,7 @@ class LocalEngine:
 
 @dataclass(frozen=True)
 class _Ready:
-    """A row whose first tokens are decided, with the keys and values of its prefix: `[H, P, d]` a layer."""
+    """A row whose first tokens are decided, with the keys and values of its prefix, `[H, P, d]` a layer."""
 
     row: Row
     keys: list[Tensor]
@@ -164,8 +167,8 @@ class _Run:
     """One call: what waits, what is being written (row i is in place i of the cache), what is done."""
 
     engine: LocalEngine
-    rules: Rules
-    layers: Layers
+    grammar: Grammar | None
+    text: PlainModel
     chooser: Chooser
     ledger: Ledger
     questions: Sequence[EncodedSample]
@@ -174,6 +177,7 @@ class _Run:
     ready: deque[_Ready] = field(default_factory=deque)
     rows: list[Row] = field(default_factory=list)
     done: dict[int, Row] = field(default_factory=dict)
+    names: Names = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.most = self.engine.settings.batch_size
@@ -182,7 +186,6 @@ class _Run:
 
     @property
     def can_fill(self) -> bool:
-        """Whether there is a place, and somebody waiting for it."""
         return len(self.rows) < self.most and bool(self.waiting or self.ready)
 
     def fill(self) -> None:
@@ -200,18 +203,17 @@ class _Run:
     def step(self) -> None:
         """One forward pass, with attention by row, and all that is decided from it."""
         rows = self.rows
-        for row in rows:
-            row.plan()
-        width = self._width()
+        feeds = [row.feed() for row in rows]
+        width = self._width(np.array([feed.num_fed for feed in feeds]))
+        feeds = [feed.cut(width) for feed in feeds]
         ids = np.zeros((len(rows), width), dtype=np.int64)
-        for i, row in enumerate(rows):
-            row.cut(width)
-            ids[i, : row.num_fed] = row.line[: row.num_fed]
+        for i, feed in enumerate(feeds):
+            ids[i, : feed.num_fed] = feed.line[: feed.num_fed]
         starts = self.cache.lengths[: len(rows)] + np.array([row.offset for row in rows])
-        hidden = self.layers(ids, starts[:, None] + np.arange(width), self.cache)
-        self.engine.decide(self.chooser, self.ledger, rows, range(0, ids.size, width), hidden)
-        self.cache.lengths[: len(rows)] += [row.accepted for row in rows]
-        for place in reversed([i for i, row in enumerate(rows) if row.finish is not None]):
+        hidden = self.text.read(ids, starts[:, None] + np.arange(width), self.cache)
+        stay = self.engine.decide(self.chooser, self.ledger, feeds, range(0, ids.size, width), hidden)
+        self.cache.lengths[: len(rows)] += stay
+        for place in reversed([i for i, row in enumerate(rows) if row.draft.finish is not None]):
             self.done[rows[place].index] = rows[place]
             last = rows.pop()
             if place < len(rows):
@@ -224,12 +226,10 @@ class _Run:
         device = next(model.parameters()).device
         side = self.engine.side
         prefix = collate_prefix(questions, side.tokenizer.pad_token_id, side.image_token_id).to(device)
-        rows = [self._row(i, k) for i in group for k in range(self.answers)]
-        for row in rows:
-            row.plan()
+        feeds = [self._row(i, k).feed() for i in group for k in range(self.answers)]
         # All begin alike: nothing has been decided yet.
-        more = rows[0].num_fed - 1
-        start = torch.tensor(rows[0].line[1 : more + 1], dtype=torch.int64, device=device).expand(len(group), -1)
+        more = feeds[0].num_fed - 1
+        start = torch.tensor(feeds[0].line[1 : more + 1], dtype=torch.int64, device=device).expand(len(group), -1)
         mask = pad(prefix.mask, (0, more), value=True)
         cache = DynamicCache(config=model.config.text_config)
         positions = rope_positions(model, prefix, more)
@@ -245,33 +245,41 @@ class _Run:
                 use_cache=True,
                 logits_to_keep=1 + more,
             )
-        places = [r // self.answers * (1 + more) for r in range(len(rows))]
-        self.engine.decide(self.chooser, self.ledger, rows, places, hidden[0].flatten(0, 1))
+        places = [r // self.answers * (1 + more) for r in range(len(feeds))]
+        stay = self.engine.decide(self.chooser, self.ledger, feeds, places, hidden[0].flatten(0, 1))
         offsets = (positions[0, :, prefix.ids.shape[1] - 1 :].amax(1) - more).tolist()
-        for r, row in enumerate(rows):
+        for r, row in enumerate(feed.row for feed in feeds):
             image = r // self.answers
             length = len(questions[image].prefix_ids)
             left = prefix.ids.shape[1] - length
             row.offset = int(offsets[image]) + 1 - length
-            if row.finish is not None:
+            if row.draft.finish is not None:
                 self.done[row.index] = row
                 continue
             keys, values = zip(
                 *((x.keys[image, :, left:], x.values[image, :, left:]) for x in cache.layers), strict=True
             )
-            self.ready.append(_Ready(row, list(keys), list(values), length - 1 + row.accepted))
+            self.ready.append(_Ready(row, list(keys), list(values), length - 1 + stay[r]))
 
     def _row(self, question: int, answer: int) -> Row:
         asked = self.questions[question]
         rng = np.random.default_rng([self.engine.seed, zlib.crc32(asked.sample_id.encode()), answer])
-        return Row(self.rules, asked.sample_id, question * self.answers + answer, rng, int(asked.prefix_ids[-1]))
+        engine = self.engine
+        return Row(
+            question * self.answers + answer,
+            Draft(asked.sample_id, engine.side, engine.settings),
+            Cursor(self.grammar, self.names),
+            rng,
+            int(asked.prefix_ids[-1]),
+            engine.skip,
+            engine.guess and engine.skip,
+        )
 
-    def _width(self) -> int:
-        """How many tokens to feed a row at most: as many useful ones as possible for what the pass costs.
+    def _width(self, lengths: NDArray[np.int64]) -> int:
+        """The most tokens to feed a row: as many useful ones as possible for what the pass costs.
 
-        A row that is cut off goes on in the next pass. Where all rows are in step, nothing is cut.
+        A row that is cut off continues in the next pass. Where all rows are in step, nothing is cut.
         """
-        lengths = np.array([row.num_fed for row in self.rows])
         if lengths.min() == lengths.max():
             return int(lengths[0])
         cost = STEP_COST["cuda" if self.cache.is_cuda else "cpu"]

@@ -1,7 +1,7 @@
 """The answer format as a finite-state machine over token ids: what the format forces, and what it leaves open.
 
-A state is a point at which the model decides: which name, which coordinate, go on or stop. Every decision leads over
-forced tokens to the next state. Built for one tokenizer and checked against it: the ids are those that it gives for the
+A state is a point at which the model decides: which name, which coordinate, continue or stop. Every decision leads over
+forced tokens to the next state. Built for one tokenizer and checked with it: the ids are those that it gives for the
 whole text of an answer.
 """
 
@@ -21,12 +21,11 @@ from numpy.typing import NDArray
 
 from apiece.codec.render import (
     BOX_OPEN,
-    CLOSE,
     COORD_SEPARATOR,
-    OPEN,
-    RECORD_CLOSE,
-    RECORD_OPEN,
-    RECORD_SEPARATOR,
+    EMPTY,
+    FINISH,
+    NEXT,
+    START,
     Renderer,
     desc_problem,
     render_text,
@@ -34,7 +33,7 @@ from apiece.codec.render import (
 from apiece.codec.vocab import decode_exact, encode_plain
 from apiece.errors import UserError
 
-# Which tokens can go on with a name, and which end it: names are free text, held to what an answer may contain.
+# Which tokens can continue a name, and which end it: names are free text, restricted to what an answer may contain.
 #
 # A name is read as UTF-8, byte by byte where tokens cut characters, so that every answer can be parsed. A token that
 # ends a name may begin with its last characters (`.",` in Qwen's vocabulary).
@@ -67,11 +66,10 @@ class Written:
 
     @property
     def can_end(self) -> bool:
-        """Whether this is a whole name."""
         return self.end in (End.TEXT, End.LESS) and not self.partial
 
     def then(self, data: bytes) -> Written | None:
-        """The name with more bytes, `None` if no answer may contain that."""
+        """The name with more bytes, `None` if no answer may contain it."""
         decoder = codecs.getincrementaldecoder("utf-8")()
         try:
             text = decoder.decode(self.partial + data)
@@ -122,11 +120,7 @@ class NameTokens:
 
     @classmethod
     def of(cls, tokenizer: Any) -> NameTokens:
-        """Read a vocabulary.
-
-        Raises:
-            UserError: It is not a byte-level one.
-        """
+        """Read a vocabulary; a `UserError` if it is not a byte-level one."""
         data = _token_bytes(tokenizer)
         fresh, text = {}, {}
         after_letter = Written(End.TEXT)
@@ -148,19 +142,18 @@ class NameTokens:
         return None if value is None else written.then(value)
 
     def allowed(self, written: Written) -> NDArray[np.int64]:
-        """Ids of all tokens that can go on with a name or end it, ascending."""
+        """Ids of all tokens that can continue a name or end it, ascending."""
         if written.partial:
             going = [t for t in self._inside if written.then(self.text[t]) is not None]
         elif written.end is End.NOTHING:
             starts = {t: self.text[t][0] for t in self._fresh}
-            # Only spaces may not come first, which one byte tells of ASCII.
+            # Only spaces may not come first; in ASCII one byte shows it.
             going = [t for t, b in starts.items() if (b > 0x20 if b < 0x80 else written.then(self.text[t]) is not None)]
         else:
             going = [t for t in self._fresh if written.end is not End.LESS or not self.text[t].startswith(b"|")]
         return np.array(sorted([*going, *self.ending(written)]), dtype=np.int64)
 
     def ending(self, written: Written) -> list[int]:
-        """Ids of the tokens that can end a name."""
         out = []
         for token, closing in self.closings.items():
             last = written.then(closing.before) if closing.before else written
@@ -206,7 +199,7 @@ def _byte_alphabet() -> list[str]:
 
 
 def _closings(tokenizer: Any, data: dict[int, bytes]) -> dict[int, Closing]:
-    """Tokens that hold the quote behind a name as the tokenizer writes it, with what is before and after it."""
+    """Tokens that hold the quote after a name as the tokenizer writes it, with what is before and after it."""
     quote, box_open = QUOTE.encode(), BOX_OPEN.encode()
     out: dict[int, Closing] = {}
     for token, value in data.items():
@@ -227,7 +220,7 @@ def _closings(tokenizer: Any, data: dict[int, bytes]) -> dict[int, Closing]:
 
 
 END = -1
-"""Number of the state behind the end token."""
+"""Number of the state after the end token."""
 
 
 class Kind(IntEnum):
@@ -256,12 +249,12 @@ class State:
     """A point at which the model decides.
 
     Attributes:
-        kind: What about.
+        kind: What is decided.
         steps: By token. For `COORD` empty (any coordinate: `then`), for `NAME` the tokens that end the name.
-        in_name: Whether the decision is a part of a name.
-        likely: What usually comes, where that can be said.
+        in_name: Whether the decision is part of a name.
+        likely: The usual token, if there is one.
         coordinate: 0..3 for x1, y1, x2, y2.
-        then: After a coordinate.
+        then: What follows a coordinate.
         written: The name so far.
     """
 
@@ -275,7 +268,7 @@ class State:
 
 
 class Grammar:
-    """The machine.
+    """The format as a machine.
 
     Attributes:
         opening: Forced ids at the start of every answer, and the first state.
@@ -283,12 +276,7 @@ class Grammar:
     """
 
     def __init__(self, tokenizer: Any, renderer: Renderer, labels: Sequence[str] | None = None) -> None:
-        """Build it.
-
-        Args:
-            tokenizer: Of Hugging Face.
-            renderer: Of the same tokenizer.
-            labels: The only names that may be written; any writable name if `None`.
+        """Build it for a tokenizer and its renderer; only `labels` may be written if they are given.
 
         Raises:
             UserError: The tokenizer does not cut answers where their pieces meet, or a label cannot be written with it.
@@ -301,15 +289,13 @@ class Grammar:
         piece, end = renderer.piece, (renderer.eos_id,)
         first_coord, *_ = [self._add(State(Kind.COORD, coordinate=i)) for i in range(4)]
         self._names = NameTokens.of(tokenizer) if labels is None else None
-        name = self._free_name() if labels is None else self._listed_names(labels, first_coord)
+        name = Step((), self._name_state(NO_NAME)) if labels is None else self._listed_names(labels, first_coord)
         done = Step((), END)
-        go_on, stop = piece(RECORD_CLOSE + RECORD_SEPARATOR + RECORD_OPEN), piece(RECORD_CLOSE + CLOSE)
-        after_box = self._branch({go_on: name, stop + end: done}, likely=go_on)
+        after_box = self._branch({piece(NEXT): name, piece(FINISH) + end: done}, likely=piece(NEXT))
         for i in range(3):
             self.states[first_coord + i].then = Step(piece(COORD_SEPARATOR), first_coord + i + 1)
         self.states[first_coord + 3].then = after_box
-        start = piece(OPEN + RECORD_OPEN)
-        self.opening = self._branch({start: name, piece(OPEN + CLOSE) + end: done}, likely=start)
+        self.opening = self._branch({piece(START): name, piece(EMPTY) + end: done}, likely=piece(START))
 
     def step(self, state: int, token: int) -> Step | None:
         """What follows a token in a state, `None` if the format does not allow it."""
@@ -341,7 +327,7 @@ class Grammar:
     def _branch(
         self, ways: Mapping[tuple[int, ...], Step], *, in_name: bool = False, likely: tuple[int, ...] = ()
     ) -> Step:
-        """Sequences of ids and what follows each: the start that they share is forced, then they part."""
+        """Sequences of ids and what follows each: the start that they share is forced, then the model decides."""
         if len(ways) == 1:
             ((ids, step),) = ways.items()
             return Step((*ids, *step.forced), step.state)
@@ -353,9 +339,6 @@ class Grammar:
         self.states[number].steps = {token: self._branch(rest, in_name=in_name) for token, rest in parts.items()}
         self.states[number].likely = likely[len(shared)] if likely else None
         return Step(shared, number)
-
-    def _free_name(self) -> Step:
-        return Step((), self._name_state(NO_NAME))
 
     def _name_state(self, written: Written) -> int:
         """The state of a free name, made when it first comes up."""
@@ -379,15 +362,15 @@ class Grammar:
     def _label_ids(self, label: str) -> tuple[int, ...]:
         """Ids of a name and of what follows it, as the tokenizer writes them in an answer.
 
-        A name that ends in punctuation may share a token with the quote behind it. One that shares a token with the
-        quote before it is refused: what comes before a name is forced, whichever name it is.
+        A name that ends in punctuation may share a token with the quote after it. One that shares a token with the
+        quote before it is refused: what comes before a name is forced for all names.
         """
         where = "generate.labels"
         problem = desc_problem(label)
         if problem:
             raise UserError(f"the name {label!r} {problem}", where=where, fix="rename it, or leave it out")
         tails = set()
-        for lead in (OPEN + RECORD_OPEN, RECORD_CLOSE + RECORD_SEPARATOR + RECORD_OPEN):
+        for lead in (START, NEXT):
             before, whole = (encode_plain(self._tokenizer, lead + text) for text in ("", label + BOX_OPEN))
             if whole[: len(before)] != before:
                 raise UserError(

@@ -1,21 +1,24 @@
-"""An answer being written: what is fed to the model next, what is decided where, and when it ends.
+"""An answer being written: the text so far, where it is in the format, and what the model reads next.
 
-A row always holds one token that the model has not read yet, the last one. It is fed together with the tokens that the
-format forces behind it, and with a *guess* at what the model will decide then (go on, the name of the record before,
-close the name). Every decision is made from the model's own logits; where it is not the one guessed, what was fed
-behind it is taken back. So guesses cost positions, never exactness.
+The last token of an answer is always one that the model has not read yet. It is fed together with the tokens that the
+format forces after it, and with a *guess* at what the model will decide then (continue, the name of the object before,
+close the name). Every decision is made from the model's own logits; where it is not the one guessed, what was fed after
+it is taken back. So guesses cost positions, never exactness.
+
+One step of an answer: `row.feed()` says what to read, the chooser answers `feed.asks(...)`, and `feed.take(...)` writes
+what was decided.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from math import isnan, nan
 
 import numpy as np
 
-from apiece.codec.render import CLOSE, RECORD_CLOSE
+from apiece.codec.render import FINISH
 from apiece.codec.vocab import decode_exact
 from apiece.config.schema import GenerateSection
 from apiece.model.load import TextSide
@@ -23,167 +26,131 @@ from apiece.rollout.choose import Ask, Chosen
 from apiece.rollout.grammar import END, Grammar, Kind
 from apiece.types import FinishReason, Rollout
 
-
-@dataclass(frozen=True)
-class Rules:
-    """What all rows of a call share.
-
-    Attributes:
-        grammar: The format; `None` where the tokenizer has none, and answers are not held to it.
-        side: Tokenizer and vocabulary.
-        settings: Caps, what is held to the format.
-        skip: Feed forced tokens with the decision before them, not one by one.
-        guess: Feed guesses behind them.
-        names: How names went on that begin with these decisions.
-    """
-
-    grammar: Grammar | None
-    side: TextSide
-    settings: GenerateSection
-    skip: bool = True
-    guess: bool = True
-    names: dict[tuple[int, ...], tuple[int, ...]] = field(default_factory=dict)
+Names = dict[tuple[int, ...], tuple[int, ...]]
+"""How names continued that began with these tokens, in any answer of a call."""
 
 
 @dataclass
-class Row:
-    """An answer being written.
+class Draft:
+    """The text of an answer, and why it ends: the end token, or one of the caps."""
 
-    Attributes:
-        rules: Shared by all.
-        sample_id: Of the sample that is answered.
-        index: Which of all answers of the call.
-        rng: Of its draws.
-        last: The token that the model has not read yet; at first the last one of the prompt.
-        line: The last token and what follows it, forced or guessed; `num_fed` of these are fed.
-        accepted: How many of those fed stay.
-        offset: How much later text positions are than columns.
-    """
-
-    rules: Rules
     sample_id: str
-    index: int
-    rng: np.random.Generator
-    last: int
-    offset: int = 0
+    side: TextSide
+    settings: GenerateSection
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     masked: list[float] = field(default_factory=list)
     near_mass: list[float] = field(default_factory=list)
     finish: FinishReason | None = None
-    line: list[int] = field(default_factory=list)
-    num_fed: int = 0
-    accepted: int = 0
-    _forced: tuple[int, ...] = ()
-    _state: int | None = None
-    _asked: dict[int, int | None] = field(default_factory=dict)
-    _name: tuple[int, ...] = ()
-    _last_name: tuple[int, ...] = ()
-    _draws: list[float] = field(default_factory=list)
-    _num_asked: int = 0
-    _box: list[int] = field(default_factory=list)
-    _num_boxes: int = 0
-    _record_start: int = 0
-    _records: Counter[tuple[int, ...]] = field(default_factory=Counter)
-    _stop: FinishReason | None = None
+    box: list[int] = field(default_factory=list)
+    """Bins of the latest box so far."""
+    stop: FinishReason | None = None
+    """Set once no more objects may follow."""
+    _object_start: int = 0
+    _objects: Counter[tuple[int, ...]] = field(default_factory=Counter)
 
-    def __post_init__(self) -> None:
-        if self.rules.grammar is not None:
-            opening = self.rules.grammar.opening
-            self._forced, self._state = opening.forced, opening.state
+    def write(self, token: int, logprob: float, masked: float, near_mass: float) -> None:
+        """Add a token, and end the answer if it is the last."""
+        self.ids.append(token)
+        self.logprobs.append(logprob)
+        self.masked.append(masked)
+        self.near_mass.append(near_mass)
+        stop = self.stop  # before this token: an object may always be closed
+        k = self.side.vocab.bin_of(token)
+        if k is not None:
+            self._add_bin(k)
+        if token == self.side.renderer.eos_id:
+            self.finish = FinishReason.EOS
+        elif len(self.ids) >= self.settings.max_new_tokens:
+            self.finish = FinishReason.LENGTH
+        elif stop is not None and (k is not None or not self._closes()):
+            self.finish = stop
 
-    def plan(self) -> None:
-        """Decide what to feed: `line`, of which `num_fed` tokens."""
-        held, forced = self.rules.settings.grammar, len(self._forced)
-        self.line, self._asked = [self.last, *self._forced], {}
-        if self._state is not None and self._state != END:
-            if held:
-                self._asked[forced] = self._state
-            if self.rules.guess and self._stop is None:
-                for token, step_forced, state in self._guesses(self._state):
-                    self.line += [token, *step_forced]
-                    if held and state != END:
-                        self._asked[len(self.line) - 1] = state
-        # The end token is never fed.
-        self.num_fed = len(self.line) - (self.line[-1] == self.rules.side.renderer.eos_id) if self.rules.skip else 1
-        if not held:
-            self._asked = dict.fromkeys(range(self.num_fed))
+    def _add_bin(self, k: int) -> None:
+        """Four bins are a box, which ends an object."""
+        if len(self.box) == 4:
+            self.box = []
+        self.box.append(k)
+        if len(self.box) < 4:
+            return
+        written = tuple(self.ids[self._object_start :])
+        self._object_start = len(self.ids)
+        self._objects[written] += 1
+        most = self.settings.max_repeats
+        if self._objects.total() >= self.settings.max_objects:
+            self.stop = FinishReason.OBJECT_CAP
+        elif most is not None and self._objects[written] >= most:
+            self.stop = FinishReason.REPETITION
 
-    def cut(self, most: int) -> None:
-        """Feed no more than that now."""
-        self.num_fed = min(self.num_fed, most)
-
-    def asks(self, start: int) -> Iterator[Ask]:
-        """The decisions that follow tokens fed, in order; the first token fed is number `start` of the batch."""
-        for count, (position, state) in enumerate(self._asked.items()):
-            if position >= self.num_fed:
-                break
-            low, high = self._bounds(state)
-            yield Ask(start + position, state, self._draw(self._num_asked + count), low, high)
-
-    def take(self, chosen: Chosen, first: int) -> list[int]:
-        """Write what was decided, as far as the guesses were right.
-
-        Args:
-            chosen: Decisions.
-            first: Number of this row's first one among them.
-
-        Returns:
-            Which of the tokens fed were followed by one whose log-probability is to be worked out.
-        """
-        open_positions = []
-        everything, at = self.rules.settings.forced_logprobs, first
-        for position in range(self.num_fed):
-            if position in self._asked:
-                token, logprob = chosen.ids[at], chosen.logprobs[at]
-                self._write(token, logprob, chosen.masked[at], chosen.near[at])
-                at += 1
-                wanted = isnan(logprob)
-            else:
-                token, wanted = self.line[position + 1], everything
-                self._write(token, nan, 0.0, nan)
-            if wanted:
-                open_positions.append(position)
-            self.accepted = position + 1
-            if self.finish or position + 1 == self.num_fed or self.line[position + 1] != token:
-                break
-        self._num_asked += at - first
-        if self.finish is None and self._state == END and not everything:
-            self._write_rest()
-        return open_positions
-
-    def replay(self, ids: Sequence[int], logprobs: Sequence[float]) -> None:
-        """Write an answer that was generated elsewhere, as far as the caps allow."""
-        for token, logprob in zip(ids, logprobs, strict=True):
-            self._write(token, logprob, nan, nan)
-            if self.finish is not None:
-                return
+    def _closes(self) -> bool:
+        """Whether the text after the last box closes the answer, as far as it goes."""
+        return FINISH.startswith(decode_exact(self.side.tokenizer, self.ids[self._object_start :]))
 
     def rollout(self) -> Rollout:
-        """The answer, once it has ended."""
+        """The finished answer."""
         assert self.finish is not None, "asked for only when it has ended"
         return Rollout(
             sample_id=self.sample_id,
             ids=np.array(self.ids, dtype=np.int64),
             logprobs=np.array(self.logprobs, dtype=np.float32),
-            text=decode_exact(self.rules.side.tokenizer, self.ids),
+            text=decode_exact(self.side.tokenizer, self.ids),
             finish_reason=self.finish,
             near_mass=np.array(self.near_mass, dtype=np.float32),
             logprobs_masked=np.array(self.masked, dtype=np.float32),
         )
 
-    @property
-    def _grammar(self) -> Grammar:
-        assert self.rules.grammar is not None, "asked for only while the answer is in a state of it"
-        return self.rules.grammar
 
-    def _guesses(self, state: int) -> Iterator[tuple[int, tuple[int, ...], int]]:
-        """What will be decided, from a state on to the next coordinate: tokens, what they force, and the next state."""
-        grammar, name = self._grammar, self._name
-        while state != END and grammar.states[state].kind is not Kind.COORD:
+@dataclass
+class Cursor:
+    """Where in the format an answer is.
+
+    Attributes:
+        grammar: The format; `None` where the tokenizer has none.
+        names: Shared by all answers of a call.
+        forced: Ids that must come before the next decision.
+        state: Number of the state of that decision; `None` once the answer has left the format.
+    """
+
+    grammar: Grammar | None
+    names: Names
+    forced: tuple[int, ...] = ()
+    state: int | None = None
+    _name: tuple[int, ...] = ()
+    _last_name: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.grammar is not None:
+            self.forced, self.state = self.grammar.opening.forced, self.grammar.opening.state
+
+    def follow(self, token: int) -> None:
+        """Move on by a token that was written."""
+        if self.grammar is None or self.state is None:
+            return
+        if self.forced:
+            if token == self.forced[0]:
+                self.forced = self.forced[1:]
+            else:
+                self.forced, self.state = (), None
+            return
+        step = None if self.state == END else self.grammar.step(self.state, token)
+        if step is None:
+            self.state = None
+            return
+        if self.grammar.states[self.state].in_name:
+            self._name += (token,)
+            if self.grammar.states[step.state].kind is Kind.COORD:
+                for length in range(1, len(self._name)):
+                    self.names[self._name[:length]] = self._name
+                self._last_name, self._name = self._name, ()
+        self.forced, self.state = step.forced, step.state
+
+    def guesses(self) -> Iterator[tuple[int, tuple[int, ...], int]]:
+        """What will be decided up to the next coordinate: tokens, what they force, and the next state."""
+        grammar, state, name = self.grammar, self.state, self._name
+        while grammar and state is not None and state != END and grammar.states[state].kind is not Kind.COORD:
             token = grammar.states[state].likely
             if grammar.states[state].in_name:
-                known = self.rules.names.get(name, ()) if name else self._last_name
+                known = self.names.get(name, ()) if name else self._last_name
                 token = known[len(name)] if len(known) > len(name) else token
                 name = (*name, token) if token is not None else name
             step = None if token is None else grammar.step(state, token)
@@ -192,91 +159,131 @@ class Row:
             yield token, step.forced, step.state
             state = step.state
 
-    def _bounds(self, state: int | None) -> tuple[int, int]:
-        """The bins that may be written in a state; far corners need room beside the near ones."""
-        last = self.rules.side.vocab.num_bins - 1
-        if state is None or not self.rules.settings.ordered_boxes:
-            return 0, last
-        coordinate = self._grammar.states[state].coordinate
-        if coordinate < 0:
-            return 0, last
-        return (0, last - 1) if coordinate < 2 else (self._box[coordinate - 2] + 1, last)
 
-    def _draw(self, number: int) -> float:
-        if self.rules.settings.temperature == 0:
-            return 0.0
-        while len(self._draws) <= number:
-            self._draws.append(self.rng.random())
-        return self._draws[number]
+@dataclass
+class Row:
+    """An answer being written, with what its next step needs.
 
-    def _write(self, token: int, logprob: float, masked: float, near_mass: float) -> None:
-        """Add a token, and end the answer if it is the last."""
-        self.ids.append(token)
-        self.logprobs.append(logprob)
-        self.masked.append(masked)
-        self.near_mass.append(near_mass)
+    Attributes:
+        index: Its number among all answers of the call.
+        draft: The text.
+        cursor: Where in the format it is.
+        rng: Of its draws.
+        last: The token that the model has not read yet; at first the last one of the prompt.
+        skip: Feed forced tokens with the decision before them, not one by one.
+        guess: Feed guesses after them.
+        offset: Text positions minus cache columns.
+    """
+
+    index: int
+    draft: Draft
+    cursor: Cursor
+    rng: np.random.Generator
+    last: int
+    skip: bool = True
+    guess: bool = True
+    offset: int = 0
+    _draws: list[float] = field(default_factory=list)
+    _num_asked: int = 0
+
+    def feed(self) -> Feed:
+        """What to feed next."""
+        draft, cursor, held = self.draft, self.cursor, self.draft.settings.grammar
+        line, asked = [self.last, *cursor.forced], dict[int, int | None]()
+        if cursor.state is not None and cursor.state != END:
+            if held:
+                asked[len(cursor.forced)] = cursor.state
+            if self.guess and draft.stop is None:
+                for token, forced, state in cursor.guesses():
+                    line += [token, *forced]
+                    if held and state != END:
+                        asked[len(line) - 1] = state
+        # The end token is never fed.
+        count = len(line) - (line[-1] == draft.side.renderer.eos_id) if self.skip else 1
+        return Feed(self, line, asked if held else dict.fromkeys(range(count)), count)
+
+    def ask(self, row: int, state: int | None, number: int) -> Ask:
+        """A decision: of hidden state `row`, and the `number`th one since the last step."""
+        draft, last = self.draft, self.draft.side.vocab.num_bins - 1
+        low, high = 0, last
+        if draft.settings.ordered_boxes and state is not None and self.cursor.grammar is not None:
+            coordinate = self.cursor.grammar.states[state].coordinate
+            if coordinate >= 2:  # a far corner lies beyond the near one
+                low = draft.box[coordinate - 2] + 1
+            elif coordinate >= 0:
+                high = last - 1
+        draw = 0.0
+        if draft.settings.temperature:
+            while len(self._draws) <= self._num_asked + number:
+                self._draws.append(self.rng.random())
+            draw = self._draws[self._num_asked + number]
+        return Ask(row, state, draw, low, high)
+
+    def write(self, token: int, logprob: float, masked: float, near_mass: float) -> None:
+        """Add a token."""
         self.last = token
-        self._follow(token)
-        stop = self._stop  # before this token: a record may always close
-        k = self.rules.side.vocab.bin_of(token)
-        if k is not None:
-            self._add_bin(k)
-        if token == self.rules.side.renderer.eos_id:
-            self.finish = FinishReason.EOS
-        elif len(self.ids) >= self.rules.settings.max_new_tokens:
-            self.finish = FinishReason.LENGTH
-        elif stop is not None and (k is not None or self._goes_on()):
-            self.finish = stop
+        self.cursor.follow(token)
+        self.draft.write(token, logprob, masked, near_mass)
 
-    def _write_rest(self) -> None:
-        """The end of the answer, all of it forced, without asking the model."""
-        while self.finish is None:
-            self._write(self._forced[0], nan, 0.0, nan)
+    def took(self, decisions: int) -> None:
+        """After a step: count its decisions, and write an end that is all forced without asking the model."""
+        self._num_asked += decisions
+        if self.cursor.state == END and not self.draft.settings.forced_logprobs:
+            while self.draft.finish is None:
+                self.write(self.cursor.forced[0], nan, 0.0, nan)
 
-    def _follow(self, token: int) -> None:
-        """Keep account of where in the format the answer is; nowhere, once it has left it."""
-        if self._state is None:
-            return
-        if self._forced:
-            on = token == self._forced[0]
-            self._forced, self._state = (self._forced[1:], self._state) if on else ((), None)
-            return
-        if self._state == END:
-            self._state = None
-            return
-        at, step = self._grammar.states[self._state], self._grammar.step(self._state, token)
-        if step is None:
-            self._state = None
-            return
-        if at.in_name:
-            self._name += (token,)
-            if self._grammar.states[step.state].kind is Kind.COORD:
-                self._keep_name()
-        self._forced, self._state = step.forced, step.state
 
-    def _keep_name(self) -> None:
-        for length in range(1, len(self._name)):
-            self.rules.names[self._name[:length]] = self._name
-        self._last_name, self._name = self._name, ()
+@dataclass(frozen=True)
+class Feed:
+    """What a forward pass reads of a row.
 
-    def _add_bin(self, k: int) -> None:
-        """A coordinate; four are a box, which ends a record."""
-        if len(self._box) == 4:
-            self._box = []
-        self._box.append(k)
-        if len(self._box) < 4:
-            return
-        self._num_boxes += 1
-        record = tuple(self.ids[self._record_start :])
-        self._record_start = len(self.ids)
-        self._records[record] += 1
-        settings = self.rules.settings
-        if self._num_boxes >= settings.max_objects:
-            self._stop = FinishReason.OBJECT_CAP
-        elif settings.max_repeats is not None and self._records[record] >= settings.max_repeats:
-            self._stop = FinishReason.REPETITION
+    Attributes:
+        row: The answer.
+        line: Its last token and what follows, forced or guessed.
+        asked: Positions in `line` after which the model decides, to the state of the grammar; ascending.
+        num_fed: How many tokens of `line` are fed.
+    """
 
-    def _goes_on(self) -> bool:
-        """Whether the answer goes on after its last allowed record, instead of closing."""
-        tail = decode_exact(self.rules.side.tokenizer, self.ids[self._record_start :])
-        return not (RECORD_CLOSE + CLOSE).startswith(tail)
+    row: Row
+    line: list[int]
+    asked: Mapping[int, int | None]
+    num_fed: int
+
+    def cut(self, most: int) -> Feed:
+        """The same with at most that many tokens."""
+        return self if self.num_fed <= most else replace(self, num_fed=most)
+
+    def asks(self, start: int) -> list[Ask]:
+        """The decisions after tokens that are fed; the first token fed is number `start` of the batch."""
+        asked = [(position, state) for position, state in self.asked.items() if position < self.num_fed]
+        return [self.row.ask(start + position, state, i) for i, (position, state) in enumerate(asked)]
+
+    def take(self, chosen: Chosen, first: int) -> tuple[int, list[int]]:
+        """Write what was decided, as far as the guesses were right.
+
+        Args:
+            chosen: Decisions.
+            first: Number of this row's first one among them.
+
+        Returns:
+            How many of the tokens fed stay; and those of them after which a token was written whose log-probability
+            has to be worked out.
+        """
+        row, open_positions, at = self.row, list[int](), first
+        everything, accepted = row.draft.settings.forced_logprobs, 0
+        for position in range(self.num_fed):
+            if position in self.asked:
+                token, logprob = chosen.ids[at], chosen.logprobs[at]
+                row.write(token, logprob, chosen.masked[at], chosen.near[at])
+                at += 1
+                wanted = isnan(logprob)
+            else:
+                token, wanted = self.line[position + 1], everything
+                row.write(token, nan, 0.0, nan)
+            if wanted:
+                open_positions.append(position)
+            accepted = position + 1
+            if row.draft.finish or accepted == self.num_fed or self.line[accepted] != token:
+                break
+        row.took(at - first)
+        return accepted, open_positions

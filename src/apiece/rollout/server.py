@@ -1,7 +1,7 @@
 """An engine that asks an OpenAI-compatible server (vLLM, SGLang, `transformers serve`), many images at once.
 
-The server gets each image as a PNG that is resized already, and the prompt as text; the chat template is its own.
-Answers are greedy and not held to the format. What it does not tell (log-probabilities, with most servers) stays NaN.
+The server gets each image as a PNG at the size the model reads, and the prompt as text; the chat template is its own.
+Answers are greedy and not restricted to the format. What the server does not say (log-probabilities, mostly) is NaN.
 """
 
 from __future__ import annotations
@@ -9,21 +9,20 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
-import json
 import os
 import random
 import re
-import threading
 import zlib
 from collections import deque
-from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future
-from contextlib import closing
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx2
+import msgspec
 import numpy as np
+from anyio.from_thread import start_blocking_portal
 from PIL import Image
 
 from apiece.codec.vocab import decode_exact, encode_plain
@@ -32,20 +31,30 @@ from apiece.data.collate import EncodedSample
 from apiece.errors import UserError
 from apiece.model.encode import SampleEncoder
 from apiece.model.load import TextSide
-from apiece.rollout.rows import Row, Rules
+from apiece.rollout.rows import Draft
 from apiece.types import FinishReason, Rollout, Sample
-
-# Requests to an OpenAI-compatible server: retried where that can help, told clearly where it cannot.
-
 
 KEY_VARIABLE = "APIECE_SERVER_KEY"
 """Environment variable with the key that the server asks for, if it asks for one."""
-
-PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
+TRANSIENT = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 """Statuses that may be gone at the next attempt."""
-
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0
 CONNECT_S = 10.0
+AHEAD = 2
+"""Questions that are open at once, times the concurrency: a slow answer does not hold up the others for long, and
+memory stays bounded."""
+OPTIONAL = {
+    "skip_special_tokens": False,
+    "spaces_between_special_tokens": False,
+    "repetition_penalty": 1.0,
+    "logprobs": True,
+}
+"""Coordinate tokens must stay in the text, and the model's `generation_config.json` must not change greedy answers. A
+server that refuses a field by name is asked without it."""
+
+_NUMBERS = re.compile(r"\[\s*-?\d")
+_EMPTIED = re.compile(r"\[\s*,|\"bbox_2d\"\s*:\s*\[\s*\]")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +64,7 @@ class ServerSettings:
     Attributes:
         url: With or without `/v1`.
         model: Name of the model there; `None` for the only one that it lists.
-        concurrency: Requests under way at once, at most.
+        concurrency: Most requests under way at once.
         timeout_s: How long one answer may take.
         retries: Attempts after the first one.
     """
@@ -67,20 +76,78 @@ class ServerSettings:
     retries: int = 5
 
 
+# The parts of a server's replies that are read; a reply without them, or with others in their place, is refused.
+
+
+class _Model(msgspec.Struct):
+    id: str
+
+
+class _Models(msgspec.Struct):
+    data: list[_Model]
+
+
+class _Token(msgspec.Struct):
+    token: str | None = None
+    logprob: float | None = None
+
+
+class _Logprobs(msgspec.Struct):
+    content: list[_Token] | None = None
+
+
+class _Message(msgspec.Struct):
+    content: str | None = None
+
+
+class Choice(msgspec.Struct):
+    """A server's answer."""
+
+    message: _Message
+    finish_reason: str | None = None
+    logprobs: _Logprobs | None = None
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int | None = None
+
+
+class _Completion(msgspec.Struct):
+    choices: list[Choice]
+    usage: _Usage | None = None
+
+
+class _ErrorText(msgspec.Struct):
+    message: str
+
+
+class _Error(msgspec.Struct):
+    error: _ErrorText | str | None = None
+    detail: str | None = None
+    message: str | None = None
+
+
+def _decoded(reply: httpx2.Response, form: type[T]) -> T | None:
+    """A reply in the expected form, `None` if it has another."""
+    try:
+        return msgspec.json.decode(reply.content, type=form)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+
+
 @dataclass
 class Client:
     """Talks to one server.
 
     Attributes:
-        settings: Address, limits.
-        optional: Fields that make answers more exact and that not every server knows; one that a server refuses by name
-            is not sent again.
-        served: Names that the server lists, as far as it was asked.
+        settings: Address and limits.
+        optional: Fields that are sent as long as the server does not refuse them.
+        served: Models that the server lists; `None` if it answers, but not with a list.
     """
 
     settings: ServerSettings
-    optional: dict[str, Any] = field(default_factory=dict)
-    served: list[str] = field(default_factory=list)
+    optional: dict[str, Any] = field(default_factory=lambda: dict(OPTIONAL))
+    served: list[str] | None = None
 
     def __post_init__(self) -> None:
         self.base = base_url(self.settings.url)
@@ -94,41 +161,44 @@ class Client:
         limits = httpx2.Limits(max_connections=limit, max_keepalive_connections=limit)
         return httpx2.AsyncClient(headers=self._headers, timeout=self._timeout, limits=limits)
 
-    def models(self) -> list[str] | None:
-        """Names of the models that the server lists (kept in `served`); `None` where it answers, but not with a list.
+    def model(self) -> str:
+        """The name of the model to ask: the one asked for, or the only one that the server lists.
 
         Raises:
-            UserError: Nothing answers there, or not an OpenAI-compatible server.
+            UserError: No OpenAI-compatible server answers, or it is not known which model is meant.
         """
         try:
             reply = httpx2.get(f"{self.base}/models", headers=self._headers, timeout=self._timeout)
         except httpx2.TransportError as error:
             raise UserError(
-                f"no server answers: {_said(error, self.settings.timeout_s)}",
+                f"no server answers: {self._reason(error)}",
                 where=self.base,
-                fix="start it and wait until it is ready, or check --server (docs/serving.md)",
+                fix="start it and wait until it is ready, or check --server",
             ) from error
-        _require_entry(reply, self.base)
+        self._require_entry(reply)
         if reply.status_code == 404:
             raise UserError(
                 "something answers, but it is no OpenAI-compatible server: it knows no /models",
                 where=self.base,
                 fix="give --server up to and with /v1, such as http://localhost:8000/v1",
             )
-        listed = _json(reply)
-        rows = listed.get("data") if isinstance(listed, dict) else None
-        if reply.status_code != 200 or not isinstance(rows, list):
-            return None
-        self.served = [str(row["id"]) for row in rows if isinstance(row, dict) and "id" in row]
-        return self.served
+        listed = _decoded(reply, _Models) if reply.status_code == 200 else None
+        names = self.served = [row.id for row in listed.data] if listed else None
+        if self.settings.model is not None:
+            # A name that is not listed may be right (`transformers serve` lists its cache); the first answer decides.
+            return self.settings.model
+        if names is not None and len(names) == 1:
+            return names[0]
+        found = f"{len(names)} models: {', '.join(names[:10])}" if names else "no model"
+        raise UserError(f"the server lists {found}", where=self.base, fix="say which one with --model", exit_code=2)
 
-    async def chat(self, http: httpx2.AsyncClient, body: Mapping[str, Any], sample_id: str) -> dict[str, Any]:
-        """The server's chat completion.
+    async def chat(self, http: httpx2.AsyncClient, body: dict[str, Any], sample_id: str) -> _Completion:
+        """The server's chat completion, which has a first choice.
 
         Args:
             http: From `connections`.
             body: Of the request, without the optional fields.
-            sample_id: What it is about: named in messages, and the seed of the waiting times.
+            sample_id: For messages, and the seed of the waiting times.
 
         Raises:
             UserError: The server refuses the request, or has not answered it after all attempts.
@@ -141,13 +211,13 @@ class Client:
             try:
                 reply = await http.post(f"{self.base}/chat/completions", json={**body, **sent})
             except httpx2.TransportError as error:
-                problem = _said(error, self.settings.timeout_s)
+                problem = self._reason(error)
             else:
                 if reply.status_code == 200:
-                    return _completion(reply, self.base)
+                    return self._completion(reply)
                 if self._drop_refused(reply, sent):
                     continue
-                if reply.status_code not in PASSING:
+                if reply.status_code not in TRANSIENT:
                     raise self._refusal(reply, sample_id)
                 problem = f"HTTP {reply.status_code}: {_detail(reply)}"
                 wait = max(wait, min(LONGEST_WAIT_S, _retry_after(reply)))
@@ -156,13 +226,23 @@ class Client:
                 await asyncio.sleep(wait)
         attempts = "1 attempt" if attempt == 1 else f"{attempt} attempts"
         raise UserError(
-            f"sample {sample_id}: no answer in {attempts}; the last time: {problem}. What is done is kept",
+            f"sample {sample_id}: no answer in {attempts}; the last time: {problem}. Finished answers are kept",
             where=self.base,
-            fix="see that the server runs (too slow: lower --concurrency, raise --timeout), then the same command "
-            "with --resume",
+            fix="check that the server runs (if it is too slow: lower server.concurrency, raise server.timeout_s), "
+            "then repeat the command with --resume",
         )
 
-    def _drop_refused(self, reply: httpx2.Response, sent: Mapping[str, Any]) -> bool:
+    def _completion(self, reply: httpx2.Response) -> _Completion:
+        body = _decoded(reply, _Completion)
+        if body is None or not body.choices:
+            raise UserError(
+                f"expected a chat completion, found {reply.text[:120]!r}",
+                where=self.base,
+                fix="check --server: is it an OpenAI-compatible server?",
+            )
+        return body
+
+    def _drop_refused(self, reply: httpx2.Response, sent: dict[str, Any]) -> bool:
         """Whether optional fields that were sent are refused by name; if so, they are left out from now on."""
         if reply.status_code not in (400, 422):
             return False
@@ -172,13 +252,28 @@ class Client:
         return bool(refused)
 
     def _refusal(self, reply: httpx2.Response, sample_id: str) -> UserError:
-        _require_entry(reply, self.base)
+        self._require_entry(reply)
         listed = f"; it lists {', '.join(self.served)}" if self.served else ""
         return UserError(
             f"sample {sample_id}: the server refuses the request (HTTP {reply.status_code}): {_detail(reply)}",
             where=self.base,
             fix=f"is --model (or else the only model listed) the one it serves{listed}? Its own log says more",
         )
+
+    def _require_entry(self, reply: httpx2.Response) -> None:
+        if reply.status_code in (401, 403):
+            raise UserError(
+                f"the server wants a key, or another one (HTTP {reply.status_code})",
+                where=self.base,
+                fix=f"put it into the environment variable {KEY_VARIABLE}",
+            )
+
+    def _reason(self, error: httpx2.TransportError) -> str:
+        if isinstance(error, httpx2.ConnectTimeout):
+            return "the connection cannot be made in time"
+        if isinstance(error, httpx2.TimeoutException):
+            return f"nothing came within {self.settings.timeout_s:g} s"
+        return str(error) or type(error).__name__
 
 
 def base_url(url: str) -> str:
@@ -199,55 +294,12 @@ def base_url(url: str) -> str:
     return str(parsed.copy_with(path=path or "/v1", query=None, fragment=None)).rstrip("/")
 
 
-def _said(error: httpx2.TransportError, timeout_s: float) -> str:
-    """A failed request in words."""
-    if isinstance(error, httpx2.ConnectTimeout):
-        return "the connection cannot be made in time"
-    if isinstance(error, httpx2.TimeoutException):
-        return f"nothing came within {timeout_s:g} s"
-    return str(error) or type(error).__name__
-
-
-def _require_entry(reply: httpx2.Response, base: str) -> None:
-    if reply.status_code in (401, 403):
-        raise UserError(
-            f"the server wants a key, or another one (HTTP {reply.status_code})",
-            where=base,
-            fix=f"put it into the environment variable {KEY_VARIABLE}",
-        )
-
-
-def _json(reply: httpx2.Response) -> Any:
-    try:
-        return reply.json()
-    except ValueError:
-        return None
-
-
-def _completion(reply: httpx2.Response, base: str) -> dict[str, Any]:
-    """The body of an answer, which has a first choice with a message."""
-    body = _json(reply)
-    match body:
-        case {"choices": [{"message": {}}, *_]}:
-            return dict(body)
-    raise UserError(
-        f"expected a chat completion, found {reply.text[:120]!r}",
-        where=base,
-        fix="check --server: is it an OpenAI-compatible server?",
-    )
-
-
 def _detail(reply: httpx2.Response) -> str:
-    """What a server says of an error, in whatever form it says it."""
-    body = _json(reply)
-    match body:
-        case {"error": {"message": str(text)}} | {"error": str(text)} | {"detail": str(text)} | {"message": str(text)}:
-            pass
-        case None:
-            text = reply.text
-        case _:
-            text = json.dumps(body)
-    return " ".join(text.split())[:300] or "without a word"
+    """The server's own words about an error, whichever of the common forms they have."""
+    body = _decoded(reply, _Error)
+    found = body and (body.error or body.detail or body.message)
+    text = found.message if isinstance(found, _ErrorText) else found or reply.text
+    return " ".join(text.split())[:300] or "(empty reply)"
 
 
 def _retry_after(reply: httpx2.Response) -> float:
@@ -258,30 +310,9 @@ def _retry_after(reply: httpx2.Response) -> float:
         return 0.0
 
 
-AHEAD = 2
-"""Questions that are open at once, times the concurrency: a slow answer does not stop the others for long, and memory
-stays bounded."""
-
-OPTIONAL = {
-    "skip_special_tokens": False,
-    "spaces_between_special_tokens": False,
-    "repetition_penalty": 1.0,
-    "logprobs": True,
-}
-"""Coordinate tokens must stay in the text, and the model's `generation_config.json` must not change greedy answers. A
-server that does not know these fields says so, and is asked without them."""
-
-_NUMBERS = re.compile(r"\[\s*-?\d")
-_EMPTIED = re.compile(r"\[\s*,|\"bbox_2d\"\s*:\s*\[\s*\]")
-
-
 @dataclass(frozen=True, slots=True)
 class PhotoQuestion(EncodedSample):
-    """A question with its image as such; it has no patches.
-
-    Attributes:
-        image: At the size in which the model reads it.
-    """
+    """A question with its image instead of patches, at the size in which the model reads it."""
 
     image: Image.Image | None = None
 
@@ -308,10 +339,10 @@ class ServerEngine:
     Attributes:
         side: Tokenizer and vocabulary of the checkpoint that the server is to serve.
         instruction: The prompt, as text.
-        settings: Caps; the rest of it is the server's affair.
+        settings: Caps; everything else is up to the server.
         server: Which server, and how it is asked.
         max_length: Longest prompt plus answer that the model takes.
-        warn: Told once if the server reads prompts of another length.
+        warn: Called once if the server reads prompts of another length.
     """
 
     side: TextSide
@@ -322,8 +353,8 @@ class ServerEngine:
     warn: Callable[[str], None]
 
     def __post_init__(self) -> None:
-        self.client = Client(self.server, optional=dict(OPTIONAL))
-        self.model = served_model(self.client)
+        self.client = Client(self.server)
+        self.model = self.client.model()
         self._writes_coordinates = False
         self._warned = False
 
@@ -340,17 +371,23 @@ class ServerEngine:
         Raises:
             UserError: A question got no answer; those after it that are under way are given up.
         """
-        with closing(_Background(self.client.connections())) as background:
-            places = asyncio.Semaphore(self.server.concurrency)
-            waiting: deque[Future[Rollout]] = deque()
-            most = 1
-            for question in questions:
-                waiting.append(background.start(self._ask(background.http, places, question)))
-                if len(waiting) >= most:
+        places = asyncio.Semaphore(self.server.concurrency)
+        waiting: deque[Future[Rollout]] = deque()
+        most = 1
+        # Requests go on in a thread of their own while this one does something else.
+        with start_blocking_portal() as portal, portal.wrap_async_context_manager(self.client.connections()) as http:
+            try:
+                for question in questions:
+                    waiting.append(portal.start_task_soon(self._ask, http, places, question))
+                    if len(waiting) >= most:
+                        yield waiting.popleft().result()
+                        most = AHEAD * self.server.concurrency
+                while waiting:
                     yield waiting.popleft().result()
-                    most = AHEAD * self.server.concurrency
-            while waiting:
-                yield waiting.popleft().result()
+            finally:
+                # So the server stops working on what nobody waits for.
+                for asked in waiting:
+                    asked.cancel()
 
     async def _ask(self, http: httpx2.AsyncClient, places: asyncio.Semaphore, question: EncodedSample) -> Rollout:
         """Ask one question, once there is a place, and read the answer."""
@@ -373,35 +410,33 @@ class ServerEngine:
                 "max_tokens": limit,
             }
             reply = await self.client.chat(http, body, question.sample_id)
-        choice = reply["choices"][0]
-        text = str(choice["message"].get("content") or "")
-        self._require_coordinates(text)
-        self._compare_length(reply, len(question.prefix_ids))
-        return self.read(question.sample_id, text, choice, limit)
+        choice = reply.choices[0]
+        self._require_coordinates(choice.message.content or "")
+        self._compare_length(reply.usage, len(question.prefix_ids))
+        return self.read(question.sample_id, choice, limit)
 
-    def read(self, sample_id: str, text: str, choice: Mapping[str, Any], limit: int) -> Rollout:
-        """A server's choice as a rollout: cut off and named as the engine in this process would do it."""
+    def read(self, sample_id: str, choice: Choice, limit: int) -> Rollout:
+        """A server's choice as a rollout, with the caps and finish reasons of the engine in this process."""
         tokenizer, eos = self.side.tokenizer, self.side.renderer.eos_id
-        text = text.removesuffix(decode_exact(tokenizer, [eos]))
-        ids = encode_plain(tokenizer, text)
+        ids = encode_plain(tokenizer, (choice.message.content or "").removesuffix(decode_exact(tokenizer, [eos])))
         logprobs = self._logprobs(ids, choice)
-        if choice.get("finish_reason") == "stop":
+        if choice.finish_reason == "stop":
             ids.append(eos)
-        logprobs = [*logprobs, np.nan][: len(ids)]
-        rules = Rules(None, self.side, self.settings.model_copy(update={"max_new_tokens": limit}))
-        row = Row(rules, sample_id, 0, np.random.default_rng(0), last=eos)
-        row.replay(ids, logprobs)
-        row.finish = row.finish or FinishReason.LENGTH
-        return replace(row.rollout(), near_mass=None, logprobs_masked=None)
+        draft = Draft(sample_id, self.side, self.settings.model_copy(update={"max_new_tokens": limit}))
+        for token, logprob in zip(ids, [*logprobs, np.nan], strict=False):
+            draft.write(token, logprob, np.nan, np.nan)
+            if draft.finish is not None:
+                break
+        draft.finish = draft.finish or FinishReason.LENGTH
+        return replace(draft.rollout(), near_mass=None, logprobs_masked=None)
 
-    def _logprobs(self, ids: Sequence[int], choice: Mapping[str, Any]) -> list[float]:
+    def _logprobs(self, ids: Sequence[int], choice: Choice) -> list[float]:
         """The log-probability of each id, and of the end token if listed; NaN unless the server's tokens are ours."""
-        rows = (choice.get("logprobs") or {}).get("content") or []
-        given = [(row.get("token"), row.get("logprob")) for row in rows if isinstance(row, dict)]
+        given = (choice.logprobs.content if choice.logprobs else None) or []
         pieces = [decode_exact(self.side.tokenizer, [i]) for i in ids] if given else []
-        if not given or [token for token, _ in given[: len(ids)]] != pieces or len(given) > len(ids) + 1:
+        if not given or [row.token for row in given[: len(ids)]] != pieces or len(given) > len(ids) + 1:
             return [np.nan] * len(ids)
-        return [float(logprob) if isinstance(logprob, int | float) else np.nan for _, logprob in given]
+        return [np.nan if row.logprob is None else row.logprob for row in given]
 
     def _require_coordinates(self, text: str) -> None:
         """Refuse a model that writes boxes without coordinate tokens, until the first one is seen.
@@ -416,7 +451,7 @@ class ServerEngine:
             raise UserError(
                 f"the server leaves the coordinate tokens out of its text: {text[:120]!r}",
                 where=self.client.base,
-                fix="it must keep special tokens (skip_special_tokens: false), as vLLM and SGLang do: docs/serving.md",
+                fix="it must keep special tokens (skip_special_tokens: false), as vLLM and SGLang do",
             )
         elif _NUMBERS.search(text):
             raise UserError(
@@ -425,83 +460,19 @@ class ServerEngine:
                 fix=f"serve the checkpoint itself ({self.side.path}), or name another model with --model",
             )
 
-    def _compare_length(self, reply: Mapping[str, Any], expected: int) -> None:
+    def _compare_length(self, usage: _Usage | None, expected: int) -> None:
         """Prompts of another length mean another template or another image size, and so other answers."""
-        read = (reply.get("usage") or {}).get("prompt_tokens")
-        if not isinstance(read, int) or read in (0, expected):
-            return
-        if not self._warned:
+        read = usage.prompt_tokens if usage else None
+        if not self._warned and read and read != expected:
             self._warned = True
             self.warn(
                 f"the server reads {read} tokens for an image and prompt that are {expected} here: it resizes images, "
-                "or has another chat template, and its answers may differ (docs/serving.md)"
+                "or has another chat template, and its answers may differ"
             )
 
 
-def served_model(client: Client) -> str:
-    """The name of the model to ask: the one asked for, or the only one that is listed.
-
-    Raises:
-        UserError: No server answers, or which model is meant cannot be known.
-    """
-    listed = client.models()
-    if client.settings.model is not None:
-        # A name that is not listed may be right (`transformers serve` lists its cache); the first answer decides.
-        return client.settings.model
-    if listed is not None and len(listed) == 1:
-        return listed[0]
-    found = (
-        f"the server lists {len(listed)} models: {', '.join(listed[:10])}" if listed else "the server lists no model"
-    )
-    raise UserError(found, where=client.base, fix="say which one with --model", exit_code=2)
-
-
-class _Background:
-    """A thread in which requests go on while this one does something else; it never keeps the process alive.
-
-    Attributes:
-        http: The connections of all requests.
-    """
-
-    def __init__(self, http: httpx2.AsyncClient) -> None:
-        self.http = http
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self._thread.start()
-
-    def start(self, work: Coroutine[Any, Any, Rollout]) -> Future[Rollout]:
-        """Begin something there."""
-        return asyncio.run_coroutine_threadsafe(self._noted(work), self._loop)
-
-    def close(self) -> None:
-        """Give up what is under way, so that the server stops working on it, and end the thread."""
-        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-    async def _noted(self, work: Coroutine[Any, Any, Rollout]) -> Rollout:
-        task = asyncio.current_task()
-        assert task is not None, "runs as a task"
-        self._tasks.add(task)
-        try:
-            return await work
-        finally:
-            self._tasks.discard(task)
-
-    async def _end(self) -> None:
-        # What these have begun themselves (connecting, say) they end themselves: cancelled from here it would be lost.
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await self.http.aclose()
-        await self._loop.shutdown_default_executor()
-
-
 def _data_url(image: Image.Image | None) -> str:
-    """A PNG, as the model is to see exactly these pixels."""
+    """A PNG, so that the model sees exactly these pixels."""
     assert image is not None, "made by PhotoEncoder"
     file = io.BytesIO()
     image.save(file, "PNG", compress_level=1)

@@ -1,13 +1,13 @@
 """Channel-B's targets: what the model wrote, token for token, then the labels that it missed, then the end.
 
-The kept part of an answer runs to its last complete record before the first thing that is not in our form. A record in
-our form whose box cannot be (`inverted_box`, `zero_area`) stays where a kept record follows: it is what the model has
-before its eyes, and has no loss. Kept tokens are never decoded and encoded again. They end with the last coordinate
-token: the tokens of the brackets behind it depend on what follows them, and are those of the renderer.
+The kept part of an answer runs to its last complete object before the first thing that is not in the format. An object
+in the format with an impossible box (`inverted_box`, `zero_area`) stays if a kept object follows: the model conditions
+on it, but it has no loss. Kept tokens are never decoded and encoded again. They end with the last coordinate token: the
+tokens of the brackets after it depend on what follows them, and are those of the renderer.
 
-A run of syntax between two boxes closes one record and opens the next, often in one token (`]},`). Up to where going
-on and ending differ it belongs to the record before; from there on, comma included, to what follows: so the decision to
-write a record is part of that record, and the decision to end is part of the outermost close.
+The syntax between two boxes closes one object and opens the next, often in one token (`]},`). The tokens that are the
+same whether the answer continues or ends belong to the object before; the rest, comma included, to what follows. So the
+decision to write an object is part of that object, and the decision to end is part of the outermost close.
 
 Shapes: T tokens, N objects.
 """
@@ -25,17 +25,7 @@ from numpy.typing import NDArray
 
 from apiece.codec.bins import Bins
 from apiece.codec.parse import parse_ids
-from apiece.codec.render import (
-    BOX_OPEN,
-    CLOSE,
-    COORD_SEPARATOR,
-    OPEN,
-    RECORD_CLOSE,
-    RECORD_OPEN,
-    RECORD_SEPARATOR,
-    DescBins,
-    Renderer,
-)
+from apiece.codec.render import BOX_OPEN, COORD_SEPARATOR, EMPTY, FINISH, NEXT, START, DescBins, Renderer
 from apiece.match import number_names
 from apiece.outcomes import Columns, Outcome, Outcomes, SplitMatch, label_outcomes, match_labels
 from apiece.types import (
@@ -60,11 +50,11 @@ class Subset(IntEnum):
     OUTER = 0
     """The opening that every answer has, and the outermost close."""
     MATCHED = 1
-    """A record of the model that matches a label."""
+    """A predicted object that matches a label."""
     FALSE_POSITIVE = 2
-    """A record of the model that matches none."""
+    """A predicted object that matches none."""
     DROPPED = 3
-    """A record of the model whose box cannot be."""
+    """A predicted object with an impossible box (inverted or empty)."""
     MISS = 4
     """A label that the model missed, appended."""
     EOS = 5
@@ -81,22 +71,22 @@ SUPERVISED: Mapping[Subset, frozenset[Role]] = {
 }
 """Tokens with a loss: cross-entropy on text, geometry and `coord_reg` on coordinates."""
 REDUNDANT = (Outcome.DUPLICATE, Outcome.GROUP)
-"""Wrong whether or not their object is labelled: what `b_redundancy_weight` charges."""
+"""Wrong whether or not their object is labelled; `b_redundancy_weight` penalises them."""
 _STAYS = (ParseStatus.INVERTED_BOX, ParseStatus.ZERO_AREA)
-_Record = ParsedObject | Fault
+_Item = ParsedObject | Fault
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What the model is taught after one answer of its own.
+    """The training target made of one answer of the model.
 
     Attributes:
         answer: Ids and roles of all tokens; slots of the coordinates that have a loss, with the labels' bins.
         subset: `[T]` of `Subset`.
         supervised: `[T]` text tokens with cross-entropy.
         committing: `[R]` positions of the x1 token of every duplicate and group.
-        num_kept: Records of the model in it, `num_matched` of them matched.
-        num_matched: As said.
+        num_kept: Predicted objects in it.
+        num_matched: How many of them match a label.
         num_appended: Labels appended.
     """
 
@@ -111,14 +101,14 @@ class Target:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Judged:
-    """An answer held against the labels.
+    """An answer compared with the labels.
 
     Attributes:
         rollout: The answer.
-        parsed: What it says.
-        match: Its kept records (rows) against the labels that can be written, then the crowd regions.
-        outcomes: Of the same.
-        target: Made from it.
+        parsed: The objects in it.
+        match: Its valid objects (rows) matched to the labels that can be written, then the crowd regions.
+        outcomes: What each of these objects and labels is.
+        target: The target made of it.
     """
 
     rollout: Rollout
@@ -130,9 +120,9 @@ class Judged:
 
 @dataclass(frozen=True, slots=True)
 class _Labels:
-    """The labels of an image: those that have a record, in the order written, and the crowd regions behind them."""
+    """The labels of an image: those that can be written, in the order written, and then the crowd regions."""
 
-    records: list[DescBins]
+    written: list[DescBins]
     instances: list[Instance]
 
     @classmethod
@@ -140,8 +130,8 @@ class _Labels:
         objects = [o for o in sample.objects if not o.iscrowd]
         boxes = bins.to_bins([o.bbox_xyxy for o in objects], sample.size_wh)
         writable = [i for i, (x1, y1, x2, y2) in enumerate(boxes.tolist()) if x2 > x1 and y2 > y1]
-        records = [(objects[i].desc, _four(boxes[i].tolist())) for i in writable]
-        return cls(records, [objects[i] for i in writable] + [o for o in sample.objects if o.iscrowd])
+        written = [(objects[i].desc, _four(boxes[i].tolist())) for i in writable]
+        return cls(written, [objects[i] for i in writable] + [o for o in sample.objects if o.iscrowd])
 
 
 @dataclass(frozen=True)
@@ -150,8 +140,8 @@ class TargetBuilder:
 
     Attributes:
         renderer: Of the tokenizer.
-        max_records: Most records of the model in a target: what a runaway answer goes on with is cut off.
-        max_length: Longest prefix plus target. Records of the model go, from the end, until it holds.
+        max_records: Most predicted objects in a target: the rest of a runaway answer is cut off.
+        max_length: Longest prefix plus target. Predicted objects are removed from the end until it holds.
     """
 
     renderer: Renderer
@@ -163,7 +153,7 @@ class TargetBuilder:
 
         Args:
             rollout: The answer.
-            sample: What was shown: labels after augmentation, in the order in which an answer names them.
+            sample: Labels after augmentation, in the order in which an answer names them.
             num_prefix: Tokens of image and prompt.
         """
         ids = rollout.ids.tolist()
@@ -173,7 +163,7 @@ class TargetBuilder:
         whole = _judge(parsed.objects, labels, sample.size_wh, bins)
         kept = _kept_part(parsed, self.max_records)
         while True:
-            objects = [record for record in kept if isinstance(record, ParsedObject)]
+            objects = [item for item in kept if isinstance(item, ParsedObject)]
             all_kept = len(objects) == len(parsed.objects)
             match, outcomes = whole if all_kept else _judge(objects, labels, sample.size_wh, bins)
             target = self._write(ids, kept, match, outcomes, labels)
@@ -182,23 +172,23 @@ class TargetBuilder:
             kept = _ending_complete(kept[:-1])
 
     def _write(
-        self, ids: list[int], kept: Sequence[_Record], match: SplitMatch, outcomes: Outcomes, labels: _Labels
+        self, ids: list[int], kept: Sequence[_Item], match: SplitMatch, outcomes: Outcomes, labels: _Labels
     ) -> Target:
         label_of, charged = dict(match.pairs.tolist()), set(np.flatnonzero(np.isin(outcomes.of_prediction, REDUNDANT)))
         pen = _Pen(self.renderer)
         row = 0
-        for record in kept:
+        for item in kept:
             subset = Subset.DROPPED
-            if isinstance(record, ParsedObject):
+            if isinstance(item, ParsedObject):
                 subset = Subset.MATCHED if row in label_of else Subset.FALSE_POSITIVE
-            pen.copy(ids, record, subset)
+            pen.copy(ids, item, subset)
             if subset is Subset.MATCHED:
-                pen.aim(labels.records[label_of[row]][1])
+                pen.aim(labels.written[label_of[row]][1])
             elif row in charged and subset is Subset.FALSE_POSITIVE:
                 pen.committing.append(pen.coords[0])
-            row += isinstance(record, ParsedObject)
-        missed = [labels.records[i] for i in match.misses.tolist()]
-        pen.append(missed, after_record=bool(kept))
+            row += isinstance(item, ParsedObject)
+        missed = [labels.written[i] for i in match.misses.tolist()]
+        pen.append(missed, after_object=bool(kept))
         return pen.target(num_kept=row, num_matched=len(label_of), num_appended=len(missed))
 
 
@@ -213,19 +203,18 @@ class _Pen:
         self.slots: list[tuple[int, int, int, int]] = []
         self.committing: list[int] = []
         self.coords: tuple[int, ...] = ()
-        """Positions of the last record's coordinates."""
-        go_on, end = RECORD_CLOSE + RECORD_SEPARATOR + RECORD_OPEN, RECORD_CLOSE + CLOSE
-        self._leads = [renderer.piece(OPEN + RECORD_OPEN), renderer.piece(go_on)]
-        # How much of the syntax before a record says nothing of whether there is one.
+        """Positions of the last object's coordinates."""
+        self._leads = [renderer.piece(START), renderer.piece(NEXT)]
+        # How many of the tokens before an object would be there without it, too.
         self._shared = [
-            _num_alike(self._leads[0], renderer.piece(OPEN + CLOSE)),
-            _num_alike(self._leads[1], renderer.piece(end)),
+            _num_alike(self._leads[0], renderer.piece(EMPTY)),
+            _num_alike(self._leads[1], renderer.piece(FINISH)),
         ]
 
-    def copy(self, ids: list[int], record: _Record, subset: Subset) -> None:
-        """A record as the model wrote it, from behind the coordinates of the one before."""
-        coords = record.coord_positions
-        assert coords is not None and len(coords) == 4, "records are kept only with four coordinate tokens"
+    def copy(self, ids: list[int], item: _Item, subset: Subset) -> None:
+        """Copy an object as the model wrote it, from after the coordinates of the one before."""
+        coords = item.coord_positions
+        assert coords is not None and len(coords) == 4, "objects are kept only with four coordinate tokens"
         start, (x1, *_, y2) = len(self.ids), coords
         roles = self._text_roles(ids[start:x1], bool(start))
         for before, after in pairwise(coords):
@@ -235,15 +224,15 @@ class _Pen:
         self._put(ids[start : y2 + 1], [*roles, Role.COORD], subset)
         self.coords = coords
 
-    def _text_roles(self, text: list[int], after_record: bool) -> list[Role]:
+    def _text_roles(self, text: list[int], after_object: bool) -> list[Role]:
         """Roles up to the first coordinate. What is not the renderer's own tokens for the syntax counts as the name."""
-        lead, tail = self._leads[after_record], self.renderer.piece(BOX_OPEN)
+        lead, tail = self._leads[after_object], self.renderer.piece(BOX_OPEN)
         head = len(lead) if tuple(text[: len(lead)]) == lead else 0
         foot = len(tail) if tuple(text[-len(tail) :]) == tail and head + len(tail) <= len(text) else 0
         return [Role.STRUCT] * head + [Role.DESC] * (len(text) - head - foot) + [Role.STRUCT] * foot
 
     def _put(self, ids: Sequence[int], roles: Sequence[Role], subset: Subset) -> None:
-        """Tokens of a record, or of the end: the first of them may belong to what stands before."""
+        """Add tokens of an object, or of the end: the first of them may belong to what is before."""
         before = self.subset[-1] if self.subset else Subset.OUTER
         shared = self._shared[bool(self.ids)]
         if any(role is not Role.STRUCT for role in roles[:shared]):
@@ -253,13 +242,13 @@ class _Pen:
         self.roles += roles
 
     def aim(self, bins: Sequence[int]) -> None:
-        """Ask for a label's bins at the coordinates of the last record."""
+        """Set a label's bins as the targets of the last object's coordinates."""
         index = len(self.slots) // 4
         self.slots += [(at, c, index, k) for c, (at, k) in enumerate(zip(self.coords, bins, strict=True))]
 
-    def append(self, missed: Sequence[DescBins], after_record: bool) -> None:
-        """Labels as further records, then the outermost close and the end token."""
-        rest = self.renderer.render(missed, after_record=after_record)
+    def append(self, missed: Sequence[DescBins], after_object: bool) -> None:
+        """Add labels as further objects, then the outermost close and the end token."""
+        rest = self.renderer.render(missed, after_object=after_object)
         ids, roles = rest.ids.tolist(), [Role(r) for r in rest.roles.tolist()]
         start, done = len(self.ids), 0
         for (_, bins), coords in zip(missed, (rest.slots.position + start).reshape(-1, 4).tolist(), strict=True):
@@ -273,7 +262,6 @@ class _Pen:
         self.subset.append(Subset.EOS)
 
     def target(self, num_kept: int, num_matched: int, num_appended: int) -> Target:
-        """What was written."""
         pairs = zip(self.subset, self.roles, strict=True)
         supervised = [role is not Role.COORD and role in SUPERVISED[subset] for subset, role in pairs]
         columns = np.array(self.slots, dtype=np.int64).reshape(-1, 4).T
@@ -288,10 +276,10 @@ class _Pen:
         )
 
 
-def _kept_part(parsed: ParseResult, max_records: int) -> list[_Record]:
-    """The records up to the last complete one before the first thing that is not in our form."""
-    kept: list[_Record] = []
-    items: list[_Record] = [*parsed.objects, *parsed.faults]
+def _kept_part(parsed: ParseResult, max_records: int) -> list[_Item]:
+    """The objects up to the last complete one before the first thing that is not in the format."""
+    kept: list[_Item] = []
+    items: list[_Item] = [*parsed.objects, *parsed.faults]
     for item in sorted(items, key=lambda item: item.span):
         if isinstance(item, Fault) and not (item.status in _STAYS and len(item.coord_positions) == 4):
             break
@@ -299,17 +287,17 @@ def _kept_part(parsed: ParseResult, max_records: int) -> list[_Record]:
     return _ending_complete(kept[:max_records])
 
 
-def _ending_complete(records: list[_Record]) -> list[_Record]:
-    """Without dropped records at the end."""
-    while records and isinstance(records[-1], Fault):
-        records = records[:-1]
-    return records
+def _ending_complete(items: list[_Item]) -> list[_Item]:
+    """Without dropped objects at the end."""
+    while items and isinstance(items[-1], Fault):
+        items = items[:-1]
+    return items
 
 
 def _judge(
     objects: Sequence[ParsedObject], labels: _Labels, size_wh: tuple[int, int], bins: Bins
 ) -> tuple[SplitMatch, Outcomes]:
-    """Records of an answer against the labels of its image, by the definitions of evaluation."""
+    """Match the objects of an answer to the labels of its image, by the definitions of evaluation."""
     names, truth_names = number_names([o.desc for o in objects], [i.desc for i in labels.instances])
     found = Columns(
         np.zeros(len(objects), dtype=np.int64),
@@ -328,7 +316,7 @@ def _judge(
 
 
 def _num_alike(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens two runs begin with alike."""
+    """Length of the common start of two token sequences."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
@@ -337,8 +325,7 @@ def _four(values: Sequence[int]) -> tuple[int, int, int, int]:
     return x1, y1, x2, y2
 
 
-# What the answers of a step were, in counts that add up over samples, steps and processes, and the figures of them.
-
+# Counts of the answers of a step, which add up over samples, steps and processes, and the figures made of them.
 
 KEYS = (
     *("answers", "tokens", "objects", "labels", "matched", "ignored", "missed", "iou", "records"),
@@ -347,16 +334,11 @@ KEYS = (
     *(f"finish/{reason}" for reason in FinishReason),
     *(f"dropped/{status}" for status in ParseStatus),
 )
-"""Every count there is: processes add theirs up in this order."""
+"""All counts: processes sum theirs in this order."""
 
 
 def tally(judged: Sequence[Judged], generate_s: float) -> dict[str, float]:
-    """The counts of some answers, a value for every one of `KEYS`.
-
-    Args:
-        judged: The answers.
-        generate_s: Seconds that it took to write them.
-    """
+    """The counts of some answers by `KEYS`; `generate_s` is the seconds that it took to write them."""
     counts: Counter[str] = Counter()
     for one in judged:
         counts["answers"] += 1
@@ -378,11 +360,7 @@ def tally(judged: Sequence[Judged], generate_s: float) -> dict[str, float]:
 
 
 def figures(sums: Mapping[str, float]) -> dict[str, float]:
-    """The figures named `b/...` of some steps.
-
-    Args:
-        sums: By `KEYS`; `update_s` and `steps` are put in by the caller.
-    """
+    """The figures named `b/...` from sums by `KEYS`; the caller adds `update_s` and `steps`."""
 
     def of(part: str, whole: str) -> float:
         return _ratio(sums[part], sums[whole])

@@ -443,7 +443,7 @@ def from_model(
     Raises:
         UserError: There is no split, or something in it or in the checkpoint cannot be read.
     """
-    from apiece.evaluate.predict import load_predictor, predictions_file, read_split
+    from apiece.evaluate.predict import answer_split, load_predictor, read_split
 
     config = config_of(Path(request.target))
     data, complete_path = _split(request, config)
@@ -452,16 +452,20 @@ def from_model(
     complete = None
     if complete_path is not None:
         truth, complete = load_complete(complete_path, truth)
-    predictor, warning = load_predictor(request.target, _generation(request, config), device=request.device)
-    if warning:
-        warn(warning)
+    predictor = load_predictor(request.target, _generation(request, config), device=request.device, warn=warn)
     settings, remarks = _probe_settings(request, config, predictor.encoder.side.card)
     tell(f"{len(samples):,} images to answer and probe; answers and diagnosis go to {out}/")
-    answers = []
-    with predictions_file(out) as write:
-        for answer in track(predictor.answers(samples), "answers", total=len(samples)):
-            write(answer)
-            answers.append(answer)
+    protocol = {
+        **predictor.protocol,
+        "data": str(data),
+        "data_sha256": file_hash(data),
+        "complete": None if complete_path is None else str(complete_path),
+        "samples": len(samples),
+        "probes": settings.protocol(),
+    }
+    # A finished diagnosis is there to be replaced; the answers of an interrupted one are kept.
+    resume = False if (out / "diagnosis.json").exists() else None
+    answers = answer_split(predictor, samples, out, protocol=protocol, resume=resume)
     truth, detections = predictions_to_detections(truth, {a.sample.id: a.detections for a in answers})
     probes = dict(_probed(predictor, settings, samples))
     unfit = sum(found is None for found in probes.values())
@@ -479,14 +483,7 @@ def from_model(
             "from": "model",
             "path": str(predictor.encoder.side.path),
             "step": predictor.protocol["step"],
-            "protocol": {
-                **predictor.protocol,
-                "data": str(data),
-                "data_sha256": file_hash(data),
-                "complete": None if complete_path is None else str(complete_path),
-                "samples": len(samples),
-                "probes": settings.protocol(),
-            },
+            "protocol": protocol,
         },
         remarks=tuple(remarks),
     )

@@ -19,7 +19,7 @@ from apiece.config.schema import Config
 from apiece.errors import UserError
 from apiece.evaluate.detections import align_complete, load_complete, predictions_to_detections, samples_to_ground_truth
 from apiece.evaluate.metrics import evaluate_detections
-from apiece.evaluate.predict import evaluate_checkpoint, load_predictor, read_split
+from apiece.evaluate.predict import answer_split, evaluate_checkpoint, load_predictor, read_split
 from apiece.files import write_json
 from apiece.monitor.probing import Prober, ProbeSettings
 from apiece.study.arms import Source, evaluation_source, probe_ratios
@@ -98,6 +98,7 @@ def _evaluated(job: Job) -> Source:
         device=job.config.train.device,
         pictures=0,
         complete=job.files.test_complete,
+        resume=None,
     )
     return evaluation_source(out)
 
@@ -118,7 +119,7 @@ def _probed(job: Job) -> tuple[Split, dict[str, Any]]:
     One ruler for all arms.
     """
     settings = replace(ProbeSettings.of(job.reference), seed=0, batch_size=_PROBED_AT_ONCE)
-    predictor, _ = load_predictor(str(job.run), job.config.generate, device=job.config.train.device)
+    predictor = load_predictor(str(job.run), job.config.generate, device=job.config.train.device)
     samples = read_split(job.files.panel)
     prober = Prober(predictor.engine.model, predictor.encoder, settings)  # type: ignore[attr-defined]
     probes: dict[str, Any] = {
@@ -128,7 +129,7 @@ def _probed(job: Job) -> tuple[Split, dict[str, Any]]:
     truth, complete = samples_to_ground_truth(samples), None
     if job.files.panel_complete is not None:
         truth, complete = load_complete(job.files.panel_complete, truth)
-    answers = list(predictor.answers(samples))
+    answers = answer_split(predictor, samples, title="panel")
     truth, detections = predictions_to_detections(truth, {a.sample.id: a.detections for a in answers})
     if complete is not None:
         truth, complete = align_complete(complete, truth)  # with the classes that only answers name

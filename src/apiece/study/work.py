@@ -14,7 +14,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from statistics import fmean
 
-from apiece.errors import UserError
+from apiece.errors import INTERRUPTED, UserError
 from apiece.files import locked
 from apiece.study.jobs import Job, State
 
@@ -172,9 +172,6 @@ def in_a_process(job: Job) -> bool:
         where=job.run,
         fix="mend it and give the same command again: the run goes on from its newest checkpoint",
     )
-
-
-INTERRUPTED = 130
 
 
 def _child(job: Job) -> None:

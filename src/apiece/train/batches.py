@@ -6,15 +6,15 @@ Batch k of a run is a function of the seed and k alone, so resuming at step k ne
 from __future__ import annotations
 
 import signal
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from apiece.config.schema import Shuffle
-from apiece.data.collate import Batch, collate
+from apiece.data.collate import Batch, Samples, collate
 from apiece.data.index import Records
 from apiece.errors import UserError
 from apiece.model.encode import Augmentation, SampleEncoder
@@ -26,19 +26,18 @@ Draw = tuple[int, int]
 
 @dataclass(frozen=True, eq=False)
 class BatchPlan:
-    """Cuts every epoch into batches of samples of like length.
+    """Cuts every epoch into batches of samples of similar length.
 
-    An epoch is cut into blocks: one of all samples with `full`, of `buffer_size` samples that follow each other in the
-    file with `buffer`, of one batch with `none`. A block is a seeded permutation, cut into windows of `window` batches;
-    each window is sorted by length and cut, and the batches of a block are then shuffled (with `none` nothing of that
-    is done). With `buffer` each epoch begins at a place of its own in the file, so that blocks hold other samples every
-    time. The last, short batch of an epoch is filled up from its front.
+    An epoch is cut into blocks: with `full` one block of all samples, with `buffer` blocks of `buffer_size` samples
+    that follow each other in the file, with `none` blocks of one batch. A block is a seeded permutation, cut into
+    windows of `window` batches; each window is sorted by length and cut, and the batches of a block are then shuffled
+    (with `none` nothing of that is done). With `buffer` each epoch begins at another place in the file, so that blocks
+    hold other samples every time. The last, short batch of an epoch is filled up from its front.
 
     Attributes:
         lengths: About how many tokens each sample has.
         batch_size: Samples in one optimizer step.
         window: Batches that are sorted together.
-        seed: Of the permutations.
         shuffle: How far a sample may move from its place in the file.
         buffer_size: Samples of a block with `buffer`.
     """
@@ -103,10 +102,10 @@ class BatchPlan:
 
 
 def sample_lengths(records: Records, encoder: SampleEncoder) -> IntArray:
-    """`[N]` about how many tokens each sample has beside the prompt.
+    """`[N]` about how many tokens each sample has without the prompt.
 
     Raises:
-        UserError: One does not fit the model: better told now than in the middle of a run.
+        UserError: One does not fit the model: better said now than in the middle of a run.
     """
     lengths = encoder.lengths(records)
     prompt = len(encoder.prompt.before) + len(encoder.prompt.after)
@@ -122,37 +121,34 @@ def sample_lengths(records: Records, encoder: SampleEncoder) -> IntArray:
     return lengths
 
 
-class _TrainingSet(Dataset["Batch | UserError"]):
+MicroBatch = Batch | Samples
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What a data worker is to make: the samples of one micro-batch, collated unless the channel does that itself."""
+
+    draws: list[Draw]
+    collated: bool
+
+
+class _TrainingSet(Dataset["MicroBatch | UserError"]):
     """Gives mistakes of the user as values: the loader would wrap an exception of a worker in its traceback."""
 
     def __init__(self, samples: Sequence[Sample], encoder: SampleEncoder, augment: Augmentation) -> None:
         self.samples, self.encoder, self.augment = samples, encoder, augment
 
-    def __getitems__(self, draws: Sequence[Draw]) -> Batch | UserError:
+    def __getitems__(self, asked: _Asked) -> MicroBatch | UserError:
         try:
-            encoded = [self.encoder.training(self.samples[i], self.augment, epoch) for i, epoch in draws]
+            encoded = [self.encoder.training(self.samples[i], self.augment, epoch) for i, epoch in asked.draws]
         except UserError as error:
             return error
         side = self.encoder.side
-        return collate(encoded, side.tokenizer.pad_token_id, side.image_token_id)
-
-    def __getitem__(self, draw: Draw) -> Batch | UserError:
-        return self.__getitems__([draw])
+        return collate(encoded, side.tokenizer.pad_token_id, side.image_token_id) if asked.collated else encoded
 
 
-class _Draws(Sampler[list[Draw]]):
-    def __init__(self, plan: BatchPlan, start: int, stop: int, rank: int, world: int, micro: int) -> None:
-        self.args = (plan, start, stop, rank, world, micro)
-
-    def __iter__(self) -> Iterator[list[Draw]]:
-        plan, start, stop, rank, world, micro = self.args
-        for batch in plan.steps(start, stop):
-            own = batch[rank::world]
-            yield from (own[i : i + micro] for i in range(0, len(own), micro))
-
-
-def _as_made(batch: Any) -> Any:
-    return batch  # `__getitems__` has collated it
+def _unchanged(micro: Any) -> Any:
+    return micro  # in place of the loader's own collation
 
 
 def _ignore_stop_signals(worker: int) -> None:
@@ -173,21 +169,29 @@ def micro_batches(
     world: int,
     micro: int,
     workers: int,
-) -> Generator[list[Batch]]:
+    collated: Callable[[int], bool] = lambda step: True,
+) -> Generator[list[MicroBatch]]:
     """For every step from `start` on, this rank's micro-batches, encoded ahead by worker processes.
 
     Args:
         micro: Samples in one forward pass.
         workers: Processes; 0 encodes in this one. They end with the generator: close it.
+        collated: Whether the micro-batches of a step are collated, with the labels as answers.
 
     Raises:
         UserError: A sample cannot be encoded.
     """
-    loader = DataLoader(
+
+    def asked() -> Iterator[Any]:
+        for step, batch in enumerate(plan.steps(start, stop), start):
+            own = batch[rank::world]
+            yield from (_Asked(own[i : i + micro], collated(step)) for i in range(0, len(own), micro))
+
+    loader: Any = DataLoader(
         _TrainingSet(samples, encoder, augment),
-        batch_sampler=_Draws(plan, start, stop, rank, world, micro),
+        batch_sampler=asked(),
         num_workers=workers,
-        collate_fn=_as_made,
+        collate_fn=_unchanged,
         prefetch_factor=4 if workers else None,
         worker_init_fn=_ignore_stop_signals,
     )
@@ -195,20 +199,12 @@ def micro_batches(
     stream = iter(loader)
     try:
         for _ in range(start, stop):
-            yield [_good(next(stream)) for _ in range(per_step)]
+            found = [next(stream) for _ in range(per_step)]
+            if error := next((one for one in found if isinstance(one, UserError)), None):
+                raise error
+            yield found
     finally:
         if workers:
-            _end_workers(stream)
-
-
-def _end_workers(stream: Any) -> None:
-    """End the worker processes now. Left to the end of the process they would be waited for without end, as they pass
-    over the signal that is to stop them; and the traceback of an error keeps the iterator from being collected.
-    """
-    stream._shutdown_workers()
-
-
-def _good(batch: Batch | UserError) -> Batch:
-    if isinstance(batch, UserError):
-        raise batch
-    return batch
+            # Left to the end of the process they would be waited for without end, as they ignore the signal that is to
+            # stop them; and the traceback of an error keeps the iterator from being collected.
+            stream._shutdown_workers()

@@ -2,13 +2,13 @@
 must remember. Complete or absent.
 
 Nothing is pickled: tensors are safetensors, the rest is JSON. Batches and random numbers are functions of the step, so
-the step is all that is needed of them. A run may be resumed on another number of processes, replicated or sharded.
+nothing else is needed of them. A run may be resumed on another number of processes, replicated or sharded.
 
     step_000300/
-      model/                   weights (whole, or a file for each process), config, tokenizer, image processor
-      optimizer.safetensors    or optimizer/ with a file for each process
-      state.json               step, figures since the last line of metrics, telemetry, skipped steps
-      manifest.json            size and SHA-256 of all of these; written last
+      model/         weights (whole, or a file for each process), config, tokenizer, image processor
+      optimizer/     a file for each process (format 2 and before: optimizer.safetensors)
+      state.json     step, figures since the last line of metrics, telemetry, skipped steps
+      manifest.json  size and SHA-256 of all of these; written last
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ import json
 import logging
 import re
 import shutil
+import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
@@ -35,57 +36,51 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from apiece.errors import UserError
 from apiece.files import file_hash, sync_path, sync_tree, write_json
-from apiece.model.load import TextSide, save_pretrained
-from apiece.model.lora import is_adapted
-from apiece.train.distributed import World
-from apiece.train.optim import load_optimizer_tensors, optimizer_tensors
-from apiece.train.sharding import put_weights, weights_of, whole_state
+from apiece.model.load import save_pretrained
+from apiece.model.lora import is_adapted, to_peft_name
+from apiece.train.distributed import World, weights_of, whole_state
+from apiece.train.meter import Meter
+from apiece.train.run import MetricsFile
+from apiece.train.setup import Training
+from apiece.train.stop import NonFiniteError, UpdateBrokenError, explained
 
-# Tensors in a file for each process, by torch.distributed.checkpoint: as safetensors, so that nothing is pickled.
-#
-# Each file's header says where in the whole tensor its parts lie, so any number of processes can read what any other
-# number has written, each its own parts; `apiece.model.shards` reads all of them without processes.
+MANIFEST = "manifest.json"
+FORMAT = 3
+"""Raised when older readers would misread newer checkpoints: 1 had no manifest, 2 one file of the optimizer's state."""
+READABLE = (2, FORMAT)
 
-
-PREFIX = "shard-"
-
-
-def has_shards(folder: Path) -> bool:
-    """Whether a folder holds such files."""
-    return any(folder.glob(f"{PREFIX}*.safetensors"))
+_STEP = re.compile(r"step_(\d{6,})")
+log = logging.getLogger("apiece")
 
 
-def own_files(folder: Path, world: World) -> list[Path]:
-    """Those that this process has written."""
-    return sorted(folder.glob(f"{PREFIX}{world.rank + 1:05d}-*.safetensors"))
+# Tensors in safetensors, by torch.distributed.checkpoint: each process writes the parts that it holds to a file of its
+# own. A header says where in the whole tensor its parts are, so any number of processes can read what any other number
+# has written, each its own parts; a file without such a header holds whole tensors, and is read in the same way.
 
 
-def write_shards(folder: Path, tensors: Mapping[str, Tensor], world: World) -> None:
-    """Write this process's parts of named tensors; all processes must call this.
+def write_tensors(folder: Path, tensors: Mapping[str, Tensor], world: World) -> list[Path]:
+    """Write this process's parts of named tensors and give its files; all processes must call this.
 
     Raises:
         OSError: One of the processes could not.
     """
-    writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
-    try:
-        with _alone_is_meant():
+    folder.mkdir(parents=True, exist_ok=True)
+    if tensors:  # none before the first update
+        with _one_process_is_meant():
+            writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
             save(dict(tensors), storage_writer=writer, no_dist=world.size == 1)
-    except CheckpointException as error:
-        raise OSError(_why(error)) from error
+    return sorted(folder.glob(f"shard-{world.rank + 1:05d}-*.safetensors"))
 
 
-def read_shards_into(folder: Path, tensors: Mapping[str, Tensor], world: World) -> None:
+def read_tensors(folder: Path, tensors: Mapping[str, Tensor], world: World) -> None:
     """Fill this process's parts of named tensors; all processes must call this.
 
     Raises:
         OSError: One of the processes could not.
     """
-    try:
-        reader = HuggingFaceStorageReader(str(folder))
-        with _alone_is_meant():
-            load(dict(tensors), storage_reader=reader, no_dist=world.size == 1)
-    except CheckpointException as error:
-        raise OSError(_why(error)) from error
+    if tensors:
+        with _one_process_is_meant():
+            load(dict(tensors), storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=world.size == 1)
 
 
 def stored(folder: Path) -> dict[str, tuple[torch.Size, torch.dtype]]:
@@ -95,79 +90,66 @@ def stored(folder: Path) -> dict[str, tuple[torch.Size, torch.dtype]]:
 
 
 @contextmanager
-def _alone_is_meant() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
-        yield
+def _one_process_is_meant() -> Iterator[None]:
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
+            yield
+    except CheckpointException as error:
+        rank, (cause, _) = next(iter(error.failures.items()))
+        raise OSError(f"process {rank}: {cause}") from error
 
 
-def _why(error: CheckpointException) -> str:
-    rank, (cause, _) = next(iter(error.failures.items()))
-    return f"process {rank}: {cause}"
+def optimizer_tensors(model: Any, optimizers: Iterable[torch.optim.Optimizer]) -> dict[str, Tensor]:
+    """All optimizer state as named tensors: `<parameter>/<state>`."""
+    names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
+    return {
+        f"{names[p]}/{key}": torch.as_tensor(value)
+        for optimizer in optimizers
+        for p, state in optimizer.state.items()
+        for key, value in state.items()
+    }
 
 
 class NotSavedError(UserError):
-    """A checkpoint could not be written; trying once more would not help."""
+    """A checkpoint could not be written; trying again would not help."""
 
 
-def save_checkpoint(
-    run: Path,
-    step: int,
-    model: Any,
-    side: TextSide,
-    optimizers: Sequence[torch.optim.Optimizer],
-    card: Mapping[str, Any],
-    state: Mapping[str, Any],
-    world: World,
-    *,
-    sharded: bool = False,
-) -> Path:
-    """Write the checkpoint after `step` steps under a temporary name, then rename it.
+def save_checkpoint(run: Path, step: int, training: Training, state: Mapping[str, Any]) -> Path:
+    """Write the checkpoint after `step` steps under a temporary name, then rename it; gives its folder.
 
-    All processes must call this, as they may hold parts.
+    All processes must call this, as they may hold parts. With `train.sharded_checkpoints` each writes the weights that
+    it holds; else one process gathers and writes them all, as an ordinary folder. Adapters are small, and are always
+    gathered.
 
     Args:
-        run: Folder of the run.
-        step: Optimizer steps done.
-        model: Not wrapped.
-        side: Its tokenizer and images.
-        optimizers: With their state.
-        card: What is kept beside the weights.
         state: What else the run must remember, as JSON.
-        world: The processes.
-        sharded: Each process writes the parts that it holds; else one gathers and writes all.
-
-    Returns:
-        The checkpoint's folder.
 
     Raises:
-        NotSavedError: On every process, where one of them could not write.
+        NotSavedError: On every process, if one of them could not write.
     """
+    model, side, world = training.model, training.data.side, training.world
     folder = checkpoint_folder(run, step)
     if world.any(world.is_main and folder.exists()):
         return folder
-    sharded = sharded and not is_adapted(model)  # adapters are small
     temporary = folder.with_name(f".{folder.name}.tmp")
-    weights, moments = weights_of(model), optimizer_tensors(model, optimizers)
-    if not sharded:
-        weights, moments = whole_state(weights, keep=world.is_main), whole_state(moments, keep=world.is_main)
-    elif world.is_main:
+    if world.is_main:
         shutil.rmtree(temporary, ignore_errors=True)
+    parts, whole = {"optimizer": optimizer_tensors(model, training.optimizers)}, None
+    if training.config.train.sharded_checkpoints and not is_adapted(model):
+        parts["model"] = weights_of(model)
+    else:
+        whole = whole_state(weights_of(model), keep=world.is_main)
     world.barrier()
-
     hashed: dict[str, Any] = {}
 
-    def write_own() -> None:
-        for name, tensors in (("model", weights), ("optimizer", moments)):
-            write_shards(temporary / name, tensors, world)
-            hashed.update(entries(temporary, own_files(temporary / name, world)))
+    def write_parts() -> None:
+        for name, tensors in parts.items():
+            hashed.update(entries(temporary, write_tensors(temporary / name, tensors, world)))
 
     def write_rest() -> None:
-        about = {**card, "step": step}
         processor = side.images.processor
-        save_pretrained(model, side.tokenizer, processor, temporary / "model", about, None if sharded else weights)
-        if not sharded:
-            save_file({k: v.contiguous() for k, v in moments.items()}, temporary / "optimizer.safetensors")
+        save_pretrained(model, side.tokenizer, processor, temporary / "model", {**training.card, "step": step}, whole)
         write_json(temporary / "state.json", {"format": FORMAT, "step": step, **state})
         write_manifest(temporary, step, known)
         sync_tree(temporary)
@@ -175,7 +157,7 @@ def save_checkpoint(
         sync_path(folder.parent)
 
     try:
-        _together(write_own if sharded else None, run, folder, world)
+        _together(write_parts, run, folder, world)
         known = {name: entry for files in world.share(hashed) for name, entry in files.items()}
         _together(write_rest if world.is_main else None, run, folder, world)
     finally:
@@ -192,76 +174,66 @@ def _together(write: Callable[[], None] | None, run: Path, folder: Path, world: 
             write()
     except (OSError, SafetensorError, UserError) as error:
         problem = error.message if isinstance(error, UserError) else str(error)
-    if told := [found for found in world.share(problem) if found]:
+    if problems := [found for found in world.share(problem) if found]:
         raise NotSavedError(
-            f"the checkpoint could not be written: {told[0]}",
+            f"the checkpoint could not be written: {problems[0]}",
             where=folder,
             fix=f"free some space, or mend the folder; then: apiece train --resume {run}",
         )
 
 
-def load_checkpoint(
-    folder: Path, model: Any, optimizers: Sequence[torch.optim.Optimizer], world: World
-) -> dict[str, Any]:
-    """Put a checkpoint's weights and optimizer state back; all processes must call this.
+def load_checkpoint(folder: Path, training: Training) -> dict[str, Any]:
+    """Restore a checkpoint's weights and optimizer state, each process its own parts; all processes must call this.
 
     Returns:
         What else the run remembers; `step` is the number of steps done.
     """
     try:
-        if has_shards(folder / "model"):
-            missing = _load_shards(folder, model, optimizers, world)
-        else:
-            weights: dict[str, Any] = {}
-            for file in sorted((folder / "model").glob("*.safetensors")):
-                weights |= load_file(file)
-            missing = put_weights(model, weights)
-            if not missing:
-                load_optimizer_tensors(model, optimizers, load_file(folder / "optimizer.safetensors"))
+        model, world = training.model, training.world
+        weights = {to_peft_name(n) if is_adapted(model) else n: tensor for n, tensor in weights_of(model).items()}
+        missing = weights.keys() - stored(folder / "model").keys()
+        if not missing:
+            read_tensors(folder / "model", weights, world)  # the tensors are the model's own
+            _load_optimizers(folder, training)
         state: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         state["step"] = int(state["step"])
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise UserError(
-            f"the checkpoint cannot be read: {error}", where=folder, fix="go on from one before: --resume RUN --step N"
+            f"the checkpoint cannot be read: {error}",
+            where=folder,
+            fix="resume from an earlier one: --resume RUN --step N",
         ) from error
     if missing:
         raise UserError(f"the checkpoint lacks {sorted(missing)[0]} and {len(missing) - 1} more", where=folder)
     return state
 
 
-def _load_shards(folder: Path, model: Any, optimizers: Sequence[torch.optim.Optimizer], world: World) -> set[str]:
-    """Each process reads the parts that it is to hold, whoever wrote them; gives the names that were missing."""
-    weights, there = weights_of(model), stored(folder / "model")
-    if missing := weights.keys() - there.keys():
-        return set(missing)
-    read_shards_into(folder / "model", weights, world)  # the tensors are the model's own
-    parameters = dict(model.named_parameters())
+def _load_optimizers(folder: Path, training: Training) -> None:
+    place = folder / "optimizer" if (folder / "optimizer").is_dir() else folder
+    parameters = dict(training.model.named_parameters())
+    owner = {
+        p: optimizer for optimizer in training.optimizers for group in optimizer.param_groups for p in group["params"]
+    }
     moments = {}
-    for name, (size, dtype) in stored(folder / "optimizer").items():
+    for name, (size, dtype) in stored(place).items():
         parameter = parameters[name.rpartition("/")[0]].detach()
-        same = parameter.shape == size
-        moments[name] = torch.empty_like(parameter, dtype=dtype) if same else torch.empty(size, dtype=dtype)
-    read_shards_into(folder / "optimizer", moments, world)
-    load_optimizer_tensors(model, optimizers, moments)
-    return set()
+        # Moments are laid out as their parameter is; `step` is a number on the CPU, where AdamW keeps it.
+        alike = parameter.shape == size
+        moments[name] = torch.empty_like(parameter, dtype=dtype) if alike else torch.empty(size, dtype=dtype)
+    read_tensors(place, moments, training.world)
+    for name, tensor in moments.items():
+        of, _, key = name.rpartition("/")
+        owner[parameters[of]].state[parameters[of]][key] = tensor
 
 
-# The checkpoints of a run that are there: which are complete, whether one is as it was written, and which are kept.
+# The checkpoints of a run: which are complete, whether one is as it was written, and which are kept.
 #
 # A checkpoint is a folder whose `manifest.json`, written last, names every other file with its size and SHA-256. The
 # manifest carries a hash of itself, so that no byte of a checkpoint can change unseen.
 
 
-MANIFEST = "manifest.json"
-FORMAT = 2
-"""Raised when older readers would misread newer checkpoints. 1 had no manifest."""
-
-_STEP = re.compile(r"step_(\d{6,})")
-log = logging.getLogger("apiece")
-
-
 def checkpoint_folder(run: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies."""
+    """Where the checkpoint of a step is, or would be."""
     return run / "checkpoints" / f"step_{step:06d}"
 
 
@@ -272,7 +244,7 @@ def step_of(folder: Path) -> int:
 
 def complete_checkpoints(run: Path) -> list[Path]:
     """Folders of the run's complete checkpoints, oldest first."""
-    # A folder gets its name once all of its files are there; those of format 1 are told by their state.
+    # A folder gets its name once all of its files are there; those of format 1 are recognized by their state.
     found = (p for p in (run / "checkpoints").glob("step_*") if _STEP.fullmatch(p.name))
     return sorted((p for p in found if (p / MANIFEST).is_file() or (p / "state.json").is_file()), key=step_of)
 
@@ -285,13 +257,7 @@ def entries(folder: Path, files: Iterable[Path]) -> dict[str, Any]:
 
 
 def write_manifest(folder: Path, step: int, known: Mapping[str, Any]) -> None:
-    """Write down what is in a folder, as the last of its files.
-
-    Args:
-        folder: Of a checkpoint.
-        step: Optimizer steps done.
-        known: Entries of files that other processes have read already.
-    """
+    """Write the manifest of a checkpoint; `known` are entries of files that their writers have hashed already."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())
     rest = entries(folder, (path for path in files if path.relative_to(folder).as_posix() not in known))
     manifest: dict[str, Any] = {"format": FORMAT, "step": step, "files": {**known, **rest}}
@@ -304,7 +270,7 @@ def _own_hash(manifest: Mapping[str, Any]) -> str:
 
 
 def problem_of(folder: Path, world: World) -> str | None:
-    """What is wrong with a checkpoint, in words that name the file; `None` if it is as it was written.
+    """What is wrong with a checkpoint, naming the file; `None` if it is as it was written.
 
     All processes must call this and get the same answer: each reads its share of the files.
     """
@@ -312,7 +278,8 @@ def problem_of(folder: Path, world: World) -> str | None:
     try:
         files = _read_manifest(folder)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        files, problem = {}, f"{MANIFEST} is damaged or missing ({_short(error)})"
+        text = f"{error.strerror if isinstance(error, OSError) else error}".partition("\n")[0]
+        files, problem = {}, f"{MANIFEST} is damaged or missing ({text})"
     for name in [] if problem else sorted(files)[world.rank :: world.size]:
         problem = problem or _file_problem(folder / name, name, files[name])
     return next((found for found in world.share(problem) if found), None)
@@ -322,8 +289,8 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     if manifest["sha256"] != _own_hash(manifest):
         raise ValueError("its own checksum differs")
-    if manifest["format"] != FORMAT:
-        raise ValueError(f"expected format {FORMAT}, found {manifest['format']}")
+    if manifest["format"] not in READABLE:
+        raise ValueError(f"expected format {FORMAT} or older, found {manifest['format']}")
     files: dict[str, Any] = manifest["files"]
     return files
 
@@ -341,18 +308,13 @@ def _file_problem(path: Path, name: str, expected: Mapping[str, Any]) -> str | N
     return None
 
 
-def _short(error: Exception) -> str:
-    text = error.strerror if isinstance(error, OSError) else str(error)
-    return f"{text}".partition("\n")[0]
-
-
 def choose_checkpoint(run: Path, step: int | None, world: World) -> Path | None:
-    """The checkpoint that a run goes on from: of the step named, else the newest; `None` where there is none yet.
+    """The checkpoint that a run resumes from: of the step named, else the newest; `None` where there is none yet.
 
     All processes must call this.
 
     Raises:
-        UserError: There is none of that step, or it is not as it was written; the one before is offered.
+        UserError: There is none of that step, or it is not as it was written; the message offers an earlier one.
     """
     found = complete_checkpoints(run)
     steps = [step_of(folder) for folder in found]
@@ -371,10 +333,10 @@ def choose_checkpoint(run: Path, step: int | None, world: World) -> Path | None:
         return chosen
     for earlier in reversed(before):
         if problem_of(earlier, world) is None:
-            fix = f"go on from the one before: apiece train --resume {run} --step {step_of(earlier)}"
+            fix = f"resume from the one before: apiece train --resume {run} --step {step_of(earlier)}"
             break
     else:
-        fix = "restore it from a copy; there is no whole one before it: else start a new run"
+        fix = "restore it from a copy, or start a new run: there is no whole one before it"
     raise UserError(f"this checkpoint is not used: {problem}", where=chosen, fix=fix)
 
 
@@ -386,7 +348,7 @@ def _of_format_1(folder: Path) -> bool:
 
 
 def forget_after(run: Path, step: int) -> None:
-    """Remove checkpoints of later steps, which are done again, and what an earlier process left half done."""
+    """Remove checkpoints of later steps, which are repeated, and what an earlier process left unfinished."""
     for folder in complete_checkpoints(run):
         if step_of(folder) > step:
             remove_checkpoint(folder)
@@ -408,3 +370,120 @@ def remove_checkpoint(folder: Path) -> None:
     folder.replace(gone)
     sync_path(folder.parent)
     shutil.rmtree(gone, ignore_errors=True)
+
+
+# When a run saves, and what else it remembers.
+
+
+NONFINITE = "nonfinite"
+
+
+def report_file(run: Path, step: int) -> Path:
+    """What was not finite in a step."""
+    return run / NONFINITE / f"step_{step:06d}.json"
+
+
+@dataclass
+class Saver:
+    """Saves a run.
+
+    Attributes:
+        meter: Figures that are not written yet.
+        metrics: Figures that are.
+        skipped: Steps that were skipped because something was not finite.
+    """
+
+    run: Path
+    training: Training
+    meter: Meter
+    metrics: MetricsFile
+    skipped: list[int] = field(default_factory=list)
+    _step_s: float = 0.0
+    _warned: bool = False
+
+    def save(self, step: int) -> None:
+        """Write the checkpoint after `step` steps, then remove old ones; all processes must call this."""
+        t = self.training
+        self.metrics.sync()
+        state = {"skipped": self.skipped, "meter": self.meter.state()}
+        grace, since = t.config.train.grace_s, time.monotonic()
+        save_checkpoint(self.run, step, t, state)
+        took = time.monotonic() - since
+        if took + self._step_s > grace and not self._warned:
+            self._warned = True
+            log.warning(
+                "a step (%.0f s) and a save (%.0f s) take longer than train.grace_s (%g): on a machine that is taken "
+                "away, the steps since the last checkpoint may be lost",
+                *(self._step_s, took, grace),
+            )
+        self.prune()
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Restore what `save` kept."""
+        self.skipped[:] = state.get("skipped", [])
+        if "meter" in state:
+            self.meter.restore(state["meter"])
+
+    def prune(self) -> None:
+        """Remove all checkpoints but the newest, and the best where that is asked for."""
+        train = self.training.config.train
+        if not self.training.world.is_main:
+            return
+        steps = {step_of(folder) for folder in complete_checkpoints(self.run)}
+        best = None if train.keep_best is None else self.metrics.best(f"eval/{train.keep_best}", steps)
+        prune(self.run, train.keep_last, best)
+
+    @contextmanager
+    def step(self, step: int) -> Iterator[None]:
+        """The block takes step number `step`, up to the end of its update.
+
+        A step that is not finite is skipped while `train.skip_nonfinite` allows it: the block then ends without an
+        error. After any other failure before the update, the step before is saved, so that nothing is lost.
+        """
+        world, since = self.training.world, time.monotonic()
+        try:
+            with explained(self.training.config):
+                yield
+            self._step_s = time.monotonic() - since
+        except NonFiniteError as error:
+            if world.is_main:
+                write_json(report_file(self.run, step), self._report(step, error))
+            allowed = self.training.config.train.skip_nonfinite
+            if len(self.skipped) < allowed:
+                self.skipped.append(step)
+                log.warning("step %d is skipped (%d of %d): %s", step, len(self.skipped), allowed, error.message)
+                return
+            self._save_before(step, error)
+        except (UpdateBrokenError, NotSavedError):
+            raise
+        except UserError as error:
+            if world.size > 1:  # the others do not know
+                raise
+            self._save_before(step, error)
+
+    def _save_before(self, step: int, error: UserError) -> None:
+        """Save the step before and raise the error, with how to resume."""
+        kept = f"nothing is lost: resume with apiece train --resume {self.run}"
+        if step > 1:
+            try:
+                self.save(step - 1)
+            except NotSavedError as second:
+                log.warning("%s", second)
+                kept = f"resume with apiece train --resume {self.run}"
+        fix = f"{error.fix}; {kept}" if error.fix else kept
+        if isinstance(error, NonFiniteError):
+            fix = f"which samples and terms: {report_file(self.run, step)}; {fix}"
+        raise UserError(
+            f"step {step}: {error.message}", where=error.where, fix=fix, exit_code=error.exit_code
+        ) from error
+
+    def _report(self, step: int, error: NonFiniteError) -> dict[str, Any]:
+        t = self.training
+        return {
+            "step": step,
+            "seed": t.config.seed,
+            "channel": t.channels.channel_of(step - 1),
+            "world_size": t.world.size,
+            "micro_batch_size": t.config.train.micro_batch_size,
+            **error.found,
+        }

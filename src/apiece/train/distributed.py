@@ -1,10 +1,18 @@
-"""The processes of a run: one without torchrun, several with it."""
+"""The processes of a run, one without torchrun, several with it; and what each of them holds of the model.
+
+Sharded training (FSDP2): every process keeps a part of each weight, and a layer is whole only while it runs. The root
+is the module of the whole step, so what lies outside the layers, above all the embedding and head table that the
+channel cuts its coordinate rows from, is whole for as long as a step's forward and backward pass. Outside a step
+nothing is: weights are then read through `whole_state` or `whole_model`, in which all processes must take part.
+"""
 
 from __future__ import annotations
 
 import atexit
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -12,28 +20,27 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from apiece.model.load import pick_device
+from apiece.config.schema import ModelSection, Parallel
+from apiece.model.families import language_of, vision_layers
+from apiece.model.load import load_model, pick_device
+from apiece.model.lora import adapter_weights, add_adapters_like, is_adapted
 
 # All wait while one process evaluates; a process that died is noticed by torchrun, not by this.
 PATIENCE = timedelta(hours=2)
 
 T = TypeVar("T")
 
-_left: list[Any] = []
-"""Groups that were closed: see `leave_world`."""
+_left: list[Any] = []  # groups that were closed: see `leave_world`
 
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """This process among all of the run.
-
-    Attributes:
-        rank: 0 is the one that writes files.
-        size: Number of processes.
-        device: Where this process computes.
-    """
+    """This process among all of the run; rank 0 is the main one, which writes files."""
 
     rank: int
     size: int
@@ -41,7 +48,6 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes files."""
         return self.rank == 0
 
     def sum(self, tensor: Tensor) -> Tensor:
@@ -71,27 +77,12 @@ class World:
         return values
 
     def barrier(self) -> None:
-        """Wait for all."""
         if self.size > 1:
             dist.barrier()
 
-    def wrap(self, module: nn.Module) -> nn.Module:
-        """The module as it is trained here: replicated with averaged gradients where there are several processes."""
-        if self.size == 1:
-            return module
-        ids: Any = [self.device.index] if self.device.type == "cuda" else None
-        return DistributedDataParallel(module, device_ids=ids)
-
 
 def join_world(device: str) -> World:
-    """Join the processes that torchrun started; alone without it.
-
-    Args:
-        device: `auto`, `cpu` or `cuda`.
-
-    Raises:
-        UserError: `cuda` is asked for, and there is none.
-    """
+    """Join the processes that torchrun started, if it did; `device` is `auto`, `cpu` or `cuda`."""
     cuda = pick_device(device, cpu="train.device=cpu").type == "cuda"
     size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     local = int(os.environ.get("LOCAL_RANK", "0"))
@@ -106,8 +97,8 @@ def join_world(device: str) -> World:
 def leave_world(world: World) -> None:
     """Close what `join_world` opened.
 
-    The group itself is kept to the end of the process. A replicated model holds on to it, and whoever drops it last
-    waits, with Python's lock, for gloo's threads; one of those may be waiting for that lock, to give back the tensors
+    The group itself is kept to the end of the process. A replicated model refers to it, and whoever drops it last
+    waits, holding Python's lock, for gloo's threads; one of those may be waiting for that lock, to release the tensors
     of the last exchange, and neither ever ends (pytorch/pytorch#56297).
     """
     if world.size > 1:
@@ -116,17 +107,118 @@ def leave_world(world: World) -> None:
 
 
 def end_process(status: int) -> None:
-    """End a process that was one of several, at once; one that was alone goes on to its ordinary end.
+    """End a process that was one of several, at once; one that was alone continues to its ordinary end.
 
-    The handlers that wait for the end run and what was printed is written, but Python is not taken apart. gloo's
-    threads give back the tensors of an exchange a little after it, with Python's lock; whoever asks for that lock while
-    Python is taken apart is ended (up to Python 3.13), and a thread of C++ that is ended so aborts the whole process.
-
-    Args:
-        status: The exit code.
+    Exit handlers run and what was printed is written, but the interpreter is not finalized. gloo's threads release the
+    tensors of an exchange a little after it, under Python's lock; a thread that asks for that lock during finalization
+    is ended (up to Python 3.13), and ending a thread of C++ in this way aborts the whole process.
     """
     if _left or (dist.is_available() and dist.is_initialized()):
         atexit._run_exitfuncs()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
+
+
+# What each process holds of the model.
+
+
+def parallelize(channel: nn.Module, parallel: Parallel, world: World, dtype: torch.dtype | None) -> nn.Module:
+    """The step as it is trained here: alone, replicated with averaged gradients, or sharded.
+
+    To be called after freezing and before the optimizers are made: sharding replaces the parameters.
+
+    Args:
+        channel: The whole step, with the model as `model`; with `fsdp` it is changed in place.
+        dtype: Autocast's. Sharded layers are gathered in it, since their products run in it anyway; the table, norms
+            and mergers outside the layers stay as they are, and gradients are added up as they are.
+    """
+    if world.size == 1:
+        return channel
+    if parallel is Parallel.DDP:
+        ids: Any = [world.device.index] if world.device.type == "cuda" else None
+        return DistributedDataParallel(channel, device_ids=ids)
+    mesh = init_device_mesh(world.device.type, (world.size,))
+    reduce = None if dtype is None else torch.float32
+    # Autocast casts where it must; casting a layer's input would round the residual stream as well.
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=reduce, cast_forward_inputs=False)
+    model: Any = channel.get_submodule("model")
+    for layer in [*vision_layers(model), *language_of(model).layers]:
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
+    fully_shard(channel, mesh=mesh)
+    return channel
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether this process holds only a part of the tensor."""
+    return isinstance(tensor, DTensor)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The whole of a tensor; where it is sharded, all processes must call this."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def sharded_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """What this process keeps of a whole tensor that is laid out as `like`; nothing is exchanged."""
+    tensor = tensor.to(like.device)
+    if isinstance(like, DTensor):
+        return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
+    return tensor
+
+
+def whole_state(state: dict[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
+    """Whole named tensors, gathered one by one; all processes must call this.
+
+    Returns:
+        Sharded tensors on the CPU, others as they are; nothing on a process that is not to `keep` them.
+    """
+    out = {}
+    for name, tensor in state.items():
+        if isinstance(tensor, DTensor):
+            entire = tensor.full_tensor()
+            if keep:
+                out[name] = entire.cpu()
+        elif keep:
+            out[name] = tensor
+    return out
+
+
+def weights_of(model: Any) -> dict[str, Tensor]:
+    """All weights by name; a head that is tied to the embedding is in it once, as the embedding.
+
+    Of a model with adapters only these: its base never changes.
+    """
+    if is_adapted(model):
+        return adapter_weights(model)
+    tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
+
+
+@contextmanager
+def whole_model(model: Any, config: ModelSection, world: World, *, everywhere: bool = False) -> Iterator[Any | None]:
+    """A model that one process can use alone, outside a step; all processes must enter and leave together.
+
+    A sharded model is gathered into a second one: a forward pass of the first would make all processes wait for it.
+
+    Args:
+        config: Says which checkpoint it was loaded from.
+        everywhere: Each process gets one, not only the one that writes files.
+
+    Yields:
+        On the process that writes files the model, or its copy. Elsewhere `None`, unless everywhere.
+    """
+    keep = world.is_main or everywhere
+    if any(is_sharded(p) for p in model.parameters()):
+        state, entire = whole_state(weights_of(model), keep=keep), None
+        if keep:
+            entire = load_model(config.checkpoint, attention=config.attention)
+            if is_adapted(model):
+                add_adapters_like(entire, model)
+            entire.load_state_dict(state, strict=False)  # what is not in it is tied, or the base's
+            entire = entire.to(world.device)
+        del state
+        yield entire
+    else:
+        yield model if keep else None
+    world.barrier()

@@ -1,4 +1,4 @@
-"""The figures of a run between two lines of metrics: means, speed, memory, and how steady the terms are."""
+"""The figures of a run between two lines of metrics: means, speed, memory, and the variance of the terms."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import resource
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from statistics import fmean
 from typing import Any
 
@@ -28,8 +29,8 @@ from apiece.types import Per
 class Telemetry:
     """The last `window` values of every figure, each with the number of items that it is a mean over.
 
-    A step with few objects gives a noisier mean, and crowded images give other values than empty ones: so beside the
-    variance stands what is left of it after a linear regression on the number of items.
+    A step with few objects gives a noisier mean, and crowded images give other values than empty ones: so next to the
+    variance there is what is left of it after a linear regression on the number of items.
     """
 
     def __init__(self, window: int) -> None:
@@ -37,21 +38,14 @@ class Telemetry:
         self._window = window
 
     def add(self, values: Mapping[str, float], items: Mapping[str, float]) -> None:
-        """Add one step.
-
-        Args:
-            values: Figure by name.
-            items: How many items each figure is a mean over, by the same names.
-        """
+        """Add one step; `items` says, by the same names, how many items each value is a mean over."""
         for name, value in values.items():
             self._rows.setdefault(name, deque(maxlen=self._window)).append((value, items[name]))
 
     def state(self) -> dict[str, list[list[float]]]:
-        """All that is remembered, as JSON."""
         return {name: [list(row) for row in rows] for name, rows in self._rows.items()}
 
     def restore(self, state: Mapping[str, Sequence[Sequence[float]]]) -> None:
-        """Go on from what `state` gave."""
         self._rows = {
             name: deque(((value, items) for value, items in rows), maxlen=self._window) for name, rows in state.items()
         }
@@ -79,30 +73,14 @@ def _residual_variance(value: np.ndarray, count: np.ndarray) -> float:
     return float((rest**2).sum() / (len(value) - 2))
 
 
-# Memory that the C library keeps for itself when tensors are freed.
-#
-# Steps differ in length, so freed pieces seldom fit again, and a process on a CPU grows for hundreds of steps with
-# nothing in it: after four steps of Channel-B, 840 of 1,510 MB were free. When asked, the GNU C library gives them
-# back.
-
-
-def _trimmer() -> Callable[[int], int] | None:
-    """`malloc_trim` where there is one: the GNU C library's."""
-    if sys.platform != "linux":
-        return None
-    try:
-        return ctypes.CDLL(None).malloc_trim
-    except AttributeError:  # another C library
-        return None
-
-
-_TRIM = _trimmer()
-
-
 def give_back() -> None:
-    """Give free pages back to the system; does nothing where that cannot be asked for."""
-    if _TRIM is not None:
-        _TRIM(0)
+    """Give memory that the C library keeps after tensors are freed back to the system; only the GNU one can.
+
+    Steps differ in length, so freed pieces seldom fit again, and a process on a CPU grows for hundreds of steps: after
+    four steps of Channel-B, 840 of 1,510 MB were free.
+    """
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
+        trim(0)
 
 
 class Meter:
@@ -120,40 +98,35 @@ class Meter:
         self.restart_clock()
 
     def restart_clock(self) -> None:
-        """Leave out time that was not spent training."""
+        """Do not count the time until now, which was not spent training."""
         self._since = time.perf_counter()
 
     @property
     def empty(self) -> bool:
-        """Whether there is nothing to read: every step since the last reading was left out."""
+        """Whether there is nothing to read: every step since the last reading was skipped."""
         return not self._results
 
     def add(self, result: StepResult, tally: Mapping[str, float]) -> None:
-        """Count one step.
-
-        Args:
-            result: What it did.
-            tally: What the model wrote for it on this process, if it wrote anything.
-        """
+        """Count one step; `tally` is what the model wrote for it on this process, if it wrote anything."""
         self._results.append(result)
         if tally:
             self._tallies.append({**tally, "update_s": result.seconds, "steps": 1.0})
 
     def state(self) -> dict[str, Any]:
-        """All that is remembered, as JSON, for a run that goes on later; all processes must call this."""
+        """All that is remembered, as JSON, for a resumed run; all processes must call this."""
         counts = [[tally[key] for key in KEYS] for tally in self._tallies]
         if counts:
             sums = torch.tensor(counts, dtype=torch.float64, device=self._world.device)
             counts = self._world.sum(sums).tolist()
         return {
             "telemetry": self._telemetry.state(),
-            "steps": [_as_json(result) for result in self._results],
+            "steps": [{f.name: _as_json(getattr(r, f.name)) for f in fields(r)} for r in self._results],
             "tallies": [dict(zip(KEYS, row, strict=True)) for row in counts],
             "seconds": time.perf_counter() - self._since,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state` gave, on any number of processes."""
+        """Continue from what `state` gave, on any number of processes."""
         self._telemetry.restore(state["telemetry"])
         self._results = [_from_json(row) for row in state["steps"]]
         # They are sums over all processes, so one process has them.
@@ -162,7 +135,7 @@ class Meter:
         self._since = time.perf_counter() - state["seconds"]
 
     def read(self, rates: dict[str, float]) -> dict[str, float]:
-        """The figures since the last reading, which start afresh; all processes must call this.
+        """The figures since the last reading; all processes must call this.
 
         Losses are means over all steps, so that they add up; raw values are means over the steps that have them.
 
@@ -208,27 +181,24 @@ class Meter:
         return {"b/step_share": len(self._tallies) / steps, **written_figures(dict(zip(KEYS, sums, strict=True)))}
 
 
-_MAPS, _NUMBERS = ("atoms", "values", "counts"), ("grad_norm", "num_tokens", "num_places", "num_collapsed")
-
-
-def _as_json(result: StepResult) -> dict[str, Any]:
-    maps = {name: {str(k): float(v) for k, v in getattr(result, name).items()} for name in _MAPS}
-    numbers = {name: float(getattr(result, name)) for name in _NUMBERS}
-    return {**maps, **numbers, "per": {k: str(v) for k, v in result.per.items()}, "seconds": result.seconds}
+def _as_json(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _as_json(item) for key, item in value.items()}
+    return float(value) if isinstance(value, Tensor) else value
 
 
 def _from_json(row: Mapping[str, Any]) -> StepResult:
-    def number(value: float) -> Tensor:
+    def tensors(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: tensors(item) for key, item in value.items()}
         return torch.tensor(value, dtype=torch.float64)
 
-    return StepResult(
-        atoms={k: number(v) for k, v in row["atoms"].items()},
-        values={k: number(v) for k, v in row["values"].items()},
-        counts={Per(k): number(v) for k, v in row["counts"].items()},
-        per={k: Per(v) for k, v in row["per"].items()},
-        **{name: number(row[name]) for name in _NUMBERS},
-        seconds=row["seconds"],
-    )
+    plain = {
+        "per": {key: Per(value) for key, value in row["per"].items()},
+        "counts": {Per(key): tensors(value) for key, value in row["counts"].items()},
+        "seconds": row["seconds"],
+    }
+    return StepResult(**{key: tensors(value) for key, value in row.items() if key not in plain}, **plain)
 
 
 def brief(figures: dict[str, float]) -> str:
@@ -237,7 +207,7 @@ def brief(figures: dict[str, float]) -> str:
 
 
 def peak_memory_mb() -> float:
-    """Most memory in use so far: the GPU's where there is one, else the process's, in MB."""
+    """Peak memory so far, in MB: the GPU's where there is one, else the process's."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e6
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3

@@ -12,27 +12,19 @@ from torch import Tensor, nn
 from apiece.config.schema import OptimSection, Part
 from apiece.model.families import part_of
 from apiece.model.lora import is_adapted, of_adapter
-from apiece.train.sharding import is_sharded, sharded_like, whole
-
-
-def _is_hidden_matrix(name: str, parameter: Tensor) -> bool:
-    return parameter.ndim == 2 and not any(x in name for x in ("embed", "lm_head"))
+from apiece.train.distributed import is_sharded, sharded_like, whole
 
 
 def part_rates(config: OptimSection) -> dict[Part, float]:
-    """The peak rate of every part."""
-    return {
-        Part.VISION: config.lr if config.lr_vision is None else config.lr_vision,
-        Part.MERGER: config.lr if config.lr_merger is None else config.lr_merger,
-        Part.LANGUAGE: config.lr,
-        Part.COORD: config.lr if config.lr_coord is None else config.lr_coord,
-    }
+    """The peak learning rate of every part."""
+    own = {Part.VISION: config.lr_vision, Part.MERGER: config.lr_merger, Part.COORD: config.lr_coord}
+    return {part: config.lr if (rate := own.get(part)) is None else rate for part in Part}
 
 
 def freeze_parts(model: nn.Module, config: OptimSection, frozen: Iterable[Part] = ()) -> None:
     """Freeze the parameters of parts with rate 0 and of those named, and train all others.
 
-    Of a model with adapters only these and the coordinate rows are ever trained.
+    Of a model with adapters, only these and the coordinate rows are ever trained.
     """
     rates, frozen, adapted = part_rates(config), set(frozen), is_adapted(model)
     for name, parameter in model.named_parameters():
@@ -46,17 +38,16 @@ def build_optimizers(model: nn.Module, config: OptimSection) -> list[torch.optim
     Each group carries `peak_lr` for the schedule and `part`.
 
     Args:
-        model: The bare model (not a distributed wrapper), sharded already if it is to be.
-        config: The `optim` section.
+        model: The bare model, not a distributed wrapper; sharded already if it is to be.
     """
     rates = part_rates(config)
     adamw: dict[tuple[Part, bool], list[Tensor]] = {}
     muon: list[Tensor] = []
     for name, parameter in model.named_parameters():
-        part = part_of(name)
         if not parameter.requires_grad:
             continue
-        matrix = _is_hidden_matrix(name, parameter)
+        part = part_of(name)
+        matrix = parameter.ndim == 2 and not any(x in name for x in ("embed", "lm_head"))
         if config.name == "muon" and matrix:
             muon.append(parameter)
         else:
@@ -116,32 +107,3 @@ def set_lr(optimizers: Iterable[torch.optim.Optimizer], scale: float) -> dict[st
             group["lr"] = scale * group["peak_lr"]
             rates[group["part"]] = group["lr"]
     return rates
-
-
-def optimizer_tensors(model: nn.Module, optimizers: Iterable[torch.optim.Optimizer]) -> dict[str, Tensor]:
-    """All optimizer state as named tensors: `<parameter>/<state>`."""
-    names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
-    return {
-        f"{names[p]}/{key}": torch.as_tensor(value)
-        for optimizer in optimizers
-        for p, state in optimizer.state.items()
-        for key, value in state.items()
-    }
-
-
-def load_optimizer_tensors(
-    model: nn.Module, optimizers: Iterable[torch.optim.Optimizer], tensors: dict[str, Tensor]
-) -> None:
-    """Put back what `optimizer_tensors` gave."""
-    by_name: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        name, _, state = key.rpartition("/")
-        by_name.setdefault(name, {})[state] = tensor
-    parameters = dict(model.named_parameters())
-    owner = {p: optimizer for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
-    for name, states in by_name.items():
-        parameter = parameters[name]
-        # `step` stays on the CPU, as AdamW keeps it; moments go to the parameter's device.
-        owner[parameter].state[parameter] = {
-            key: value if key == "step" else sharded_like(value, parameter) for key, value in states.items()
-        }

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import logging
 import platform
@@ -11,18 +9,48 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, TYPE_CHECKING, Any, Protocol, Self
 
+from apiece.config.reference import dump_config
+from apiece.config.schema import Config
 from apiece.errors import UserError
-from apiece.files import sync_path, sync_tree, write_json, write_text
-from apiece.train.trackers import Tracker
+from apiece.files import file_hash, locked, read_json_object, sync_path, sync_tree, write_json, write_text
+
+if TYPE_CHECKING:
+    from apiece.train.distributed import World
 
 PACKAGES = ("apiece", "torch", "transformers", "tokenizers", "peft", "hotcoco", "numpy", "scipy", "pillow", "pydantic")
 log = logging.getLogger("apiece")
+
+
+def make_run(config: Config, name: str, resume: Path | None, world: World, about: dict[str, Any]) -> Path:
+    """The run's folder: a new one, or that of the run that is resumed.
+
+    Args:
+        about: Goes into the manifest of a new run. Of a resumed run its data is compared, and its panel added where
+            that was asked for only now; settings that may change on resume are those of its config from then on.
+    """
+    if resume is not None:
+        manifest = read_manifest(resume)
+        for path, sha256 in about["data"].items():
+            if manifest.get("data", {}).get(path, sha256) != sha256:
+                log.warning("%s has changed since the run began: its batches differ from here on", path)
+        if world.is_main and dump_config(config) != (resume / "config.yaml").read_text(encoding="utf-8"):
+            write_text(resume / "config.yaml", dump_config(config))
+        if world.is_main and "panel" in about and "panel" not in manifest:
+            write_json(resume / "manifest.json", manifest | {"panel": about["panel"]})
+        return resume
+    parent = Path(config.run.dir)
+    if world.is_main:
+        others = {str(Path(path)): file_hash(Path(path)) for path in (config.data.eval, config.data.complete) if path}
+        about = about | {"data": others | about["data"], "world_size": world.size, "device": str(world.device)}
+        create_run(parent, name, dump_config(config), make_manifest(config.seed, about))
+    world.barrier()
+    return parent / name
 
 
 def create_run(parent: Path, name: str, config_yaml: str, manifest: dict[str, Any]) -> Path:
@@ -36,10 +64,10 @@ def create_run(parent: Path, name: str, config_yaml: str, manifest: dict[str, An
         raise UserError(
             "this run exists already, and runs are never overwritten",
             where=run,
-            fix=f"go on with it (apiece train --resume {run}) or name another (run.name=...)",
+            fix=f"resume it (apiece train --resume {run}) or choose another name (run.name=...)",
         )
     temporary = run.with_name(f".{run.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)  # of a process that was ended while it did this
+    shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed while it did this
     try:
         (temporary / "checkpoints").mkdir(parents=True)
         write_text(temporary / "config.yaml", config_yaml)
@@ -56,12 +84,14 @@ def create_run(parent: Path, name: str, config_yaml: str, manifest: dict[str, An
     return run
 
 
-@contextmanager
-def held(run: Path | None) -> Iterator[None]:
-    """Keep other processes from going on with a run while the block trains it; `None` holds nothing.
+def read_manifest(run: Path) -> dict[str, Any]:
+    """A run's `manifest.json`."""
+    return read_json_object(run / "manifest.json", "the run's manifest", fix="restore it from a copy")
 
-    The hold is the operating system's and ends with the process, however that ends. Where the file system has no such
-    holds, there is none.
+
+@contextmanager
+def hold(run: Path | None) -> Iterator[None]:
+    """Keep other processes from training a run while the block does; `None` holds nothing.
 
     Raises:
         UserError: Another process holds it.
@@ -69,19 +99,14 @@ def held(run: Path | None) -> Iterator[None]:
     if run is None:
         yield
         return
-    with open(run / ".held", "w", encoding="utf-8") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):
-                raise UserError(
-                    "another process is training this run", where=run, fix="wait until it has ended, or end it"
-                ) from error
+    with locked(run / ".held", wait=False) as ours:
+        if not ours:
+            raise UserError("another process is training this run", where=run, fix="wait until it has ended, or end it")
         yield
 
 
 def make_manifest(seed: int, extra: dict[str, Any]) -> dict[str, Any]:
-    """Versions, git state, seed and command of a run, and what is handed in: the hashes of its data first of all."""
+    """Command, versions, git state and seed of a run, and `extra`."""
     return {
         "command": sys.argv,
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -114,34 +139,84 @@ def git_state() -> dict[str, Any] | None:
     return {"commit": commit, "dirty": bool(status)}
 
 
-class Metrics:
-    """`metrics.jsonl`: one line a logged step. It is the truth of a run.
+# The figures of a run: `metrics.jsonl`, and where else they are shown.
 
-    Lines after the step that a run resumes from are dropped, so no step stands there twice.
+
+class Tracker(Protocol):
+    """Takes the figures of a run. `metrics.jsonl` is the truth; a tracker shows it elsewhere."""
+
+    def start(self, run: Path, config: Mapping[str, Any]) -> None:
+        """Called once, before the first step, with the run's folder and its config."""
+
+    def log(self, step: int, figures: Mapping[str, float]) -> None:
+        """Called with the figures of a step."""
+
+    def close(self) -> None:
+        """Called at the end, also after an error."""
+
+
+class TensorBoard:
+    """Scalars for TensorBoard, in `RUN/tensorboard`."""
+
+    def start(self, run: Path, config: Mapping[str, Any]) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise UserError(
+                "train.trackers names tensorboard, which is not installed",
+                where="config",
+                fix="pip install 'apiece[tensorboard]', or take it out of train.trackers",
+            ) from error
+        self._writer = SummaryWriter(str(run / "tensorboard"))
+
+    def log(self, step: int, figures: Mapping[str, float]) -> None:
+        for name, value in figures.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+TRACKERS: dict[str, type[Tracker]] = {"tensorboard": TensorBoard}
+
+
+class MetricsFile:
+    """`metrics.jsonl`: one line for each logged step. It is the truth of a run.
+
+    Lines after the step that a run resumes from are dropped, so no step is in it twice.
 
     Args:
         run: The run's folder; `None` on a process that writes no files.
-        resumed_at: The step that the run goes on from.
-        trackers: Told the same.
+        resumed_at: The step that the run resumes from.
+        trackers: Get the same figures.
+        config: For the trackers.
     """
 
-    def __init__(self, run: Path | None, resumed_at: int = 0, trackers: Sequence[Tracker] = ()) -> None:
-        self._trackers = trackers
+    def __init__(
+        self,
+        run: Path | None,
+        resumed_at: int = 0,
+        trackers: Sequence[Tracker] = (),
+        config: Config | None = None,
+    ) -> None:
+        self._trackers = trackers if run is not None else ()
         self._file: IO[str] | None = None
         self._evaluations: dict[int, dict[str, float]] = {}
         if run is None:
             return
+        for tracker in trackers:
+            tracker.start(run, {} if config is None else config.model_dump(mode="json"))
         path = run / "metrics.jsonl"
         if path.exists():
             kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= resumed_at]
             write_text(path, "".join(line + "\n" for line in kept))
             for line in kept:
-                row = json.loads(line)
-                self._note(row.pop("step"), row)
+                figures = json.loads(line)
+                self._note(figures.pop("step"), figures)
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115  closed by __exit__
 
     def log(self, step: int, figures: dict[str, float]) -> None:
-        """Append one line, and tell the trackers."""
+        """Append one line, and pass it to the trackers."""
         assert self._file is not None, "one process logs"
         self._note(step, figures)
         try:
@@ -151,13 +226,13 @@ class Metrics:
             raise UserError(
                 f"no line can be written: {error.strerror}",
                 where=self._file.name,
-                fix="free some space, then go on with --resume",
+                fix="free some space, then continue with --resume",
             ) from error
         for tracker in self._trackers:
             tracker.log(step, figures)
 
     def sync(self) -> None:
-        """Flush to disk: a checkpoint is not to survive a power failure that its figures do not."""
+        """Flush to disk: a checkpoint must not survive a power failure that its figures do not."""
         if self._file is not None:
             sync_path(Path(self._file.name))
 
@@ -166,11 +241,10 @@ class Metrics:
             self._evaluations.setdefault(step, {}).update(found)
 
     def has_evaluation(self, step: int) -> bool:
-        """Whether the figures of the evaluation at a step are there."""
         return step in self._evaluations
 
     def best(self, key: str, steps: Collection[int]) -> int | None:
-        """Of some steps the one with the greatest figure, the first of equal ones; `None` if none has it."""
+        """The step with the greatest figure, the first of equal ones; `None` if none of `steps` has it."""
         values = {step: row[key] for step, row in self._evaluations.items() if step in steps and key in row}
         return min(values, key=lambda step: (-values[step], step)) if values else None
 
@@ -192,10 +266,18 @@ def _step_of(line: str) -> float:
         return float("inf")
 
 
-def log_to(run: Path) -> logging.Handler:
-    """Also write the log to the run's `train.log`; returns the handler to remove at the end."""
+@contextmanager
+def log_to(run: Path | None) -> Iterator[None]:
+    """Also write the log to the run's `train.log` while the block runs; `None` writes nothing."""
+    if run is None:
+        yield
+        return
     handler = logging.FileHandler(run / "train.log", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     log.addHandler(handler)
     log.setLevel(logging.INFO)
-    return handler
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        handler.close()

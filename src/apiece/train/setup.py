@@ -1,4 +1,4 @@
-"""All that the steps of a run are made of, built from its config: for training, and for going over a step again."""
+"""Everything the steps of a run are made of, built from its config."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ from torch import nn
 
 from apiece.channels.a_soft_context import SoftContext
 from apiece.channels.b_rollout import RolloutChannel, answering
-from apiece.channels.base import TwoChannels
+from apiece.channels.schedule import TwoChannels
 from apiece.config.schema import Config
-from apiece.data.collate import Batch
 from apiece.data.index import Records, open_records
 from apiece.errors import UserError
 from apiece.losses.compose import Objective
@@ -28,52 +27,155 @@ from apiece.model.lora import add_adapters, is_adapter, require_peft
 from apiece.model.prompt import prompt_text
 from apiece.rollout.generate import Engine, LocalEngine
 from apiece.rollout.targets import TargetBuilder
-from apiece.train.batches import BatchPlan, micro_batches, sample_lengths
-from apiece.train.distributed import World
+from apiece.train.batches import BatchPlan, MicroBatch, micro_batches, sample_lengths
+from apiece.train.distributed import World, parallelize, whole_model
 from apiece.train.optim import build_optimizers, freeze_parts
-from apiece.train.sharding import parallelize, whole_model
 from apiece.train.step import autocast_dtype
+from apiece.types import ChannelName
 
-# The channels of a run: which there are, and how Channel-B's answers are written.
+
+def check_world(config: Config, world: World) -> None:
+    """Refuse numbers of processes that would give ranks different numbers of micro-batches: they would wait forever."""
+    share, rest = divmod(config.train.batch_size, world.size)
+    micro = config.train.micro_batch_size or share
+    if rest or share % micro:
+        raise UserError(
+            f"train.batch_size ({config.train.batch_size}) does not split evenly over {world.size} processes "
+            f"in micro-batches of {micro or 1}",
+            where="config",
+            fix=f"make train.batch_size a multiple of {world.size * max(micro, 1)}",
+        )
 
 
-def build_channels(
-    model: Any, objective: Objective, encoder: SampleEncoder, config: Config, world: World
-) -> TwoChannels:
-    """Both channels of a run; Channel-B only where the config has steps for it."""
-    settings, side = config.stage2_ab, encoder.side
-    a = SoftContext(model, objective, settings)
-    if not settings.b_ratio:
-        return TwoChannels(model, a)
+@dataclass(frozen=True, slots=True, eq=False)
+class TrainingData:
+    """What is trained on, and how it becomes tokens; known before any weights are loaded.
 
-    @contextmanager
-    def engine_at(step: int) -> Iterator[Engine]:
-        with whole_model(model, config.model, world, everywhere=True) as whole:
-            assert whole is not None, "every process answers its own samples"
-            with answering(whole):
-                yield LocalEngine(whole, side, config.generate, rollout_seed(config.seed, step))
+    Attributes:
+        dropped: Samples left out for having too many objects.
+    """
 
-    b = RolloutChannel(
-        model,
-        objective,
-        TargetBuilder(side.renderer, config.data.max_objects, encoder.max_length),
-        engine_at,
-        side.tokenizer.pad_token_id,
-        settings.b_redundancy_weight,
+    side: TextSide
+    prompt: PromptTokens
+    samples: Records
+    dropped: int
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """What the run's manifest says of the data."""
+        return {
+            "data": {str(self.samples.path): self.samples.table.sha256},
+            "samples_over_max_objects": self.dropped,
+        }
+
+
+def read_training_data(config: Config) -> TrainingData:
+    """Read the data and what writes answers; every name is checked against the tokenizer."""
+    side = load_text_side(config.model.checkpoint, config.data.max_pixels)
+    prompt = PromptTokens.of(side, prompt_text(config.prompt.name, config.prompt.text))
+    return TrainingData(side, prompt, *training_samples(config, side))
+
+
+def training_samples(config: Config, side: TextSide) -> tuple[Records, int]:
+    """The samples that are trained on, and how many were left out for having too many objects."""
+    if config.data.train is None:
+        raise UserError("data.train is not set", where="config", fix="name the training JSONL: data.train=X.jsonl")
+    path = Path(config.data.train)
+    records = open_records(path)
+    for desc in sorted(records.table.names):
+        side.renderer.check_desc(desc)
+    kept = np.flatnonzero(records.num_objects <= config.data.max_objects)
+    dropped = len(records) - len(kept)
+    if not len(kept):
+        message = f"no image to train on: {len(records)} read, {dropped} above data.max_objects"
+        raise UserError(message, where=path, fix="raise data.max_objects")
+    return records.select(kept), dropped
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Training:
+    """Everything that a step is made of.
+
+    Attributes:
+        model: The bare model, not in a distributed wrapper.
+        channels: Both channels of the model: they say whose step it is, and prepare it.
+        wrapped_channels: The same module as a step runs it: alone, replicated or sharded.
+        encoder: Makes tokens and patches of samples.
+        dtype: Autocast's; `None` for float32.
+        plan: Which samples make which batch.
+    """
+
+    config: Config
+    world: World
+    data: TrainingData
+    model: Any
+    objective: Objective
+    channels: TwoChannels
+    wrapped_channels: nn.Module
+    optimizers: list[torch.optim.Optimizer]
+    encoder: SampleEncoder
+    dtype: torch.dtype | None
+    plan: BatchPlan
+
+    @property
+    def card(self) -> dict[str, Any]:
+        """What is kept with the weights, so that evaluating under another prompt or pixel budget is noticed."""
+        config = self.config
+        return {
+            "prompt": config.prompt.model_dump(mode="json"),
+            "prompt_hash": self.data.prompt.hash,
+            "max_pixels": config.data.max_pixels,
+            "object_order": str(config.data.object_order),
+        }
+
+    def stream(self, start: int, stop: int, micro: int | None = None) -> Generator[list[MicroBatch]]:
+        """This process's micro-batches of steps `start` to `stop - 1`, counted from 0.
+
+        Args:
+            micro: Samples in one forward pass; the config's if `None`.
+        """
+        config, data, world = self.config, self.config.data, self.world
+        augment = Augmentation(data.flip, data.scale_jitter, data.context_jitter, data.object_order, config.seed)
+        return micro_batches(
+            self.data.samples,
+            self.encoder,
+            augment,
+            self.plan,
+            start=start,
+            stop=stop,
+            rank=world.rank,
+            world=world.size,
+            micro=micro or config.train.micro_batch_size or config.train.batch_size // world.size,
+            workers=data.workers,
+            collated=lambda step: self.channels.channel_of(step) is ChannelName.A,
+        )
+
+
+def build_training(config: Config, data: TrainingData, world: World) -> Training:
+    """Load the model and put everything around it that a step needs."""
+    side = data.side
+    model = trainable_model(config, side, world)
+    objective = Objective(
+        config.objective, config.stage2_ab.coord_decode_mode, side.vocab.first_id, side.vocab.num_bins
     )
-    return TwoChannels(model, a, b, settings.b_ratio)
-
-
-def rollout_seed(seed: int, step: int) -> int:
-    """The engine's seed at an optimizer step: with it, a drawn answer is a function of (seed, step, sample)."""
-    return int(np.random.SeedSequence([seed, 0xB, step]).generate_state(1)[0])
-
-
-# The model as a run trains it: loaded, given adapters where the config asks for them, its parts frozen.
+    dtype = autocast_dtype(config.model.precision, world.device)
+    encoder = SampleEncoder(side, data.prompt, model.config.text_config.max_position_embeddings)
+    channels = build_channels(model, objective, encoder, config, world)
+    wrapped = parallelize(channels, config.train.parallel, world, dtype)
+    optimizers = build_optimizers(model, config.optim)
+    plan = BatchPlan(
+        sample_lengths(data.samples, encoder),
+        config.train.batch_size,
+        config.train.length_window,
+        config.seed,
+        config.data.shuffle,
+        config.data.buffer_size,
+    )
+    return Training(config, world, data, model, objective, channels, wrapped, optimizers, encoder, dtype, plan)
 
 
 def trainable_model(config: Config, side: TextSide, world: World) -> Any:
-    """The model on its device, in training mode.
+    """The model on its device, in training mode: with adapters where the config asks for them, its parts frozen.
 
     Raises:
         UserError: Adapters are asked for on top of others, or without peft.
@@ -96,153 +198,36 @@ def trainable_model(config: Config, side: TextSide, world: World) -> Any:
     return model.to(world.device).train()
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Questions:
-    """What is trained on, and how it becomes tokens; known before any weights are loaded."""
+def build_channels(
+    model: Any, objective: Objective, encoder: SampleEncoder, config: Config, world: World
+) -> TwoChannels:
+    """Both channels of a run; Channel-B only where the config has steps for it."""
+    settings, side = config.stage2_ab, encoder.side
+    a = SoftContext(model, objective, settings)
+    if not settings.b_ratio:
+        return TwoChannels(model, a)
 
-    side: TextSide
-    prompt: PromptTokens
-    records: Records
-    dropped: int
+    @contextmanager
+    def engine_at(step: int) -> Iterator[Engine]:
+        with whole_model(model, config.model, world, everywhere=True) as whole:
+            assert whole is not None, "every process answers its own samples"
+            with answering(whole):
+                yield LocalEngine(whole, side, config.generate, rollout_seed(config.seed, step))
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Training:
-    """All that a step is made of.
-
-    Attributes:
-        config: Of the run.
-        world: The processes.
-        questions: What is trained on.
-        model: Not wrapped.
-        objective: The weighted terms.
-        channels: Prepare a step.
-        channel: The same, as it is trained here: alone, replicated or sharded.
-        optimizers: Over the trainable parameters.
-        encoder: Samples to tokens.
-        dtype: Of autocast.
-        plan: Which samples make which batch.
-    """
-
-    config: Config
-    world: World
-    questions: Questions
-    model: Any
-    objective: Objective
-    channels: TwoChannels
-    channel: nn.Module
-    optimizers: list[torch.optim.Optimizer]
-    encoder: SampleEncoder
-    dtype: torch.dtype | None
-    plan: BatchPlan
-
-    @property
-    def card(self) -> dict[str, Any]:
-        """What is kept beside the weights: evaluating under another prompt or pixel budget can then be told."""
-        config = self.config
-        return {
-            "prompt": config.prompt.model_dump(mode="json"),
-            "prompt_hash": self.questions.prompt.hash,
-            "max_pixels": config.data.max_pixels,
-            "object_order": str(config.data.object_order),
-        }
-
-    def stream(self, start: int, stop: int, micro: int | None = None) -> Generator[list[Batch]]:
-        """This process's micro-batches of every step after `start` of them, up to `stop`.
-
-        Args:
-            start: Steps done.
-            stop: Steps done at the end.
-            micro: Samples in one forward pass; the config's if `None`.
-        """
-        config, world = self.config, self.world
-        return micro_batches(
-            self.questions.records,
-            self.encoder,
-            Augmentation(
-                flip=config.data.flip,
-                scale_jitter=config.data.scale_jitter,
-                context_jitter=config.data.context_jitter,
-                order=config.data.object_order,
-                seed=config.seed,
-            ),
-            self.plan,
-            start=start,
-            stop=stop,
-            rank=world.rank,
-            world=world.size,
-            micro=micro or config.train.micro_batch_size or config.train.batch_size // world.size,
-            workers=config.data.workers,
-        )
+    builder = TargetBuilder(side.renderer, config.data.max_objects, encoder.max_length)
+    b = RolloutChannel(model, objective, builder, engine_at, side, settings.b_redundancy_weight)
+    return TwoChannels(model, a, b, settings.b_ratio)
 
 
-def read_questions(config: Config) -> Questions:
-    """Read the data and what writes answers; every name is checked against the tokenizer."""
-    side = load_text_side(config.model.checkpoint, config.data.max_pixels)
-    prompt = PromptTokens.of(side, prompt_text(config.prompt.name, config.prompt.text))
-    records, dropped = training_samples(config, side)
-    return Questions(side, prompt, records, dropped)
-
-
-def build_training(config: Config, questions: Questions, world: World) -> Training:
-    """Load the model and put everything around it that a step needs."""
-    side = questions.side
-    model = trainable_model(config, side, world)
-    objective = Objective(
-        config.objective, config.stage2_ab.coord_decode_mode, side.vocab.first_id, side.vocab.num_bins
-    )
-    dtype = autocast_dtype(config.model.precision, world.device)
-    encoder = SampleEncoder(side, questions.prompt, model.config.text_config.max_position_embeddings)
-    channels = build_channels(model, objective, encoder, config, world)
-    channel = parallelize(channels, config.train.parallel, world, dtype)
-    optimizers = build_optimizers(model, config.optim)
-    plan = BatchPlan(
-        sample_lengths(questions.records, encoder),
-        config.train.batch_size,
-        config.train.length_window,
-        config.seed,
-        config.data.shuffle,
-        config.data.buffer_size,
-    )
-    return Training(config, world, questions, model, objective, channels, channel, optimizers, encoder, dtype, plan)
-
-
-def training_samples(config: Config, side: TextSide) -> tuple[Records, int]:
-    """The samples that are trained on, and how many were left out for having too many objects.
-
-    Every name is checked against the tokenizer before anything is trained.
-    """
-    if config.data.train is None:
-        raise UserError("data.train is not set", where="config", fix="name the training JSONL: data.train=X.jsonl")
-    path = Path(config.data.train)
-    records = open_records(path)
-    for desc in sorted(records.table.names):
-        side.renderer.check_desc(desc)
-    kept = np.flatnonzero(records.num_objects <= config.data.max_objects)
-    dropped = len(records) - len(kept)
-    if not len(kept):
-        message = f"no image to train on: {len(records)} read, {dropped} above data.max_objects"
-        raise UserError(message, where=path, fix="raise data.max_objects")
-    return records.select(kept), dropped
-
-
-def check_world(config: Config, world: World) -> None:
-    """Refuse numbers of processes that would give ranks different numbers of micro-batches: they would wait forever."""
-    share, rest = divmod(config.train.batch_size, world.size)
-    micro = config.train.micro_batch_size or share
-    if rest or share % micro:
-        raise UserError(
-            f"train.batch_size ({config.train.batch_size}) does not split evenly over {world.size} processes "
-            f"in micro-batches of {micro or 1}",
-            where="config",
-            fix=f"make train.batch_size a multiple of {world.size * max(micro, 1)}",
-        )
+def rollout_seed(seed: int, step: int) -> int:
+    """The engine's seed at an optimizer step: with it, a drawn answer is a function of (seed, step, sample)."""
+    return int(np.random.SeedSequence([seed, 0xB, step]).generate_state(1)[0])
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
     """Make every random number of a step, such as of dropout, a function of the seed, the step and the process.
 
-    So a run that goes on needs no generator's state, and a step can be gone over again.
+    So a resumed run needs no generator's state, and a step can be repeated.
     """
     words = np.random.SeedSequence([seed, 0x5EED, step, rank]).generate_state(3)
     random.seed(int(words[0]))

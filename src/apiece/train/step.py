@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from apiece.config.schema import Precision
 from apiece.data.collate import Batch
 from apiece.losses.compose import Counts, Objective, mean, total_loss
-from apiece.train.distributed import World
-from apiece.train.sharding import whole
+from apiece.train.distributed import World, whole
 from apiece.train.stop import MORE_ROOM, NonFiniteError, UpdateBrokenError, first_line
 from apiece.types import LossTerm, Per
 
@@ -24,7 +23,7 @@ class StepResult:
     """What one step did; tensors, so that reading them can wait.
 
     Attributes:
-        atoms: Weight x mean of every term over the whole step; they add up to the total.
+        atoms: Weight x mean of every term over the whole step; they add up to the total loss.
         values: Unweighted means.
         per: What each value is a mean over.
         grad_norm: Global norm before clipping.
@@ -32,7 +31,7 @@ class StepResult:
         num_tokens: Real tokens, prefix and answer, over all ranks.
         num_places: Tokens and padding, over all ranks.
         num_collapsed: Objects left out because their box is thinner than a bin, over all ranks.
-        seconds: What the step took on this process.
+        seconds: Duration of the step on this process.
     """
 
     atoms: dict[str, Tensor]
@@ -86,20 +85,21 @@ def train_step(
             terms = channel(batch)
         # Distributed wrappers average gradients over ranks; the loss is a sum over them.
         (total_loss(terms, counts) * world.size).backward()
-        collected.append([_detached(t) for t in terms])
+        collected.append([replace(t, total=t.total.detach()) for t in terms])
     parameters = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
     grad_norm = whole(torch.nn.utils.clip_grad_norm_(parameters, clip_norm))
     terms = _summed(collected, world)
     # Both are the same on every process: all of them stop, or none.
     if not bool(torch.isfinite(torch.stack([*(t.total for t in terms), grad_norm.to(terms[0].total)])).all()):
-        _drop_gradients(optimizers)
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
         raise _not_finite(collected, batches, terms, grad_norm, world)
     try:
         for optimizer in optimizers:
             optimizer.step()
-    except RuntimeError as error:  # memory ran out, or a data worker died: that is told wherever the process is
+            optimizer.zero_grad(set_to_none=True)
+    except RuntimeError as error:  # memory ran out, or a data worker died: that is raised wherever the process is
         raise UpdateBrokenError(f"the update was broken off: {first_line(error)}", fix=MORE_ROOM) from error
-    _drop_gradients(optimizers)
     return StepResult(
         atoms={t.name: t.weight * mean(t, counts) for t in terms if t.weight},
         values={t.name: mean(t, counts) for t in terms},
@@ -123,11 +123,6 @@ def global_counts(objective: Objective, batches: Sequence[Batch], world: World) 
         rows.append(torch.cat([torch.stack([*(counts[k] for k in kinds), real.double()]), sizes.double()]))
     summed = world.sum(torch.stack(rows).sum(0))
     return dict(zip(kinds, summed, strict=False)), summed[len(kinds) :].unbind()
-
-
-def _drop_gradients(optimizers: Sequence[torch.optim.Optimizer]) -> None:
-    for optimizer in optimizers:
-        optimizer.zero_grad(set_to_none=True)
 
 
 def _not_finite(
@@ -155,12 +150,8 @@ def _not_finite(
     )
 
 
-def _detached(term: LossTerm) -> LossTerm:
-    return LossTerm(term.name, term.weight, term.total.detach(), term.per)
-
-
 def _summed(collected: Sequence[Sequence[LossTerm]], world: World) -> list[LossTerm]:
     """Terms added up over micro-batches and ranks."""
     by_term = [torch.stack([t.total for t in row]).sum() for row in zip(*collected, strict=True)]
     totals = world.sum(torch.stack(by_term))
-    return [LossTerm(t.name, t.weight, total, t.per) for t, total in zip(collected[0], totals, strict=True)]
+    return [replace(t, total=total) for t, total in zip(collected[0], totals, strict=True)]

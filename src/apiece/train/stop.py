@@ -1,7 +1,7 @@
 """Being asked to stop: Ctrl-C, and SIGTERM as a cluster sends it before it takes a machine away.
 
 The first signal asks: the step in progress is finished and saved; an evaluation or a dump is cut short, since it can be
-made again. A second signal ends the process at once, by the operating system, whatever it is doing.
+made again. A second signal ends the process at once, by the operating system.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
@@ -21,7 +21,7 @@ from apiece.errors import UserError
 
 
 class CutShortError(Exception):
-    """What goes on is to be left: it can be made again, and the process was asked to stop."""
+    """The process was asked to stop, and what it does can be repeated."""
 
 
 @dataclass
@@ -29,7 +29,7 @@ class StopFlag:
     """Whether this process was asked to stop.
 
     Attributes:
-        signal: The signal that asked; `None` if none did.
+        signal: The signal that asked, if one did.
     """
 
     signal: int | None = None
@@ -37,7 +37,6 @@ class StopFlag:
 
     @property
     def now(self) -> bool:
-        """Whether one did."""
         return self.signal is not None
 
     def ask(self, number: int, _: FrameType | None = None) -> None:
@@ -54,15 +53,13 @@ class StopFlag:
 
     @contextmanager
     def cutting(self) -> Iterator[None]:
-        """Leave the block as soon as a signal comes; what it does must be free to be left at any point."""
+        """Leave the block as soon as a signal comes, wherever in it that may be."""
         self._cut = True
         try:
-            try:
+            with suppress(CutShortError):
                 yield
-            finally:
-                self._cut = False
-        except CutShortError:
-            pass
+        finally:
+            self._cut = False
 
 
 @contextmanager
@@ -77,7 +74,7 @@ def stop_signals() -> Iterator[StopFlag]:
             signal.signal(number, handler)
 
 
-# What can happen to a step, told in words: a value that is not finite, memory that runs out, a worker or process lost.
+# What can happen to a step, in words: a value that is not finite, memory that runs out, a worker or process lost.
 #
 # All of it but `UpdateBrokenError` happens before the update: the weights are those of the step before, and are saved.
 
@@ -96,7 +93,7 @@ class NonFiniteError(UserError):
 
     Args:
         message: What, and in which samples.
-        found: The same as JSON, for `apiece replay`.
+        found: The same as JSON, for `RUN/nonfinite`.
     """
 
     def __init__(self, message: str, *, found: dict[str, Any]) -> None:
@@ -105,12 +102,12 @@ class NonFiniteError(UserError):
 
 
 class UpdateBrokenError(UserError):
-    """An update was begun and not ended: the weights are neither those before nor those after."""
+    """An update was begun and not completed: the weights are neither those before nor those after."""
 
 
 @contextmanager
-def told(config: Config) -> Iterator[None]:
-    """Tell a failure of the block, which is a step up to its update, as a `UserError` that names the knobs."""
+def explained(config: Config) -> Iterator[None]:
+    """Turn a failure of the block, a step up to its update, into a `UserError` that names the settings to change."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -125,7 +122,7 @@ def told(config: Config) -> Iterator[None]:
             raise _worker(error, config) from error
         if any(words in text for words in _PEER):
             raise UserError(
-                f"another process of this run is gone ({first_line(error)})", fix="its own message says why"
+                f"another process of this run has ended ({first_line(error)})", fix="its own message says why"
             ) from error
         raise
 
@@ -137,7 +134,7 @@ def first_line(error: BaseException) -> str:
 
 def _memory(error: BaseException, config: Config, which: str) -> UserError:
     train, model, data = config.train, config.model, config.data
-    size = train.micro_batch_size or f"none, so up to {train.batch_size} samples at once"
+    size = train.micro_batch_size or f"unset, so up to {train.batch_size} samples at once"
     knobs = [f"lower train.micro_batch_size (now {size}; the step stays the same)"]
     if not model.gradient_checkpointing:
         knobs.append("set model.gradient_checkpointing: true")
@@ -146,19 +143,18 @@ def _memory(error: BaseException, config: Config, which: str) -> UserError:
     if train.parallel is Parallel.DDP:
         knobs.append("share the model among several GPUs (torchrun, train.parallel: fsdp)")
     knobs.append(f"or, in a new run, lower data.max_pixels (now {data.max_pixels}) or train.batch_size")
-    return UserError(f"{which} did not suffice for a step: {first_line(error)}", fix="; ".join(knobs))
+    return UserError(f"{which} is too small for a step: {first_line(error)}", fix="; ".join(knobs))
 
 
 def _worker(error: RuntimeError, config: Config) -> UserError:
     text = f"{error} {error.__cause__ or ''}"
-    killed = _BY_SIGNAL.search(text)
-    how = f"was ended by signal {killed[1]}" if killed else "ended unexpectedly"
-    pid = _WORKER.search(text)
+    killed, pid = _BY_SIGNAL.search(text), _WORKER.search(text)
+    how = f"was killed by signal {killed[1]}" if killed else "ended unexpectedly"
     which = f"a data worker (process {pid[1].strip()})" if pid else "a data worker"
-    fix = f"the system ends processes when memory runs out: lower data.workers (now {config.data.workers})"
+    fix = f"the system kills processes when memory runs out: lower data.workers (now {config.data.workers})"
     return UserError(f"{which} {how}", fix=fix)
 
 
 def signal_name(number: int) -> str:
-    """`SIGTERM` for 15."""
+    """The name of a signal, such as SIGTERM for 15."""
     return signal.Signals(number).name

@@ -1,9 +1,8 @@
-"""Looking at the model in the middle of training: evaluations and dumps, when and with what."""
+"""Evaluations and dumps in the middle of training: when, and with what."""
 
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,38 +15,26 @@ from apiece.channels.b_rollout import answering
 from apiece.config.schema import Config
 from apiece.data.index import open_records
 from apiece.data.jsonl import read_jsonl
-from apiece.errors import UserError
-from apiece.evaluate.answers import DEFAULT_POLICY, Answer, under_one_policy
+from apiece.evaluate.answers import DEFAULT_POLICY, Answer, under_one_policy, write_answers
 from apiece.evaluate.detections import load_complete, samples_to_ground_truth
 from apiece.evaluate.forms import GroundTruth
 from apiece.evaluate.metrics import METRICS_FILE, write_metrics
 from apiece.evaluate.metrics import Metrics as Scored
-from apiece.evaluate.predict import AHEAD, Predictor, predictions_file, score_answers
+from apiece.evaluate.predict import AHEAD, Predictor, answer_split, score_answers
 from apiece.model.encode import SampleEncoder
 from apiece.monitor.dump import Monitor
 from apiece.monitor.panel import ChosenPanel, choose_panel, panel_again
-from apiece.progress import track
 from apiece.rollout.generate import LocalEngine
-from apiece.train.distributed import World
-from apiece.train.run import Metrics
-from apiece.train.sharding import whole_model
+from apiece.train.distributed import World, whole_model
+from apiece.train.run import MetricsFile, read_manifest
 from apiece.train.stop import StopFlag
 from apiece.types import Sample
 
-# Evaluation in the middle of training, with the engine and settings of `apiece evaluate`.
-
-
 LOGGED = (
-    "coco/AP",
-    "coco/AP50",
-    "f1/f1",
-    "f1/precision",
-    "f1/recall",
-    "f1/mean_iou",
-    "f1/true",
-    "parse/dropped",
-    "parse/finish_eos",
+    *("coco/AP", "coco/AP50", "f1/f1", "f1/precision", "f1/recall", "f1/mean_iou", "f1/true"),
+    *("parse/dropped", "parse/finish_eos"),
 )
+"""Figures of an evaluation that go to the metrics of the run."""
 
 
 def eval_subset(config: Config) -> list[Sample]:
@@ -76,19 +63,14 @@ def evaluate_step(
     """Evaluate on the fixed subset into `eval/step_*/`; each process asks about its share, one writes.
 
     Args:
-        run: The run's folder.
         step: Optimizer steps done.
         model: Whole, and left in the mode that it was in.
-        encoder: Tokenizer, prompt and images.
-        samples: The subset.
-        config: Of the run.
         complete: Complete truth of (at least) the subset, where it is known.
         world: The processes, all of which must call this; this one alone if `None`.
         stop: Cuts it short.
 
     Returns:
-        The figures that go to the metrics, and the answers; empty on processes that write no files. `None` where it
-        was cut short.
+        The figures for the metrics, and the answers; empty on processes that write no files. `None` if cut short.
     """
     world, stop = world or World(0, 1, model.device), stop or StopFlag()
     own = answered(model, encoder, samples[world.rank :: world.size], config, stop)
@@ -110,16 +92,12 @@ def answered(
     predictor = Predictor(encoder, engine, config.generate.batch_size, ahead=AHEAD)
     answers: list[Answer] | None = None
     with stop.cutting(), answering(model):
-        found = []
-        for answer in track(predictor.answers(samples), "evaluate", total=len(samples)):
-            stop.check()
-            found.append(answer)
-        answers = found
+        answers = answer_split(predictor, samples, each=lambda _: stop.check(), title="evaluate")
     return answers
 
 
 def in_order(shares: Sequence[Sequence[Answer]]) -> list[Answer]:
-    """What processes have answered of every so-manieth sample, in the order of the samples."""
+    """Interleaves the answers of all ranks back into the order of the samples."""
     mixed = itertools.zip_longest(*shares)
     return [answer for row in mixed for answer in row if answer is not None]
 
@@ -128,9 +106,7 @@ def write_scored(
     answers: Sequence[Answer], samples: Sequence[Sample], out: Path, *, complete: GroundTruth | None
 ) -> tuple[Scored, list[Answer]]:
     """Write answers and figures of a split; gives both, by the policy that all answers can follow."""
-    with predictions_file(out) as write:
-        for answer in answers:
-            write(answer)
+    write_answers(out, answers)
     metrics = score_answers(samples, answers, policy=DEFAULT_POLICY, complete=complete)
     write_metrics(out / METRICS_FILE, metrics)
     return metrics, under_one_policy(answers, DEFAULT_POLICY)
@@ -138,7 +114,7 @@ def write_scored(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Watched:
-    """What is looked at during a run.
+    """What is evaluated and dumped during a run.
 
     Attributes:
         samples: Evaluated; none without `data.eval`.
@@ -150,16 +126,19 @@ class Watched:
     panel: ChosenPanel | None = None
     complete: GroundTruth | None = None
 
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """What the run's manifest says of it."""
+        return {} if self.panel is None else {"panel": self.panel.entry}
+
 
 def what_to_watch(config: Config, resume: Path | None) -> Watched:
-    """Choose what is looked at, before anything of the run is written; every process chooses the same.
+    """Choose what is watched, before anything of the run is written; every process chooses the same.
 
-    Args:
-        config: Of the run.
-        resume: Folder of the run that goes on; its panel stays.
+    A resumed run keeps its panel.
 
     Raises:
-        UserError: The panel cannot be had, or the complete truth lacks an image.
+        UserError: No panel can be made, or the complete truth lacks an image.
     """
     samples = tuple(eval_subset(config))
     panel = None
@@ -170,22 +149,6 @@ def what_to_watch(config: Config, resume: Path | None) -> Watched:
     # The whole split, not only what is looked at: where images are joined by their number, it must be the split's.
     split = samples_to_ground_truth(read_jsonl(Path(str(config.data.eval))))
     return Watched(samples, panel, load_complete(Path(config.data.complete), split)[1])
-
-
-def read_manifest(run: Path) -> dict[str, Any]:
-    """A run's `manifest.json`.
-
-    Raises:
-        UserError: It cannot be read.
-    """
-    file = run / "manifest.json"
-    try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"the run's manifest cannot be read: {error}", where=file) from error
-    if not isinstance(manifest, dict):
-        raise UserError("expected a JSON object", where=file)
-    return manifest
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -200,12 +163,12 @@ class Watch:
     monitor: Monitor | None
     stop: StopFlag
 
-    def begin(self, start: int, model: Any, metrics: Metrics) -> None:
-        """The dump before the first step, or what an interruption has left undone at the step that it goes on from."""
+    def begin(self, start: int, model: Any, metrics: MetricsFile) -> None:
+        """The dump before the first step, or what an interruption left undone at the step that is resumed from."""
         logged = self.world.any(metrics.has_evaluation(start))
         dumped = self.world.any(self.monitor is not None and self.world.is_main and self.monitor.has(start))
         dumps = self._dumps(start) and not dumped
-        # A dump keeps failures of the evaluation at its step, so that is made once more, too.
+        # A dump keeps failures of the evaluation at its step, so that is repeated, too.
         evaluates = start > 0 and self._evaluates(start) and (dumps or not logged)
         if not (evaluates or dumps):
             return
@@ -214,18 +177,17 @@ class Watch:
             self.monitor.wait()  # the data workers are forked next, which a busy thread may not survive
 
     def due(self, step: int) -> bool:
-        """Whether a step is to be looked at."""
+        """Whether to evaluate or dump after a step."""
         return self._evaluates(step) or self._dumps(step)
 
-    def after(self, step: int, model: Any, metrics: Metrics) -> bool:
-        """Evaluate and dump after a step, where it is due; tells whether anything was."""
-        evaluates, dumps = self._evaluates(step), self._dumps(step)
-        if evaluates or dumps:
-            self._look(step, model, metrics, evaluates=evaluates, dumps=dumps)
-        return evaluates or dumps
+    def after(self, step: int, model: Any, metrics: MetricsFile) -> bool:
+        """Evaluate and dump after a step, where it is due; returns whether anything was."""
+        if due := self.due(step):
+            self._look(step, model, metrics, evaluates=self._evaluates(step), dumps=self._dumps(step))
+        return due
 
-    def _look(self, step: int, model: Any, metrics: Metrics | None, *, evaluates: bool, dumps: bool) -> None:
-        """Evaluate, then dump; left at once where the run is asked to stop, since it can be made again."""
+    def _look(self, step: int, model: Any, metrics: MetricsFile | None, *, evaluates: bool, dumps: bool) -> None:
+        """Evaluate, then dump; left at once if the run is asked to stop, since it can be repeated."""
         with whole_model(model, self.config.model, self.world, everywhere=True) as whole:
             assert whole is not None, "every process asks about its share"
             answers: list[Answer] = []
