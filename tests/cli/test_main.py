@@ -193,6 +193,7 @@ def process(*words: str) -> list[str]:
     return [sys.executable, "-m", "apiece", *words]
 
 
+@pytest.mark.slow
 def test_a_real_ctrl_c_leaves_no_traceback_and_no_half_file(tmp_path: Path) -> None:
     out = tmp_path / "out"
     command = process("scenes", str(out), "--n", "100000", "--workers", "1")

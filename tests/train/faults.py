@@ -101,7 +101,7 @@ class Counted:
         setattr(owner, name, counted)
 
     def wrap_all(self) -> None:
-        self.wrap(run, "create_run", "make the run")
+        self.wrap(loop, "create_run", "make the run")
         self.wrap(checkpoint, "save_checkpoint", "save")
         self.wrap(checkpoint, "prune", "prune")
         self.wrap(watch, "evaluate_step", "evaluate")

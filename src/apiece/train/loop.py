@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from apiece.config.reference import dump_config
 from apiece.config.schema import Config
+from apiece.files import file_hash, write_json, write_text
 from apiece.model.families import describe_parameters
 from apiece.progress import progress_bar
 from apiece.train.batches import MicroBatch
@@ -17,7 +19,7 @@ from apiece.train.checkpoint import Saver, choose_checkpoint, forget_after, load
 from apiece.train.distributed import World, join_world, leave_world
 from apiece.train.meter import Meter, brief, give_back
 from apiece.train.optim import lr_scale, set_lr
-from apiece.train.run import TRACKERS, MetricsFile, hold, log_to, make_run
+from apiece.train.run import TRACKERS, MetricsFile, create_run, hold, log_to, make_manifest, read_manifest
 from apiece.train.setup import Training, build_training, check_world, read_training_data, seed_step
 from apiece.train.step import train_step
 from apiece.train.stop import explained, signal_name, stop_signals
@@ -176,3 +178,29 @@ def open_run(
             else:
                 say(f"resuming from {found or 'the beginning: there is no checkpoint yet'}")
             yield OpenRun(run, training, watched, metrics, state, stream)
+
+
+def make_run(config: Config, name: str, resume: Path | None, world: World, about: dict[str, Any]) -> Path:
+    """The run's folder: a new one, or that of the run that is resumed.
+
+    Args:
+        about: Goes into the manifest of a new run. Of a resumed run its data is compared, and its panel added where
+            that was asked for only now; settings that may change on resume are those of its config from then on.
+    """
+    if resume is not None:
+        manifest = read_manifest(resume)
+        for path, sha256 in about["data"].items():
+            if manifest.get("data", {}).get(path, sha256) != sha256:
+                log.warning("%s has changed since the run began: its batches differ from here on", path)
+        if world.is_main and dump_config(config) != (resume / "config.yaml").read_text(encoding="utf-8"):
+            write_text(resume / "config.yaml", dump_config(config))
+        if world.is_main and "panel" in about and "panel" not in manifest:
+            write_json(resume / "manifest.json", manifest | {"panel": about["panel"]})
+        return resume
+    parent = Path(config.run.dir)
+    if world.is_main:
+        others = {str(Path(path)): file_hash(Path(path)) for path in (config.data.eval, config.data.complete) if path}
+        about = about | {"data": others | about["data"], "world_size": world.size, "device": str(world.device)}
+        create_run(parent, name, dump_config(config), make_manifest(config.seed, about))
+    world.barrier()
+    return parent / name

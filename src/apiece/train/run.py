@@ -15,42 +15,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol, Self
 
-from apiece.config.reference import dump_config
-from apiece.config.schema import Config
 from apiece.errors import UserError
-from apiece.files import file_hash, locked, read_json_object, sync_path, sync_tree, write_json, write_text
+from apiece.files import locked, read_json_object, sync_path, sync_tree, write_json, write_text
 
 if TYPE_CHECKING:
-    from apiece.train.distributed import World
+    from apiece.config.schema import Config
 
 PACKAGES = ("apiece", "torch", "transformers", "tokenizers", "peft", "hotcoco", "numpy", "scipy", "pillow", "pydantic")
 log = logging.getLogger("apiece")
-
-
-def make_run(config: Config, name: str, resume: Path | None, world: World, about: dict[str, Any]) -> Path:
-    """The run's folder: a new one, or that of the run that is resumed.
-
-    Args:
-        about: Goes into the manifest of a new run. Of a resumed run its data is compared, and its panel added where
-            that was asked for only now; settings that may change on resume are those of its config from then on.
-    """
-    if resume is not None:
-        manifest = read_manifest(resume)
-        for path, sha256 in about["data"].items():
-            if manifest.get("data", {}).get(path, sha256) != sha256:
-                log.warning("%s has changed since the run began: its batches differ from here on", path)
-        if world.is_main and dump_config(config) != (resume / "config.yaml").read_text(encoding="utf-8"):
-            write_text(resume / "config.yaml", dump_config(config))
-        if world.is_main and "panel" in about and "panel" not in manifest:
-            write_json(resume / "manifest.json", manifest | {"panel": about["panel"]})
-        return resume
-    parent = Path(config.run.dir)
-    if world.is_main:
-        others = {str(Path(path)): file_hash(Path(path)) for path in (config.data.eval, config.data.complete) if path}
-        about = about | {"data": others | about["data"], "world_size": world.size, "device": str(world.device)}
-        create_run(parent, name, dump_config(config), make_manifest(config.seed, about))
-    world.barrier()
-    return parent / name
 
 
 def create_run(parent: Path, name: str, config_yaml: str, manifest: dict[str, Any]) -> Path:
