@@ -23,7 +23,7 @@ from apiece.data.collate import Batch, questions, with_answers
 from apiece.losses.compose import Objective, refusal, teacher_forced_weights
 from apiece.model.prefix import allow_shared_prefix, first_pass
 from apiece.rollout.generate import Engine
-from apiece.rollout.targets import Judged, TargetBuilder, tally
+from apiece.rollout.targets import JudgedAnswer, TargetBuilder, tally
 from apiece.types import LossTerm, Per
 
 
@@ -67,7 +67,7 @@ class RolloutChannel(nn.Module):
             rollouts = engine.generate(asked)
         seconds = time.perf_counter() - start
         shown = [sample for batch in batches for sample in batch.shown]
-        judged: list[Judged] = []
+        judged: list[JudgedAnswer] = []
         for question, rollout, sample in zip(asked, rollouts, shown, strict=True):
             assert sample is not None, "training samples come with their labels"
             judged.append(self.builder.build(rollout, sample, len(question.prefix_ids)))
@@ -75,7 +75,7 @@ class RolloutChannel(nn.Module):
         made = [self._with_targets(b, list(itertools.islice(rest, len(b.sample_ids)))) for b in batches]
         return Prepared(tuple(made), tally(judged, seconds))
 
-    def _with_targets(self, batch: Batch, judged: Sequence[Judged]) -> Batch:
+    def _with_targets(self, batch: Batch, judged: Sequence[JudgedAnswer]) -> Batch:
         targets = [one.target for one in judged]
         return with_answers(
             batch,
