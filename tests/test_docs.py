@@ -23,7 +23,9 @@ def test_links_lead_somewhere() -> None:
 
 
 def test_the_map_of_the_code_is_true() -> None:
-    code = f"import sys; sys.path.insert(0, {str(ROOT / 'tools')!r}); import code_map; sys.stdout.write(code_map.page())"
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT / 'tools')!r}); import code_map; sys.stdout.write(code_map.page())"
+    )
     made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert (ROOT / "docs" / "dev" / "code.md").read_text(encoding="utf-8") == made, "run `make docs`"
 
@@ -43,8 +45,9 @@ def test_every_page_opens_with_a_question() -> None:
 
 
 def test_commands_in_the_readme_exist() -> None:
-    from apiece.cli import app, commands  # noqa: F401  importing the commands registers them
     from typer.main import get_command
+
+    from apiece.cli import app, commands  # noqa: F401  importing the commands registers them
 
     known = set(get_command(app).commands)  # type: ignore[attr-defined]
     named = set(re.findall(r"`?apiece ([a-z]+)", (ROOT / "README.md").read_text(encoding="utf-8")))

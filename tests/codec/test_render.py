@@ -56,7 +56,7 @@ def test_text_by_hand() -> None:
 @pytest.mark.parametrize("count", range(4))
 def test_the_rest_of_an_answer_joins_on_behind_a_coordinate(renderer, count) -> None:
     entire = renderer.render(WORKED)
-    rest = renderer.render(WORKED[count:], after_record=count > 0)
+    rest = renderer.render(WORKED[count:], after_object=count > 0)
     cut = 0 if count == 0 else entire.slots.position[4 * count - 1] + 1
     assert rest.ids.tolist() == entire.ids[cut:].tolist()
     assert rest.roles.tolist() == entire.roles[cut:].tolist()

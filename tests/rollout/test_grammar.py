@@ -11,7 +11,7 @@ from apiece.codec import CoordVocab, Renderer, parse, parse_ids
 from apiece.codec.render import desc_problem
 from apiece.codec.vocab import decode_exact, encode_plain
 from apiece.errors import UserError
-from apiece.rollout.grammar import END, NO_NAME, End, Grammar, Kind, NameTokens, Written, grammar_of
+from apiece.rollout.grammar import END, NO_NAME, DecisionKind, End, Grammar, NameSoFar, NameTokens, grammar_of
 
 RECORDS = [("person", (1, 2, 30, 40)), ("hot dog", (5, 6, 70, 80)), ("café", (0, 0, 999, 999))]
 LABELS = ("person", "hot dog", "hot", "café", "TV")
@@ -79,10 +79,10 @@ def test_whatever_is_written_can_be_parsed(side, labels) -> None:
                 continue
             at = grammar.states[state]
             allowed = grammar.allowed(state)
-            if at.kind is Kind.COORD:
+            if at.kind is DecisionKind.COORD:
                 boxes += at.coordinate == 3
                 token = side.vocab.token_id(int(rng.integers(500)) + 500 * (at.coordinate > 1))
-            elif at.kind is Kind.NAME and at.steps and rng.random() < 0.4:
+            elif at.kind is DecisionKind.NAME and at.steps and rng.random() < 0.4:
                 token = int(rng.choice(list(at.steps)))
             elif boxes >= 3 and at.likely is not None and not at.in_name:
                 token = int(next(t for t in allowed if t != at.likely))
@@ -149,29 +149,29 @@ def test_it_is_built_once(tiny_side) -> None:
 @pytest.mark.parametrize(
     ("start", "data", "expected"),
     [
-        (NO_NAME, b"a", Written(End.TEXT)),
+        (NO_NAME, b"a", NameSoFar(End.TEXT)),
         (NO_NAME, b" a", None),
         (NO_NAME, b"", NO_NAME),
         (NO_NAME, "\u00a0a".encode(), None),  # a space as `str.strip` sees it
-        (Written(End.TEXT), b" ", Written(End.SPACE)),
-        (Written(End.SPACE), b" b", Written(End.TEXT)),
-        (Written(End.TEXT), b'"', None),
-        (Written(End.TEXT), b"\\", None),
-        (Written(End.TEXT), b"\n", None),
-        (Written(End.TEXT), "\u2028".encode(), None),
-        (Written(End.TEXT), b"a<", Written(End.LESS)),
-        (Written(End.LESS), b"|x", None),
-        (Written(End.TEXT), b"|x", Written(End.TEXT)),
-        (Written(End.TEXT), b"<|", None),
-        (Written(End.TEXT), b"\xe2", Written(End.TEXT, b"\xe2")),
-        (Written(End.TEXT, b"\xe2"), b"\x80", Written(End.TEXT, b"\xe2\x80")),
-        (Written(End.TEXT, b"\xe2\x80"), b"\xa8", None),  # the same separator, cut into bytes
-        (Written(End.TEXT, b"\xe2\x80"), b"\x93", Written(End.TEXT)),
-        (Written(End.TEXT, b"\xe2"), b"a", None),
-        (NO_NAME, b"\xc2", Written(End.NOTHING, b"\xc2")),
-        (Written(End.NOTHING, b"\xc2"), b"\xa0", None),
-        (Written(End.TEXT), b"\xed\xa0", None),  # half of a surrogate pair
-        (Written(End.TEXT), b"\x80", None),
+        (NameSoFar(End.TEXT), b" ", NameSoFar(End.SPACE)),
+        (NameSoFar(End.SPACE), b" b", NameSoFar(End.TEXT)),
+        (NameSoFar(End.TEXT), b'"', None),
+        (NameSoFar(End.TEXT), b"\\", None),
+        (NameSoFar(End.TEXT), b"\n", None),
+        (NameSoFar(End.TEXT), "\u2028".encode(), None),
+        (NameSoFar(End.TEXT), b"a<", NameSoFar(End.LESS)),
+        (NameSoFar(End.LESS), b"|x", None),
+        (NameSoFar(End.TEXT), b"|x", NameSoFar(End.TEXT)),
+        (NameSoFar(End.TEXT), b"<|", None),
+        (NameSoFar(End.TEXT), b"\xe2", NameSoFar(End.TEXT, b"\xe2")),
+        (NameSoFar(End.TEXT, b"\xe2"), b"\x80", NameSoFar(End.TEXT, b"\xe2\x80")),
+        (NameSoFar(End.TEXT, b"\xe2\x80"), b"\xa8", None),  # the same separator, cut into bytes
+        (NameSoFar(End.TEXT, b"\xe2\x80"), b"\x93", NameSoFar(End.TEXT)),
+        (NameSoFar(End.TEXT, b"\xe2"), b"a", None),
+        (NO_NAME, b"\xc2", NameSoFar(End.NOTHING, b"\xc2")),
+        (NameSoFar(End.NOTHING, b"\xc2"), b"\xa0", None),
+        (NameSoFar(End.TEXT), b"\xed\xa0", None),  # half of a surrogate pair
+        (NameSoFar(End.TEXT), b"\x80", None),
     ],
 )
 def test_names_byte_by_byte(start, data, expected) -> None:
@@ -182,7 +182,12 @@ def test_what_may_follow_a_name_is_what_the_bytes_say(side) -> None:
     """The fast tables against the slow rule, for a spread of tokens."""
     tokens, rng = NameTokens.of(side.tokenizer), np.random.default_rng(0)
     some = rng.choice(sorted(tokens.text), 300)
-    for written in (NO_NAME, *(Written(end) for end in End if end), Written(End.TEXT, b"\xe2\x80"), Written(End.LESS)):
+    for written in (
+        NO_NAME,
+        *(NameSoFar(end) for end in End if end),
+        NameSoFar(End.TEXT, b"\xe2\x80"),
+        NameSoFar(End.LESS),
+    ):
         allowed = set(tokens.allowed(written).tolist())
         assert allowed.isdisjoint(side.tokenizer.all_special_ids)
         for token in some.tolist():
@@ -195,7 +200,7 @@ def test_every_word_can_be_written_as_the_tokenizer_cuts_it(side) -> None:
     tokens = NameTokens.of(side.tokenizer)
     for name in ("dog", "hot dog", "naïve café", "犬", "🐕 dog", "a<b", "T-shirt (red)", "x" * 40):
         assert desc_problem(name) is None
-        written: Written | None = NO_NAME
+        written: NameSoFar | None = NO_NAME
         for token in side.renderer.piece(name):
             assert written is not None
             assert token in tokens.allowed(written)

@@ -14,7 +14,7 @@ from apiece.codec.parse import parse_ids
 from apiece.codec.render import DescBins
 from apiece.codec.vocab import decode_exact, encode_plain
 from apiece.outcomes import Outcome
-from apiece.rollout.targets import SUPERVISED, Judged, Subset, Target, TargetBuilder
+from apiece.rollout.targets import SUPERVISED, JudgedAnswer, Subset, Target, TargetBuilder
 from apiece.types import Instance, ParseStatus, Role, Sample
 
 BOOK, SECOND, CAR = ("book", (100, 100, 200, 300)), ("book", (200, 100, 300, 300)), ("car", (700, 100, 800, 200))
@@ -41,7 +41,7 @@ def answer(renderer: Renderer, *records: DescBins, cut: int | None = None) -> li
     return ids.tolist()[:cut]
 
 
-def build(renderer: Renderer, ids: list[int], sample: Sample, **limits: int) -> Judged:
+def build(renderer: Renderer, ids: list[int], sample: Sample, **limits: int) -> JudgedAnswer:
     settings = {"max_records": 60, "max_length": 4096} | limits
     return TargetBuilder(renderer, **settings).build(rollout(ids, renderer.tokenizer), sample, num_prefix=10)
 

@@ -16,7 +16,7 @@ from apiece.data.jsonl import read_jsonl
 from apiece.losses.compose import Objective
 from apiece.model.encode import Augmentation, PromptTokens, SampleEncoder
 from apiece.model.load import load_model, load_text_side
-from apiece.rollout.targets import Judged, TargetBuilder
+from apiece.rollout.targets import JudgedAnswer, TargetBuilder
 from apiece.train.batches import BatchPlan, micro_batches
 from apiece.train.distributed import World
 from apiece.train.loop import train
@@ -82,7 +82,7 @@ class Keeping(TargetBuilder):
 
     answers: dict[str, Rollout] = {}  # noqa: RUF012  one for the test
 
-    def build(self, rollout: Rollout, sample: Sample, num_prefix: int) -> Judged:
+    def build(self, rollout: Rollout, sample: Sample, num_prefix: int) -> JudgedAnswer:
         self.answers[sample.id] = rollout
         return super().build(rollout, sample, num_prefix)
 

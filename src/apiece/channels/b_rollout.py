@@ -24,7 +24,7 @@ from apiece.losses.compose import Objective, refusal, teacher_forced_weights
 from apiece.model.load import TextSide
 from apiece.model.prefix import allow_shared_prefix, first_pass
 from apiece.rollout.generate import Engine
-from apiece.rollout.targets import Judged, Target, TargetBuilder, tally
+from apiece.rollout.targets import JudgedAnswer, Target, TargetBuilder, tally
 from apiece.types import LossTerm, Per
 
 
@@ -84,7 +84,7 @@ class RolloutChannel(nn.Module):
         with self.engine_at(step) as engine:
             rollouts = engine.generate([replace(sample, answer=None) for sample in samples])
         seconds = time.perf_counter() - start
-        judged: list[Judged] = []
+        judged: list[JudgedAnswer] = []
         for sample, rollout in zip(samples, rollouts, strict=True):
             assert sample.shown is not None, "training samples come with their labels"
             judged.append(self.builder.build(rollout, sample.shown, len(sample.prefix_ids)))

@@ -363,7 +363,6 @@ def open_answers(out: Path, protocol: Mapping[str, Any], *, resume: bool | None)
     Raises:
         UserError: Another process writes to the folder, or the run to resume has other settings.
     """
-    part, final, settings = out / PART_FILE, out / PREDICTIONS_FILE, out / PROTOCOL_FILE
     with locked(out / LOCK_FILE, wait=False) as held:
         if not held:
             raise UserError(
@@ -371,29 +370,36 @@ def open_answers(out: Path, protocol: Mapping[str, Any], *, resume: bool | None)
                 where=out,
                 fix="wait until it ends, or choose another folder",
             )
-        changed = _changed(settings, protocol) if resume is not False and settings.is_file() else []
-        if changed and resume:
-            raise UserError(
-                f"the run in this folder has other settings: {'; '.join(changed)}",
-                where=settings,
-                fix="resume with the same settings, or choose a new folder",
-                exit_code=2,
-            )
-        if changed or resume is False:
-            for earlier in (part, final):
-                earlier.unlink(missing_ok=True)
-        write_json(settings, protocol)
-        if final.exists() and not part.exists():
-            final.replace(part)
         try:
-            with open(part, "r+b" if part.exists() else "w+b") as file:
+            with _resumed(out, protocol, resume).open("r+b") as file:
                 answers = AnswerFile(file)
                 answers.read_back()
                 yield answers
                 os.fsync(file.fileno())
-            part.replace(final)
+            (out / PART_FILE).replace(out / PREDICTIONS_FILE)
         finally:
             (out / LOCK_FILE).unlink()
+
+
+def _resumed(out: Path, protocol: Mapping[str, Any], resume: bool | None) -> Path:
+    """The part file to write to, with what an earlier run left if that is resumed."""
+    part, final, settings = out / PART_FILE, out / PREDICTIONS_FILE, out / PROTOCOL_FILE
+    changed = _changed(settings, protocol) if resume is not False and settings.is_file() else []
+    if changed and resume:
+        raise UserError(
+            f"the run in this folder has other settings: {'; '.join(changed)}",
+            where=settings,
+            fix="resume with the same settings, or choose a new folder",
+            exit_code=2,
+        )
+    if changed or resume is False:
+        for earlier in (part, final):
+            earlier.unlink(missing_ok=True)
+    write_json(settings, protocol)
+    if final.exists() and not part.exists():
+        final.replace(part)
+    part.touch()
+    return part
 
 
 def discard_run(out: Path, *, existed: bool) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from apiece.codec.vocab import CoordVocab
-from apiece.rollout.grammar import Grammar, Kind
+from apiece.rollout.grammar import DecisionKind, Grammar
 from apiece.rollout.plain import PlainModel, norm
 from apiece.types import NEAR_BINS
 
@@ -89,7 +89,7 @@ class Chooser:
             some_ND = hidden_ND.index_select(0, rows)
             if group == _COORDS:
                 columns = self._coordinates(some_ND, asks)
-            elif group is not None and self._kind(group) is Kind.CHOICE:
+            elif group is not None and self._kind(group) is DecisionKind.CHOICE:
                 columns = self._few(some_ND, group, asks)
             else:
                 columns = self._any(some_ND, group, asks)
@@ -105,7 +105,7 @@ class Chooser:
         ids, *known = table.tolist()
         return Chosen([int(token) for token in ids], *known)
 
-    def _kind(self, state: int) -> Kind:
+    def _kind(self, state: int) -> DecisionKind:
         assert self._grammar is not None, "asked only where the format limits what may come"
         return self._grammar.states[state].kind
 
@@ -113,7 +113,7 @@ class Chooser:
         """What is decided together: all coordinates; else the same state, as nearly all rows are in a few."""
         if state is None or self._grammar is None:
             return None
-        return _COORDS if self._kind(state) is Kind.COORD else state
+        return _COORDS if self._kind(state) is DecisionKind.COORD else state
 
     def _coordinates(self, hidden_ND: Tensor, asks: Sequence[Ask]) -> tuple[Tensor, ...]:
         coords = self._text.logits_between(hidden_ND, self._vocab.first_id, self._vocab.end_id)

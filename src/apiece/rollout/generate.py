@@ -30,7 +30,7 @@ from apiece.rollout.choose import Ask, Chooser, Ledger, Place
 from apiece.rollout.fast import FastModel
 from apiece.rollout.grammar import Grammar, grammar_of
 from apiece.rollout.plain import PlainModel, RowCache, before_head
-from apiece.rollout.rows import Cursor, Draft, Feed, Names, Row
+from apiece.rollout.rows import AnswerRow, Cursor, Draft, Feed, Names
 from apiece.types import Rollout
 
 STEP_COST = {"cpu": 64, "cuda": 1024}
@@ -156,7 +156,7 @@ class LocalEngine:
 class _Ready:
     """A row whose first tokens are decided, with the keys and values of its prefix, `[H, P, d]` a layer."""
 
-    row: Row
+    row: AnswerRow
     keys: list[Tensor]
     values: list[Tensor]
     length: int
@@ -175,8 +175,8 @@ class _Run:
     answers: int
     waiting: deque[int]
     ready: deque[_Ready] = field(default_factory=deque)
-    rows: list[Row] = field(default_factory=list)
-    done: dict[int, Row] = field(default_factory=dict)
+    rows: list[AnswerRow] = field(default_factory=list)
+    done: dict[int, AnswerRow] = field(default_factory=dict)
     names: Names = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -261,11 +261,11 @@ class _Run:
             )
             self.ready.append(_Ready(row, list(keys), list(values), length - 1 + stay[r]))
 
-    def _row(self, question: int, answer: int) -> Row:
+    def _row(self, question: int, answer: int) -> AnswerRow:
         asked = self.questions[question]
         rng = np.random.default_rng([self.engine.seed, zlib.crc32(asked.sample_id.encode()), answer])
         engine = self.engine
-        return Row(
+        return AnswerRow(
             question * self.answers + answer,
             Draft(asked.sample_id, engine.side, engine.settings),
             Cursor(self.grammar, self.names),

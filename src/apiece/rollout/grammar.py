@@ -53,7 +53,7 @@ class End(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
+class NameSoFar:
     """A name so far, as far as it matters for what may follow.
 
     Attributes:
@@ -68,7 +68,7 @@ class Written:
     def can_end(self) -> bool:
         return self.end in (End.TEXT, End.LESS) and not self.partial
 
-    def then(self, data: bytes) -> Written | None:
+    def then(self, data: bytes) -> NameSoFar | None:
         """The name with more bytes, `None` if no answer may contain it."""
         decoder = codecs.getincrementaldecoder("utf-8")()
         try:
@@ -79,18 +79,18 @@ class Written:
         if len(partial) > 1 and partial[0] == 0xED and partial[1] >= 0xA0:
             return None  # half of a surrogate pair, which Python's decoder only sees when it is complete
         if not text:
-            return Written(self.end, partial)
+            return NameSoFar(self.end, partial)
         if (self.end is End.NOTHING and text[0].isspace()) or (self.end is End.LESS and text[0] == "|"):
             return None
         # Letters around it: only what is inside matters here.
         if desc_problem(f"a{text}a") is not None:
             return None
         end = End.SPACE if text[-1].isspace() else End.LESS if text[-1] == "<" else End.TEXT
-        return Written(end, partial)
+        return NameSoFar(end, partial)
 
 
 @dataclass(frozen=True, slots=True)
-class Closing:
+class NameEnd:
     """A token that ends a name.
 
     Attributes:
@@ -113,9 +113,9 @@ class NameTokens:
     """
 
     text: dict[int, bytes]
-    closings: dict[int, Closing]
+    closings: dict[int, NameEnd]
     plain_close: int
-    _fresh: dict[int, Written] = field(repr=False)
+    _fresh: dict[int, NameSoFar] = field(repr=False)
     _inside: tuple[int, ...] = field(repr=False)
 
     @classmethod
@@ -123,9 +123,9 @@ class NameTokens:
         """Read a vocabulary; a `UserError` if it is not a byte-level one."""
         data = _token_bytes(tokenizer)
         fresh, text = {}, {}
-        after_letter = Written(End.TEXT)
+        after_letter = NameSoFar(End.TEXT)
         for token, value in data.items():
-            written = Written(End.TEXT) if _is_plain(value) else after_letter.then(value)
+            written = NameSoFar(End.TEXT) if _is_plain(value) else after_letter.then(value)
             if written is not None:
                 fresh[token], text[token] = written, value
             elif value[0] & 0xC0 == 0x80:  # the rest of a character
@@ -136,12 +136,12 @@ class NameTokens:
         assert len(plain) == 1, f"expected one token that only ends a name, got {plain}"
         return cls(text, closings, plain[0], fresh, inside)
 
-    def after(self, written: Written, token: int) -> Written | None:
+    def after(self, written: NameSoFar, token: int) -> NameSoFar | None:
         """The name with one more token, `None` if that token cannot follow."""
         value = self.text.get(token)
         return None if value is None else written.then(value)
 
-    def allowed(self, written: Written) -> NDArray[np.int64]:
+    def allowed(self, written: NameSoFar) -> NDArray[np.int64]:
         """Ids of all tokens that can continue a name or end it, ascending."""
         if written.partial:
             going = [t for t in self._inside if written.then(self.text[t]) is not None]
@@ -153,7 +153,7 @@ class NameTokens:
             going = [t for t in self._fresh if written.end is not End.LESS or not self.text[t].startswith(b"|")]
         return np.array(sorted([*going, *self.ending(written)]), dtype=np.int64)
 
-    def ending(self, written: Written) -> list[int]:
+    def ending(self, written: NameSoFar) -> list[int]:
         out = []
         for token, closing in self.closings.items():
             last = written.then(closing.before) if closing.before else written
@@ -162,7 +162,7 @@ class NameTokens:
         return out
 
 
-NO_NAME = Written()
+NO_NAME = NameSoFar()
 
 
 def _is_plain(value: bytes) -> bool:
@@ -198,10 +198,10 @@ def _byte_alphabet() -> list[str]:
     return [chr(byte) if byte in printable else chr(0x100 + others.index(byte)) for byte in range(256)]
 
 
-def _closings(tokenizer: Any, data: dict[int, bytes]) -> dict[int, Closing]:
+def _closings(tokenizer: Any, data: dict[int, bytes]) -> dict[int, NameEnd]:
     """Tokens that hold the quote after a name as the tokenizer writes it, with what is before and after it."""
     quote, box_open = QUOTE.encode(), BOX_OPEN.encode()
-    out: dict[int, Closing] = {}
+    out: dict[int, NameEnd] = {}
     for token, value in data.items():
         at = value.find(quote)
         if at < 0 or not box_open.startswith(value[at:]):
@@ -215,7 +215,7 @@ def _closings(tokenizer: Any, data: dict[int, bytes]) -> dict[int, Closing]:
             continue
         behind = ids[ids.index(token) + 1 :]
         if decode_exact(tokenizer, behind) == rest:
-            out[token] = Closing(before, tuple(behind))
+            out[token] = NameEnd(before, tuple(behind))
     return out
 
 
@@ -223,7 +223,7 @@ END = -1
 """Number of the state after the end token."""
 
 
-class Kind(IntEnum):
+class DecisionKind(IntEnum):
     """What is decided in a state."""
 
     COORD = 0
@@ -245,7 +245,7 @@ class Step:
 
 
 @dataclass(slots=True)
-class State:
+class FormatState:
     """A point at which the model decides.
 
     Attributes:
@@ -258,13 +258,13 @@ class State:
         written: The name so far.
     """
 
-    kind: Kind
+    kind: DecisionKind
     steps: dict[int, Step] = field(default_factory=dict)
     in_name: bool = False
     likely: int | None = None
     coordinate: int = -1
     then: Step | None = None
-    written: Written = NO_NAME
+    written: NameSoFar = NO_NAME
 
 
 class Grammar:
@@ -281,13 +281,13 @@ class Grammar:
         Raises:
             UserError: The tokenizer does not cut answers where their pieces meet, or a label cannot be written with it.
         """
-        self.states: list[State] = []
+        self.states: list[FormatState] = []
         self._vocab, self._tokenizer = renderer.vocab, tokenizer
-        self._number_of: dict[Written, int] = {}
+        self._number_of: dict[NameSoFar, int] = {}
         self._allowed: dict[int, NDArray[np.int64]] = {}
         _check_pieces(tokenizer, renderer)
         piece, end = renderer.piece, (renderer.eos_id,)
-        first_coord, *_ = [self._add(State(Kind.COORD, coordinate=i)) for i in range(4)]
+        first_coord, *_ = [self._add(FormatState(DecisionKind.COORD, coordinate=i)) for i in range(4)]
         self._names = NameTokens.of(tokenizer) if labels is None else None
         name = Step((), self._name_state(NO_NAME)) if labels is None else self._listed_names(labels, first_coord)
         done = Step((), END)
@@ -300,10 +300,10 @@ class Grammar:
     def step(self, state: int, token: int) -> Step | None:
         """What follows a token in a state, `None` if the format does not allow it."""
         at = self.states[state]
-        if at.kind is Kind.COORD:
+        if at.kind is DecisionKind.COORD:
             return at.then if self._vocab.bin_of(token) is not None else None
         found = at.steps.get(token)
-        if found is None and self._names is not None and at.kind is Kind.NAME:
+        if found is None and self._names is not None and at.kind is DecisionKind.NAME:
             written = self._names.after(at.written, token)
             return None if written is None else Step((), self._name_state(written))
         return found
@@ -311,16 +311,16 @@ class Grammar:
     def allowed(self, state: int) -> NDArray[np.int64]:
         """Ids that may be written in a state, ascending."""
         at = self.states[state]
-        if at.kind is Kind.COORD:
+        if at.kind is DecisionKind.COORD:
             return np.arange(self._vocab.first_id, self._vocab.end_id)
-        if at.kind is Kind.NAME:
+        if at.kind is DecisionKind.NAME:
             assert self._names is not None, "only free names have states of this kind"
             if state not in self._allowed:
                 self._allowed[state] = self._names.allowed(at.written)
             return self._allowed[state]
         return np.array(sorted(at.steps), dtype=np.int64)
 
-    def _add(self, state: State) -> int:
+    def _add(self, state: FormatState) -> int:
         self.states.append(state)
         return len(self.states) - 1
 
@@ -335,12 +335,12 @@ class Grammar:
         parts: dict[int, dict[tuple[int, ...], Step]] = {}
         for ids, step in ways.items():
             parts.setdefault(ids[len(shared)], {})[ids[len(shared) + 1 :]] = step
-        number = self._add(State(Kind.CHOICE, in_name=in_name))
+        number = self._add(FormatState(DecisionKind.CHOICE, in_name=in_name))
         self.states[number].steps = {token: self._branch(rest, in_name=in_name) for token, rest in parts.items()}
         self.states[number].likely = likely[len(shared)] if likely else None
         return Step(shared, number)
 
-    def _name_state(self, written: Written) -> int:
+    def _name_state(self, written: NameSoFar) -> int:
         """The state of a free name, made when it first comes up."""
         if written not in self._number_of:
             assert self._names is not None, "only free names have states of this kind"
@@ -349,7 +349,7 @@ class Grammar:
             plain = self._names.plain_close
             likely = plain if plain in steps else None
             self._number_of[written] = self._add(
-                State(Kind.NAME, steps=steps, in_name=True, likely=likely, written=written)
+                FormatState(DecisionKind.NAME, steps=steps, in_name=True, likely=likely, written=written)
             )
         return self._number_of[written]
 

@@ -23,7 +23,7 @@ from apiece.codec.vocab import decode_exact
 from apiece.config.schema import GenerateSection
 from apiece.model.load import TextSide
 from apiece.rollout.choose import Ask, Chosen
-from apiece.rollout.grammar import END, Grammar, Kind
+from apiece.rollout.grammar import END, DecisionKind, Grammar
 from apiece.types import FinishReason, Rollout
 
 Names = dict[tuple[int, ...], tuple[int, ...]]
@@ -138,7 +138,7 @@ class Cursor:
             return
         if self.grammar.states[self.state].in_name:
             self._name += (token,)
-            if self.grammar.states[step.state].kind is Kind.COORD:
+            if self.grammar.states[step.state].kind is DecisionKind.COORD:
                 for length in range(1, len(self._name)):
                     self.names[self._name[:length]] = self._name
                 self._last_name, self._name = self._name, ()
@@ -147,7 +147,7 @@ class Cursor:
     def guesses(self) -> Iterator[tuple[int, tuple[int, ...], int]]:
         """What will be decided up to the next coordinate: tokens, what they force, and the next state."""
         grammar, state, name = self.grammar, self.state, self._name
-        while grammar and state is not None and state != END and grammar.states[state].kind is not Kind.COORD:
+        while grammar and state is not None and state != END and grammar.states[state].kind is not DecisionKind.COORD:
             token = grammar.states[state].likely
             if grammar.states[state].in_name:
                 known = self.names.get(name, ()) if name else self._last_name
@@ -161,7 +161,7 @@ class Cursor:
 
 
 @dataclass
-class Row:
+class AnswerRow:
     """An answer being written, with what its next step needs.
 
     Attributes:
@@ -244,7 +244,7 @@ class Feed:
         num_fed: How many tokens of `line` are fed.
     """
 
-    row: Row
+    row: AnswerRow
     line: list[int]
     asked: Mapping[int, int | None]
     num_fed: int

@@ -100,7 +100,7 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Judged:
+class JudgedAnswer:
     """An answer compared with the labels.
 
     Attributes:
@@ -148,7 +148,7 @@ class TargetBuilder:
     max_records: int
     max_length: int
 
-    def build(self, rollout: Rollout, sample: Sample, num_prefix: int) -> Judged:
+    def build(self, rollout: Rollout, sample: Sample, num_prefix: int) -> JudgedAnswer:
         """Parse an answer, match it to the labels and make its target.
 
         Args:
@@ -168,7 +168,7 @@ class TargetBuilder:
             match, outcomes = whole if all_kept else _judge(objects, labels, sample.size_wh, bins)
             target = self._write(ids, kept, match, outcomes, labels)
             if not kept or num_prefix + len(target.answer.ids) <= self.max_length:
-                return Judged(rollout, parsed, *whole, target)
+                return JudgedAnswer(rollout, parsed, *whole, target)
             kept = _ending_complete(kept[:-1])
 
     def _write(
@@ -337,7 +337,7 @@ KEYS = (
 """All counts: processes sum theirs in this order."""
 
 
-def tally(judged: Sequence[Judged], generate_s: float) -> dict[str, float]:
+def tally(judged: Sequence[JudgedAnswer], generate_s: float) -> dict[str, float]:
     """The counts of some answers by `KEYS`; `generate_s` is the seconds that it took to write them."""
     counts: Counter[str] = Counter()
     for one in judged:
