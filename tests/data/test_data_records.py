@@ -16,10 +16,8 @@ from hypothesis import strategies as st
 from test_jsonl import BAD_LINES, instances
 
 from apiece.data import index
-from apiece.data import index as quick
 from apiece.data.index import Records, open_records
 from apiece.data.jsonl import read_jsonl, write_jsonl
-from apiece.data.lines import Level, box_faults, boxes_with_errors
 from apiece.errors import UserError
 from apiece.files import file_hash
 from apiece.types import Instance, Sample
@@ -78,11 +76,7 @@ def test_what_is_no_file_is_named(tmp_path: Path) -> None:
     ],
     ids=["no objects", "crowds", "bom and windows", "blank lines", "near the edge", "huge id", "unusual paths"],
 )
-@pytest.mark.parametrize("block", [1, 7, 1 << 20])
-def test_records_are_those_of_the_strict_reader(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: list[object], block: int
-) -> None:
-    monkeypatch.setattr(quick, "_BLOCK_BYTES", block)
+def test_samples_are_those_of_the_strict_reader(tmp_path: Path, content: list[object]) -> None:
     path = write_lines(tmp_path / "x.jsonl", *content)
     path.write_bytes(path.read_bytes().rstrip(b"\n"))
     assert_equal_to_strict(path)
@@ -108,25 +102,11 @@ def test_any_file_that_was_written(tmp_path: Path, lists: list[list[Instance]]) 
     assert_equal_to_strict(path)
 
 
-edge = st.sampled_from([-2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 9.0, 9.5, 10.0, 10.5, 11.0, 11.5, 12.0]) | st.floats(
-    -3, 14
-)
-
-
-@given(st.lists(st.tuples(edge, edge, edge, edge), min_size=1))
-def test_boxes_at_once_are_judged_as_one_by_one(boxes: list[tuple[float, float, float, float]]) -> None:
-    faults = [box_faults(box, (10, 11)) for box in boxes]
-    expected = [fault is not None and fault[0].level is Level.ERROR for fault in faults]
-    assert boxes_with_errors(np.array(boxes), np.array([[10, 11]] * len(boxes))).tolist() == expected
-
-
-def test_a_key_twice_is_told_when_the_record_is_read(tmp_path: Path) -> None:
+def test_a_key_twice_is_found(tmp_path: Path) -> None:
     twice = '{"image": "b", "image": "c.jpg", "width": 64, "height": 48, "objects": []}'
-    records = open_records(write_lines(tmp_path / "x.jsonl", record(), b"", twice))
-    assert records[0].id == "a.jpg"
-    with pytest.raises(UserError, match=r"x\.jsonl:3: not valid JSON: key 'image' appears twice") as caught:
-        records[1]
-    assert "apiece data check" in str(caught.value)
+    path = write_lines(tmp_path / "x.jsonl", record(), b"", twice)
+    with pytest.raises(UserError, match=r"x\.jsonl:3: not valid JSON: key 'image' appears twice"):
+        open_records(path)
 
 
 def test_some_of_the_records(tmp_path: Path) -> None:
@@ -152,16 +132,15 @@ def test_a_file_that_changes_is_not_read_on(tmp_path: Path) -> None:
 def test_reading_holds_no_record_in_memory(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "x.jsonl", *(record(f"{i}.jpg", objects=[DOG] * 20) for i in range(3000)))
     records = open_records(path)
-    for _ in records:  # what is cached for good (faults of names) is there now
-        pass
-    tracemalloc.start()
-    try:
-        objects = sum(len(sample.objects) for sample in records)
-        kept, _ = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert objects == 60_000
-    assert kept < 50_000
+    grown = []
+    for _ in range(3):  # at first names are cached for good, and a table of Python's own may grow at any time, once
+        tracemalloc.start()
+        try:
+            assert sum(len(sample.objects) for sample in records) == 60_000
+            grown.append(tracemalloc.get_traced_memory()[0])
+        finally:
+            tracemalloc.stop()
+    assert min(grown) < 50_000
 
 
 @pytest.fixture

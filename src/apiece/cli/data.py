@@ -156,26 +156,6 @@ def check(
         raise UserError(message, where=path, fix=mend)
 
 
-@data.command()
-def pack(
-    path: Annotated[Path, typer.Argument(metavar="DATA.jsonl", help="File whose images to pack.", show_default=False)],
-    out: Annotated[Path, typer.Option("--out", help="New folder for the shards.", show_default=False)],
-    shard_mb: Annotated[int, typer.Option("--shard-mb", min=1, help="Megabytes of images in a shard.")] = 500,
-) -> None:
-    """Copy the images of a data file into tar shards, in its order, with a data file that names them there.
-
-    For disks on which a million small files are slow. Train on the new file with `data.shuffle=buffer`, and shards are
-    read front to back. Nothing is unpacked at any time; images are the same to the byte.
-
-    Example: `apiece data pack train.jsonl --out train_shards`
-    """
-    from apiece.data.lines import counted
-    from apiece.data.pack import pack as pack_images
-
-    done = pack_images(path, out, shard_bytes=shard_mb * 1_000_000)
-    print(f"wrote {done.data}: {counted(done.images, 'image')} in {counted(len(done.shards), 'shard')}")
-
-
 def _write_clean(report: CheckReport, out: Path) -> None:
     from apiece.data.check import write_clean
     from apiece.data.lines import ROOT_VARIABLE, counted

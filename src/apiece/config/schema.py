@@ -248,7 +248,7 @@ class DataSection(Section):
     once it reads its own."""
     shuffle: Shuffle = Shuffle.FULL
     """`full`: each epoch a new order of the whole file; `buffer`: within blocks of `buffer_size` records that follow
-    each other, so that a slow disk or tar shards are read front to back; `none`: the order of the file. Any run resumes
+    each other, so that a slow disk is read front to back; `none`: the order of the file. Any run resumes
     with the sample at which it stopped."""
     buffer_size: PositiveCount = 10_000
     """Records in a block of `shuffle: buffer`."""

@@ -21,7 +21,7 @@ from rich.text import Text
 
 from apiece import boxes
 from apiece.data.images import ImageFacts, inspect_image
-from apiece.data.jsonl import iter_records, write_jsonl
+from apiece.data.jsonl import iter_lines, write_jsonl
 from apiece.data.lines import ImageError, Level, Line, Problem, ProblemKind, counted
 from apiece.errors import UserError
 from apiece.progress import track
@@ -325,7 +325,7 @@ def check_jsonl(path: Path, *, open_images: bool = True, max_objects: int = MAX_
     gatherer = _Gatherer(report, max_objects)
     report.images_opened = open_images
     with ImageInspector(report) if open_images else nullcontext() as inspector:
-        for line in track(iter_records(report.path), "checking", total=_count_lines(report.path)):
+        for line in track(iter_lines(report.path), "checking", total=_count_lines(report.path)):
             gatherer.add(line)
             if len(gatherer.waiting) >= _LINES:
                 gatherer.release(inspector)
@@ -378,7 +378,7 @@ def write_clean(report: CheckReport, out: Path) -> tuple[int, int]:
         )
 
     def clean() -> Iterator[Sample]:
-        for line in iter_records(report.path):
+        for line in iter_lines(report.path):
             if line.sample is not None and line.number not in bad_lines:
                 yield line.sample
 
