@@ -13,14 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from apiece.data.lines import Line, Problem, ProblemKind, decode, is_spread, read_line, remedy
+from apiece.data.lines import MAX_LISTED, Line, Problem, ProblemKind, decode, is_spread, read_line, refusal, remedy
 from apiece.errors import UserError, require_file
 from apiece.files import atomic_open
 from apiece.types import Instance, Sample
 
 _LONG_BYTES = 32_000_000
-MAX_LISTED = 10
-"""Problems that a strict read lists."""
 
 
 def read_jsonl(path: Path) -> list[Sample]:
@@ -56,11 +54,7 @@ def valid_lines(path: Path) -> Iterator[Line]:
             found += 1
             yield line
     if errors:
-        count = "at least " if len(errors) >= MAX_LISTED else ""
-        listed = "".join(f"\n  {error}" for error in errors[:MAX_LISTED])
-        fix = remedy(errors, path, f"see all with `apiece data check {path}`;")
-        noun = "error" if len(errors) == 1 else "errors"
-        raise UserError(f"{count}{len(errors[:MAX_LISTED])} {noun}:{listed}", where=path, fix=fix)
+        raise refusal(errors, path, remedy(errors, path, f"see all with `apiece data check {path}`;"))
     if not found:
         raise UserError("expected one image a line, found an empty file", where=path)
 

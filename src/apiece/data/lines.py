@@ -179,6 +179,18 @@ class Problem:
         }
 
 
+MAX_LISTED = 10
+"""Errors of a file that a strict reader lists."""
+
+
+def refusal(errors: Sequence[Problem], path: Path, fix: str) -> UserError:
+    """A file refused with its first errors; a reader may stop at `MAX_LISTED`."""
+    count = f"at least {MAX_LISTED}" if len(errors) >= MAX_LISTED else str(len(errors))
+    noun = "error" if len(errors) == 1 else "errors"
+    listed = "".join(f"\n  {error}" for error in errors[:MAX_LISTED])
+    return UserError(f"{count} {noun}:{listed}", where=path, fix=fix)
+
+
 def counted(count: int, noun: str) -> str:
     """A count with its noun: `1 box`, `2,000 boxes`."""
     ending = "" if count == 1 else "es" if noun.endswith(("s", "x")) else "s"
