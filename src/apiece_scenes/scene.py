@@ -128,11 +128,7 @@ def generate_scene(
     Raises:
         UserError: A setting is out of its range.
     """
-    return draw_scene(seed, index, SceneSettings(size, tuple(families), unlabelled, group_boxes, iscrowd_rows))
-
-
-def draw_scene(seed: int, index: int, settings: SceneSettings) -> Scene:
-    """`generate_scene` with settings that are already checked."""
+    settings = SceneSettings(size, tuple(families), unlabelled, group_boxes, iscrowd_rows)
     return draw_labelled(seed, index, (settings,))[0]
 
 

@@ -1,8 +1,9 @@
-"""Imports every command module, which registers its commands on the app."""
+"""Imports every command module, which registers its commands on the app, and adds those of other packages."""
 
 from __future__ import annotations
 
 from apiece.cli import (
+    app,
     compare,
     config,
     data,
@@ -15,9 +16,12 @@ from apiece.cli import (
     plan,
     predict,
     report,
-    scenes,
     train,
 )
+from apiece.plugins import COMMANDS, plugins
+
+for _entry in plugins(COMMANDS):
+    _entry.load()(app)
 
 __all__ = [
     "compare",
@@ -32,6 +36,5 @@ __all__ = [
     "plan",
     "predict",
     "report",
-    "scenes",
     "train",
 ]

@@ -32,8 +32,8 @@ from apiece.types import Instance, IntArray, Sample
 PAIR_IOU = 0.5
 DUPLICATE_IOU = 0.9
 HELD = 0.8
-"""Share of a label that must lie inside another for that one to contain it. Stricter than `outcomes.COVERED`, by which a
-wrong box of a model lies over objects: here a label itself is doubted."""
+"""Share of a label that must lie inside another for that one to contain it. Stricter than `outcomes.COVERED`, by which
+a wrong box of a model lies over objects: here a label itself is doubted."""
 _CELLS = 400_000  # most cells of one block of the pair matrix: about 50 MB of temporaries
 _ROWS = 64  # of a block: more would compare boxes of different images with each other for nothing
 

@@ -308,7 +308,7 @@ def _fingerprint(path: Path) -> dict[str, str]:
 def _checksum(arrays: Arrays) -> str:
     total = 0
     for key in _TYPES:
-        total = zlib.crc32(arrays[key].reshape(-1).view(np.uint8), total)
+        total = zlib.crc32(memoryview(arrays[key].reshape(-1).view(np.uint8)), total)
     return str(total)
 
 
