@@ -49,7 +49,6 @@ class Written:
 
     @property
     def contact_sheet(self) -> Path:
-        """Path of the overview picture."""
         return self.out / "contact_sheet.png"
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from test_jsonl import BAD_LINES, instances
 
 from apiece.data import index
-from apiece.data.index import Records, open_records
+from apiece.data.index import DataFile, open_data
 from apiece.data.jsonl import read_jsonl, write_jsonl
 from apiece.errors import UserError
 from apiece.files import file_hash
@@ -38,7 +38,7 @@ def told(read: Callable[[Path], object], path: Path) -> str | None:
 @pytest.mark.parametrize("behind", [False, True], ids=["first", "behind a good one"])
 def test_a_bad_line_is_refused_as_by_the_strict_reader(tmp_path: Path, line: object, behind: bool) -> None:
     path = write_lines(tmp_path / "x.jsonl", *[record("good.jpg")] * behind, line)
-    assert told(open_records, path) == told(read_jsonl, path) is not None
+    assert told(open_data, path) == told(read_jsonl, path) is not None
 
 
 @pytest.mark.parametrize(
@@ -55,12 +55,12 @@ def test_a_bad_line_is_refused_as_by_the_strict_reader(tmp_path: Path, line: obj
 )
 def test_files_with_errors_are_refused_as_by_the_strict_reader(tmp_path: Path, lines: tuple[object, ...]) -> None:
     path = write_lines(tmp_path / "x.jsonl", *lines)
-    assert told(open_records, path) == told(read_jsonl, path) is not None
+    assert told(open_data, path) == told(read_jsonl, path) is not None
 
 
 def test_what_is_no_file_is_named(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "none.jsonl"):
-        assert told(open_records, path) == told(read_jsonl, path) is not None
+        assert told(open_data, path) == told(read_jsonl, path) is not None
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_samples_are_those_of_the_strict_reader(tmp_path: Path, content: list[ob
 
 
 def assert_equal_to_strict(path: Path) -> None:
-    records, expected = open_records(path), read_jsonl(path)
+    records, expected = open_data(path), read_jsonl(path)
     assert list(records) == expected
     counted = [[o.desc for o in sample.objects if not o.iscrowd] for sample in expected]
     assert records.num_objects.tolist() == [len(names) for names in counted]
@@ -106,12 +106,12 @@ def test_a_key_twice_is_found(tmp_path: Path) -> None:
     twice = '{"image": "b", "image": "c.jpg", "width": 64, "height": 48, "objects": []}'
     path = write_lines(tmp_path / "x.jsonl", record(), b"", twice)
     with pytest.raises(UserError, match=r"x\.jsonl:3: not valid JSON: key 'image' appears twice"):
-        open_records(path)
+        open_data(path)
 
 
 def test_some_of_the_records(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "x.jsonl", *(record(f"{i}.jpg", objects=[DOG] * i) for i in range(6)))
-    some = open_records(path).select(np.array([4, 0, 5]))
+    some = open_data(path).select(np.array([4, 0, 5]))
     assert [s.id for s in some] == ["4.jpg", "0.jpg", "5.jpg"] and len(some) == 3
     assert some.num_objects.tolist() == [4, 0, 5]
     assert some.sums_over_names(np.array([10])).tolist() == [40, 0, 50]
@@ -122,7 +122,7 @@ def test_some_of_the_records(tmp_path: Path) -> None:
 
 def test_a_file_that_changes_is_not_read_on(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "x.jsonl", record(), record("b.jpg"))
-    records = open_records(path)
+    records = open_data(path)
     write_lines(path, record("b.jpg"), record())
     os.utime(path, ns=(1, 1))
     with pytest.raises(UserError, match=r"x\.jsonl: the file has changed since"):
@@ -131,7 +131,7 @@ def test_a_file_that_changes_is_not_read_on(tmp_path: Path) -> None:
 
 def test_reading_holds_no_record_in_memory(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "x.jsonl", *(record(f"{i}.jpg", objects=[DOG] * 20) for i in range(3000)))
-    records = open_records(path)
+    records = open_data(path)
     grown = []
     for _ in range(3):  # at first names are cached for good, and a table of Python's own may grow at any time, once
         tracemalloc.start()
@@ -164,7 +164,7 @@ def builds(monkeypatch: pytest.MonkeyPatch, path: Path) -> int:
 
     with monkeypatch.context() as patch:
         patch.setattr(index, "_build", counted)
-        records: Records = open_records(path)
+        records: DataFile = open_data(path)
     assert list(records) == read_jsonl(path)
     return count
 
@@ -187,15 +187,15 @@ def test_a_kept_index_does_not_open_what_is_not_allowed_any_more(kept: Path, mon
     write_lines(kept, record("../x.jpg"))
     monkeypatch.setenv("APIECE_DATA_ROOT", str(kept.parent.parent))
     assert builds(monkeypatch, kept) == 1
-    records = open_records(kept)
+    records = open_data(kept)
     monkeypatch.delenv("APIECE_DATA_ROOT")
     with pytest.raises(UserError, match="leads out of this file's folder"):
         records[0]
-    assert told(open_records, kept) == told(read_jsonl, kept) is not None
+    assert told(open_data, kept) == told(read_jsonl, kept) is not None
 
 
 def test_a_short_file_leaves_nothing_behind(tmp_path: Path) -> None:
-    open_records(write_lines(tmp_path / "x.jsonl", record()))
+    open_data(write_lines(tmp_path / "x.jsonl", record()))
     assert [p.name for p in tmp_path.iterdir()] == ["x.jsonl"]
 
 
@@ -256,7 +256,7 @@ def test_an_index_that_cannot_be_one_is_made_anew(
     with monkeypatch.context() as patch:
         patch.setattr(index, "_build", hostile)
         with suppress(IndexError):
-            told(open_records, kept)
+            told(open_data, kept)
     assert builds(monkeypatch, kept) == 1
 
 

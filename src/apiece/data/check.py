@@ -188,7 +188,6 @@ class CheckReport:
         return Counter({kind: count for kind, count in self.counts.items() if kind.level is level})
 
     def of(self, level: Level) -> list[Problem]:
-        """Problems of one level."""
         return [problem for problem in self.problems if problem.level is level]
 
     @property
@@ -197,7 +196,6 @@ class CheckReport:
         return self.of(Level.ERROR)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON output."""
         return {
             "file": str(self.path),
             "lines": self.lines,

@@ -25,7 +25,7 @@ from apiece.errors import UserError
 from apiece.types import Sample
 
 MAX_PIXELS = 100_000_000
-"""Default limit: 300 MB once decoded, and well under Pillow's own (179 million)."""
+"""More are refused before decoding: 300 MB once decoded, and well under Pillow's own limit (179 million)."""
 
 # Raster formats only: Pillow would also run Ghostscript on an EPS file, or take raw bytes for a rare format.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
@@ -103,15 +103,11 @@ class _QuietPillow:
 _quiet = _QuietPillow()
 
 
-def open_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def open_image(path: Path) -> Image.Image:
     """Read an image file as upright 8-bit RGB.
 
     Greyscale, palette, CMYK and 16-bit pixels are converted (16 bits: divided by 257); transparent pixels are laid on
     white; of an animation the first frame is taken.
-
-    Args:
-        path: The file.
-        max_pixels: Refuse more than this, before decoding.
 
     Returns:
         A loaded image of mode `RGB`, turned as its EXIF orientation asks.
@@ -119,7 +115,7 @@ def open_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     Raises:
         ImageError: The file is missing, not an image, truncated or too large; a `UserError` that names it.
     """
-    with _opened(Path(path), max_pixels) as image, _decoding(Path(path)):
+    with _opened(Path(path)) as image, _decoding(Path(path)):
         orientation = _orientation(image)
         rgb = _to_rgb(image)
         upright = rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb
@@ -127,36 +123,28 @@ def open_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
         return upright
 
 
-def image_size(path: Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+def image_size(path: Path) -> tuple[int, int]:
     """Width and height in pixels after EXIF rotation, read from the header only.
-
-    Args:
-        path: The file.
-        max_pixels: Refuse more than this.
 
     Raises:
         ImageError: As `open_image`, but a truncated file is only noticed when its header is cut.
     """
-    return inspect_header(path, max_pixels=max_pixels).size_wh
+    return inspect_header(path).size_wh
 
 
-def inspect_header(path: Path, *, max_pixels: int = MAX_PIXELS) -> ImageFacts:
+def inspect_header(path: Path) -> ImageFacts:
     """Like `inspect_image`, without decoding any pixels; errors as `image_size`."""
-    with _opened(Path(path), max_pixels) as image, _decoding(Path(path)):
+    with _opened(Path(path)) as image, _decoding(Path(path)):
         return ImageFacts(_upright_size(image.size, _orientation(image)), image.size, image.mode)
 
 
-def inspect_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> ImageFacts:
-    """Decode a file to the end, as cheaply as its format allows, and tell what it is.
-
-    Args:
-        path: The file.
-        max_pixels: Refuse more than this.
+def inspect_image(path: Path) -> ImageFacts:
+    """Decode a file to the end, as cheaply as its format allows.
 
     Raises:
         ImageError: As `open_image`.
     """
-    with _opened(Path(path), max_pixels) as image, _decoding(Path(path)):
+    with _opened(Path(path)) as image, _decoding(Path(path)):
         stored_wh, mode = image.size, image.mode
         orientation = _orientation(image)
         _refuse_float(mode)
@@ -184,12 +172,12 @@ def require_size(sample: Sample, found_wh: tuple[int, int], data: str | Path = "
 
 
 @contextmanager
-def _opened(path: Path, max_pixels: int) -> Iterator[ImageFile]:
+def _opened(path: Path) -> Iterator[ImageFile]:
     """Open a file and read its header; every way that can fail becomes an `ImageError`."""
     with _quiet, _open_header(path) as image:
         width, height = image.size
-        if width * height > max_pixels:
-            raise _too_large(path, f"{width} x {height} = {width * height:,}", max_pixels)
+        if width * height > MAX_PIXELS:
+            raise _too_large(path, f"{width} x {height} = {width * height:,}")
         yield image
 
 
@@ -203,7 +191,7 @@ def _open_header(path: Path) -> ImageFile:
         fix = "convert it (a .heic photo, say, to JPEG), or leave it out"
         raise ImageError(ProblemKind.NOT_AN_IMAGE, message, path, fix) from error
     except Image.DecompressionBombError as error:
-        raise _too_large(path, "far more", MAX_PIXELS) from error
+        raise _too_large(path, "far more") from error
     except (FileNotFoundError, NotADirectoryError) as error:
         fix = "check the path; in a JSONL file it is read relative to that file"
         raise ImageError(ProblemKind.MISSING_IMAGE, "image file not found", path, fix) from error
@@ -229,7 +217,7 @@ def _decoding(path: Path) -> Iterator[None]:
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
-        raise _too_large(path, "far more", MAX_PIXELS) from error
+        raise _too_large(path, "far more") from error
     except _PixelError as error:
         raise ImageError(ProblemKind.NOT_AN_IMAGE, str(error), path, "convert it to 8-bit RGB") from error
     except _BROKEN_PIXELS as error:
@@ -242,10 +230,10 @@ class _PixelError(Exception):
     """Pixels without one right way to 8 bits."""
 
 
-def _too_large(path: Path, found: str, max_pixels: int) -> ImageError:
+def _too_large(path: Path, found: str) -> ImageError:
     return ImageError(
         ProblemKind.IMAGE_TOO_LARGE,
-        f"image is too large: expected at most {max_pixels:,} pixels, found {found}",
+        f"image is too large: expected at most {MAX_PIXELS:,} pixels, found {found}",
         path,
         "scale it down, together with its boxes",
     )

@@ -79,7 +79,7 @@ class LineIndex:
         return np.diff(self.first)
 
 
-class Records(Sequence[Sample]):
+class DataFile(Sequence[Sample]):
     """Samples of a data file, or some of them, each read when it is asked for: only the index is in memory.
 
     Args:
@@ -98,15 +98,15 @@ class Records(Sequence[Sample]):
     @overload
     def __getitem__(self, place: int) -> Sample: ...
     @overload
-    def __getitem__(self, place: slice) -> Records: ...
-    def __getitem__(self, place: int | slice) -> Sample | Records:
+    def __getitem__(self, place: slice) -> DataFile: ...
+    def __getitem__(self, place: int | slice) -> Sample | DataFile:
         if isinstance(place, slice):
             return self.select(np.arange(len(self))[place])
         return self._read(int(self.rows[place]))
 
-    def select(self, places: IntArray) -> Records:
+    def select(self, places: IntArray) -> DataFile:
         """Some of these samples, in the order given."""
-        return Records(self.path, self.table, self.rows[places])
+        return DataFile(self.path, self.table, self.rows[places])
 
     @property
     def num_objects(self) -> IntArray:
@@ -153,13 +153,13 @@ class Records(Sequence[Sample]):
         return number
 
 
-def open_records(path: Path) -> Records:
+def open_data(path: Path) -> DataFile:
     """The samples of a data file, which is checked whole but not kept in memory.
 
     Raises:
         UserError: The file is missing or empty, or some lines are wrong.
     """
-    return Records(Path(path), index_of(path))
+    return DataFile(Path(path), index_of(path))
 
 
 def index_of(path: Path) -> LineIndex:

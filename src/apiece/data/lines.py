@@ -85,7 +85,6 @@ class ProblemKind(StrEnum):
 
     @property
     def level(self) -> Level:
-        """Whether this kind is an error, a warning or a note."""
         if self in _WARNINGS:
             return Level.WARNING
         return Level.NOTE if self is ProblemKind.CONVERTED_TO_RGB else Level.ERROR
@@ -161,7 +160,6 @@ class Problem:
 
     @property
     def level(self) -> Level:
-        """The level of its kind."""
         return self.kind.level
 
     def __str__(self) -> str:

@@ -18,7 +18,7 @@ from apiece.channels.b_rollout import RolloutChannel, answering
 from apiece.channels.base import TwoChannels
 from apiece.config.schema import Config
 from apiece.data.collate import Batch
-from apiece.data.index import Records, open_records
+from apiece.data.index import DataFile, open_data
 from apiece.errors import UserError
 from apiece.losses.compose import Objective
 from apiece.model.encode import Augmentation, PromptTokens, SampleEncoder
@@ -102,7 +102,7 @@ class Questions:
 
     side: TextSide
     prompt: PromptTokens
-    records: Records
+    records: DataFile
     dropped: int
 
 
@@ -207,7 +207,7 @@ def build_training(config: Config, questions: Questions, world: World) -> Traini
     return Training(config, world, questions, model, objective, channels, channel, optimizers, encoder, dtype, plan)
 
 
-def training_samples(config: Config, side: TextSide) -> tuple[Records, int]:
+def training_samples(config: Config, side: TextSide) -> tuple[DataFile, int]:
     """The samples that are trained on, and how many were left out for having too many objects.
 
     Every name is checked against the tokenizer before anything is trained.
@@ -215,7 +215,7 @@ def training_samples(config: Config, side: TextSide) -> tuple[Records, int]:
     if config.data.train is None:
         raise UserError("data.train is not set", where="config", fix="name the training JSONL: data.train=X.jsonl")
     path = Path(config.data.train)
-    records = open_records(path)
+    records = open_data(path)
     for desc in sorted(records.table.names):
         side.renderer.check_desc(desc)
     kept = np.flatnonzero(records.num_objects <= config.data.max_objects)
