@@ -34,7 +34,7 @@ class SplitSection(Section):
     n: PositiveCount
     """How many scenes."""
     seed: Count
-    """Of the series; scene k is the same for any number of scenes."""
+    """Seed of the series; scene k is the same for any number of scenes."""
 
 
 class BenchmarkFile(Section):
@@ -86,8 +86,8 @@ class Prepared:
     """What `prepare` left: where, and how much was labelled.
 
     Attributes:
-        folder: Of the benchmark.
-        drawn: Splits that were drawn now; the others were there.
+        folder: The benchmark's.
+        drawn: Splits that were drawn now; the others were there already.
         counts: By split: scenes, objects, and labels by way of labelling.
     """
 
@@ -97,7 +97,7 @@ class Prepared:
 
 
 def labelling_name(unlabelled: float, group_boxes: float) -> str:
-    """Of a way of labelling: `u40_g05` for 40 % unlabelled and a 5 % chance of a group box."""
+    """Name of a way of labelling: `u40_g05` for 40 % unlabelled and a 5 % chance of a group box."""
     return f"u{round(100 * unlabelled):02d}_g{round(100 * group_boxes):02d}"
 
 

@@ -4,7 +4,7 @@ Sprites record marks; nothing is drawn until the whole scene is laid out. The id
 of every object can be seen, objects that are nearly hidden are taken out of the scene, and only then is the picture
 painted. So the truth holds every object that is in the picture, each with a box tight to what can be seen of it.
 
-Units: the layout is written for an image of 192 x 192 `units`, whatever its size in pixels. Images are drawn at
+Units: the layout is written for an image of 192 x 192 `units`, for any size in pixels. Images are drawn at
 `SUPERSAMPLE` times their size and averaged down.
 """
 

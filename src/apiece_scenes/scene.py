@@ -117,8 +117,8 @@ def generate_scene(
     The picture depends on seed, index, families and size alone; the labelling settings change `observed` only.
 
     Args:
-        seed: Of the series, 0 or more.
-        index: Of the scene, 0 or more: the same whatever number of scenes is drawn.
+        seed: Seed of the series, 0 or more.
+        index: From 0; the scene does not depend on how many are drawn.
         size: See `SceneSettings`, as for all others.
         families: Families in turn.
         unlabelled: Mean share of the crowd left out of `observed`.

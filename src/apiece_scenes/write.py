@@ -27,7 +27,7 @@ from apiece_scenes.sheet import SHEET_CELLS, contact_sheet
 from apiece_scenes.sprites import CLASSES
 
 VERSION = 1
-"""Of the drawings: raised when the same seed gives other scenes."""
+"""Version of the drawings: raised when the same seed gives other scenes."""
 _LABELS = ("complete", "observed")
 
 
@@ -85,7 +85,7 @@ def write_scenes(
             `observed.jsonl`, `scenes.json` (the settings) and `contact_sheet.png`. An instance has one annotation id
             in all of them.
         n: Number of scenes.
-        seed: Of the series.
+        seed: Seed of the series.
         size: See `SceneSettings`, as for all others.
         families: Families in turn.
         unlabelled: Mean share of the crowd left out of `observed`.

@@ -269,4 +269,4 @@ def test_where_nothing_can_be_written_the_index_goes_to_the_cache_or_into_memory
     assert f"its index is kept in {tmp_path / 'cache' / 'apiece'}" in caplog.text
     monkeypatch.setenv("XDG_CACHE_HOME", str(kept))
     assert [builds(monkeypatch, kept) for _ in range(2)] == [1, 1]
-    assert "can be kept nowhere, so every start takes as long: set XDG_CACHE_HOME" in caplog.text
+    assert "cannot be kept anywhere, so every start takes as long: set XDG_CACHE_HOME" in caplog.text

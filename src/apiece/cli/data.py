@@ -30,7 +30,7 @@ app.add_typer(data, name="data")
 Out = Annotated[Path, typer.Option("--out", help="JSONL file to write.", show_default=False)]
 ImagesFolder = Annotated[Path, typer.Option("--images", help="Folder of the image files.", show_default=False)]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the file if it is there.")]
-SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Drop what cannot be converted, with a list, and go on.")]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out what cannot be converted, and list it.")]
 
 
 @importers.command()
@@ -212,7 +212,7 @@ def _finish(imported: Imported, out: Path, skip_bad: bool) -> None:
     for note in imported.notes:
         print(note)
     if root := _root_outside({sample.image.parent for sample in imported.samples}, out):
-        print(f"images lie outside the folder of {out}: whatever reads this file needs {ROOT_VARIABLE}")
+        print(f"images lie outside the folder of {out}: commands that read this file need {ROOT_VARIABLE}")
         print(f"next: export {ROOT_VARIABLE}={root} && apiece data check {out}")
     else:
         print(f"next: apiece data check {out}")

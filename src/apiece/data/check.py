@@ -98,7 +98,7 @@ def same_class_overlaps(boxes_xyxy: ArrayLike, classes: ArrayLike) -> Overlaps:
 
 
 def _ends(box: boxes.FloatArray, label: IntArray) -> IntArray:
-    """For boxes sorted by (label, x1): the end of those of its label that start before a box ends."""
+    """For boxes sorted by (label, x1): where the boxes end that have its label and start before it ends, for each."""
     if not len(box):
         return np.zeros(0, dtype=np.int64)
     # One number that sorts as (label, x1) does. The span is small against 2^53, so nothing is lost.
@@ -267,10 +267,10 @@ def require_other(out: Path, path: Path) -> None:
 def write_clean(report: CheckReport, out: Path) -> tuple[int, int]:
     """Write a copy of the checked file without what has an error.
 
-    A record with an error of its own is left out; from the others only the faulty objects are.
+    A line with an error of its own, or of its image file, is left out; of the others only the faulty objects are.
 
     Args:
-        report: Of the file.
+        report: What `check_jsonl` found in the file.
         out: The copy.
 
     Returns:

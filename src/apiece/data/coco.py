@@ -45,7 +45,7 @@ class CocoObject:
     """An entry of `annotations`.
 
     Attributes:
-        image_id: Of a `CocoImage`.
+        image_id: The id of a `CocoImage`.
         category_id: One of the file's.
         bbox_xywh: Four finite numbers, sizes of any sign.
         iscrowd: A missing one is false.

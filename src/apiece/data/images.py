@@ -158,9 +158,9 @@ def require_size(sample: Sample, found_wh: tuple[int, int], data: str | Path = "
     """Refuse an image of another size than its sample says: its boxes lie in another frame.
 
     Args:
-        sample: As its data file has it.
-        found_wh: Of the image, after EXIF rotation.
-        data: The file, if it is known.
+        sample: What the data file says.
+        found_wh: Size of the image file, after EXIF rotation.
+        data: The data file, if it is known.
     """
     if found_wh != sample.size_wh:
         raise UserError(

@@ -1,8 +1,8 @@
 """The index of a data file: where each line lies, and what batches and checks need to know of it.
 
 A million lines are read strictly in seconds and checked by the rules that every reader uses (`lines.py`). Where one is
-wrong, the file is read once more by `jsonl.py`, which names the errors. The index of a large file is kept beside it
-until it changes: opened in no time, and never held in memory whole.
+wrong, the file is read once more by `jsonl.py`, which names the errors. The index of a large file is kept next to
+it until it changes: it opens in no time and is never in memory whole.
 """
 
 from __future__ import annotations
@@ -247,7 +247,7 @@ def _refuse(path: Path) -> None:
 
 # The kept file is safetensors (a JSON header, then the arrays), memory-mapped. It is used only if its header names the
 # size, the time of change and the first and last bytes that the data file has now, and if its own checksum is right;
-# otherwise it is made again. Where nothing can be written beside the data it goes to a cache folder; where that fails
+# otherwise it is made again. Where nothing can be written next to the data it goes to a cache folder; where that fails
 # as well, the arrays live in memory.
 
 
@@ -269,14 +269,14 @@ def _kept(path: Path) -> Arrays:
         except (UserError, OSError):
             continue
         if place is not places[0]:
-            log.info("nothing can be written beside %s: its index is kept in %s", path, place.parent)
+            log.info("cannot write next to %s: its index is kept in %s", path, place.parent)
         return _read(place, before) or arrays
-    log.warning("the index of %s can be kept nowhere, so every start takes as long: set XDG_CACHE_HOME", path)
+    log.warning("the index of %s cannot be kept anywhere, so every start takes as long: set XDG_CACHE_HOME", path)
     return arrays
 
 
 def _places(path: Path) -> tuple[Path, Path]:
-    """Where the index of a file may lie: beside it, or in the user's cache."""
+    """Where the index of a file may lie: next to it, or in the user's cache."""
     name = f"{path.name}.records.safetensors"
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
     full = hashlib.sha256(os.path.realpath(path).encode("utf-8", "surrogateescape")).hexdigest()[:16]
@@ -308,7 +308,7 @@ def _fingerprint(path: Path) -> dict[str, str]:
 def _checksum(arrays: Arrays) -> str:
     total = 0
     for key in _TYPES:
-        total = zlib.crc32(memoryview(arrays[key].reshape(-1).view(np.uint8)), total)
+        total = zlib.crc32(arrays[key].reshape(-1).view(np.uint8).data, total)
     return str(total)
 
 
@@ -335,7 +335,7 @@ def _view(data: np.ndarray, entry: dict[str, Any]) -> np.ndarray:
 
 
 def _fits(arrays: Arrays, file_bytes: int) -> bool:
-    """Whether kept arrays can be an index of a file of this size: they may come from anybody, with the data."""
+    """Whether kept arrays can be an index of a file of this size: they may come from a stranger, with the data."""
     if arrays.keys() != _TYPES.keys() or any(arrays[key].dtype != dtype for key, dtype in _TYPES.items()):
         return False
     start, size, first, name = (arrays[key] for key in ("start", "size", "first", "name"))

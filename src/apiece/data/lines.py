@@ -104,19 +104,19 @@ class ImageError(UserError):
 
 IMPORT_COCO = "apiece data import coco"
 ROOT_VARIABLE = "APIECE_DATA_ROOT"
-"""Environment variable: folders (parted as in PATH) that images may lie in, beside the folder of their data file."""
+"""Environment variable: folders (separated as in PATH) that may hold images, besides the folder of their data file."""
 ALLOW_OUTSIDE = f"{ROOT_VARIABLE}=FOLDER"
 
 
 def remedy(errors: Sequence[Problem], path: Path, look: str) -> str:
-    """How to mend the errors of a data file.
+    """How to correct the errors of a data file: what to type.
 
-    A COCO file is imported, whatever else is wrong with it; images that lie elsewhere are allowed, not dropped.
+    A COCO file is to be imported, no matter what else is wrong; images that lie elsewhere are allowed, not dropped.
 
     Args:
         errors: At least one.
-        path: Of the file.
-        look: What comes before dropping them: looking at them, or mending them.
+        path: The file.
+        look: What to do before dropping them: look at them, or correct them.
     """
     if any(IMPORT_COCO in problem.message for problem in errors):
         return f"{IMPORT_COCO} --annotations {path} --images FOLDER --out data.jsonl"
@@ -148,8 +148,8 @@ class Problem:
         kind: Its name, which fixes its level.
         where: `file:line`, or the entry of a file without lines.
         message: What was expected and what was found.
-        line: Line of the JSONL file, from 1; `None` for problems of an import.
-        object_index: Place of the object in its record, from 0; `None` when the whole record is meant.
+        line: Line of the JSONL file, from 1; `None` on import.
+        object_index: Place of the object in its line, from 0; `None` where the whole line is meant.
     """
 
     kind: ProblemKind
@@ -262,8 +262,8 @@ def read_line(raw: bytes, *, folder: Path, number: int, where: str) -> Line:
 
     Args:
         raw: The line.
-        folder: Of the file; image paths are relative to it.
-        number: Of the line, from 1.
+        folder: Image paths are relative to it.
+        number: From 1.
         where: `file:line`, for the problems.
     """
     form = decode(raw)
@@ -565,9 +565,9 @@ def _path_faults(image: str, folder: Path) -> list[Fault]:
 
 
 def leads_out(image: str, folder: Path) -> bool:
-    """Whether a relative path leads out of its data file's folder, and out of what `APIECE_DATA_ROOT` names as well.
+    """Whether a relative path leads out of its data file's folder, and of the folders in `APIECE_DATA_ROOT` as well.
 
-    A data file comes from anybody; links inside the folder were made by whoever set it up, and are followed.
+    A data file may come from a stranger; links inside the folder were made by its owner and are followed.
     """
     if ".." not in image:
         return False

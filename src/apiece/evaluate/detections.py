@@ -1,6 +1,6 @@
 """Reading and writing labels and detections: COCO JSON and apiece JSONL to `GroundTruth` and `Detections`, and back.
 
-Everything that would score wrongly without a word (an unknown image, a missing score, a box that is not four finite
+Everything that would silently score wrong (an unknown image, a missing score, a box that is not four finite
 numbers) is an error here that names the entry, what was expected and what was found.
 """
 
@@ -26,7 +26,7 @@ from apiece.types import Detection, IntArray, Sample
 Row = dict[str, Any]
 
 _LARGEST = 1e12
-"""Of any number in a file; the product of two is still exact enough to compare."""
+"""Number allowed in a file: the product of two is still exact enough to compare."""
 
 
 def load_ground_truth(path: Path) -> GroundTruth:
@@ -74,23 +74,31 @@ def load_coco_ground_truth(path: Path) -> GroundTruth:
             shown = ", ".join(f"{value:g}" for value in item.bbox_xywh)
             message = f"expected bbox [x, y, width, height] with width and height >= 0, found [{shown}]"
             found.add(ProblemKind.BOX_INVERTED, item.where, message)
-    if found.problems:  # classes of one name, which only warn on import, are scored apart and cannot be
+    if found.problems:  # classes of one name only warn on import, but cannot be scored
         raise refusal(found.problems, path, "correct these entries of the annotations")
     image_number = {image.id: i for i, image in enumerate(images)}
     category_number = {category.id: i for i, category in enumerate(categories)}
-    bbox_xywh = np.array([item.bbox_xywh for item in objects], dtype=np.float64).reshape(-1, 4)
+    columns = [(image_number[int(item.image_id)], category_number[item.category_id]) for item in objects]
+    return _ground_truth(
+        images, categories, columns, [item.bbox_xywh for item in objects], [(o.iscrowd, o.area) for o in objects]
+    )
+
+
+def _ground_truth(
+    images: Sequence[ImageInfo],
+    categories: Sequence[Category],
+    columns: Sequence[tuple[int, int]],
+    boxes_xywh: Any,
+    flags: Sequence[tuple[bool, float | None]],
+) -> GroundTruth:
+    """Labels from rows: numbers of image and class, box, and `iscrowd` with the area, `None` for the box's own."""
+    image, category = np.array(columns, dtype=np.int64).reshape(-1, 2).T
+    bbox_xywh = np.array(boxes_xywh, dtype=np.float64).reshape(-1, 4)
     own_area = bbox_xywh[:, 2] * bbox_xywh[:, 3]
+    area = [own if said is None else said for own, (_, said) in zip(own_area, flags, strict=True)]
+    iscrowd = np.array([crowd for crowd, _ in flags], dtype=bool)
     return GroundTruth(
-        images=tuple(images),
-        categories=tuple(categories),
-        image=np.array([image_number[int(item.image_id)] for item in objects], dtype=np.int64),
-        category=np.array([category_number[item.category_id] for item in objects], dtype=np.int64),
-        bbox_xywh=bbox_xywh,
-        iscrowd=np.array([item.iscrowd for item in objects], dtype=bool),
-        area=np.array(
-            [own if item.area is None else item.area for own, item in zip(own_area, objects, strict=True)],
-            dtype=np.float64,
-        ),
+        tuple(images), tuple(categories), image, category, bbox_xywh, iscrowd, np.array(area, dtype=np.float64)
     )
 
 
@@ -109,18 +117,12 @@ def samples_to_ground_truth(samples: Sequence[Sample]) -> GroundTruth:
     names = sorted({instance.desc for sample in samples for instance in sample.objects})
     number = {name: i for i, name in enumerate(names)}
     rows = [(place, instance) for place, i in enumerate(order) for instance in samples[i].objects]
-    boxes_xywh = xyxy_to_xywh([instance.bbox_xyxy for _, instance in rows])
-    own_area = boxes_xywh[:, 2] * boxes_xywh[:, 3]
-    return GroundTruth(
-        images=tuple(ImageInfo(ids[i], samples[i].id, samples[i].size_wh) for i in order),
-        categories=tuple(Category(i + 1, name) for i, name in enumerate(names)),
-        image=np.array([place for place, _ in rows], dtype=np.int64),
-        category=np.array([number[instance.desc] for _, instance in rows], dtype=np.int64),
-        bbox_xywh=boxes_xywh,
-        iscrowd=np.array([instance.iscrowd for _, instance in rows], dtype=bool),
-        area=np.array(
-            [own if x.area is None else x.area for own, (_, x) in zip(own_area, rows, strict=True)], dtype=np.float64
-        ),
+    return _ground_truth(
+        [ImageInfo(ids[i], samples[i].id, samples[i].size_wh) for i in order],
+        [Category(i + 1, name) for i, name in enumerate(names)],
+        [(place, number[instance.desc]) for place, instance in rows],
+        xyxy_to_xywh([instance.bbox_xyxy for _, instance in rows]),
+        [(instance.iscrowd, instance.area) for _, instance in rows],
     )
 
 
@@ -306,10 +308,10 @@ def _kind(value: Any) -> str:
     return "list" if isinstance(value, list) else "null" if value is None else type(value).__name__
 
 
-# Complete truth beside the labels: what is there but was not labelled.
+# Complete truth next to the labels: what is there but was not labelled.
 #
 # Known for generated scenes and for photos that someone labelled to the end. Then a false positive that is a real
-# object is told from one that is not.
+# object can be distinguished from one that is not.
 #
 # Shapes: I images, N rows.
 
@@ -378,7 +380,7 @@ def align_complete(complete: GroundTruth, truth: GroundTruth) -> tuple[GroundTru
 
 
 def _common_key(complete: GroundTruth, truth: GroundTruth) -> Callable[[ImageInfo], int | str]:
-    """What tells the images of both apart in the same way: the first that fits."""
+    """A key that identifies the images of both files in the same way: the first that fits."""
     keys: tuple[Callable[[ImageInfo], str], ...] = (lambda image: image.name, lambda image: _stem(image.name))
     for key in keys:
         theirs, ours = [key(image) for image in complete.images], {key(image) for image in truth.images}
