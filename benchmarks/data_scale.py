@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from apiece.config.schema import Shuffle
-from apiece.data.index import open_records
+from apiece.data.index import open_data
 from apiece.data.jsonl import read_jsonl
 from apiece.files import write_json
 from apiece.train.batches import BatchPlan
@@ -82,7 +82,7 @@ def measure(part: str, path: Path) -> dict[str, Any]:
         samples = read_jsonl(path)
         count = len(samples)
     else:
-        records = open_records(path)
+        records = open_data(path)
         count = len(records)
         if part.startswith("open"):
             # What training asks for before its first step: names, drops, lengths, the first batch.

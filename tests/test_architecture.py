@@ -15,7 +15,7 @@ REPOSITORY = Path(__file__).parents[1]
 # From the bottom up. A module imports from rows below its own and from its own unit (the longest name that fits).
 LAYERS = (
     ("", "errors", "boxes", "types", "progress", "printed"),
-    ("files", "config"),
+    ("files", "config", "plugins"),
     ("codec", "match", "data"),
     ("dumps", "outcomes"),
     ("data.collate",),  # the first that knows tensors
@@ -24,10 +24,10 @@ LAYERS = (
     ("channels", "evaluate"),
     ("monitor", "stats"),
     ("train",),
-    ("apiece_scenes",),
     ("study",),
     ("cli",),
     ("__main__",),
+    ("apiece_scenes",),  # a package beside: nothing imports it, and the entry points in pyproject.toml name it
 )
 # Which units may import a library, wherever in the file. `if TYPE_CHECKING` is free.
 LIBRARIES = {

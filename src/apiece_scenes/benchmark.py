@@ -2,32 +2,75 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Self
 
-from PIL import Image
+from pydantic import Field, model_validator
 
-from apiece.config.scenes import SPLITS, BenchmarkFile, SplitSection
+from apiece.config.ladder import Share
+from apiece.config.resolve import load_file
+from apiece.config.schema import Count, PositiveCount, Section
 from apiece.errors import UserError
 from apiece.files import locked, write_json, write_text
 from apiece.progress import track
-from apiece.types import Instance
 from apiece_scenes.layouts import Family
-from apiece_scenes.scene import Scene, SceneSettings, draw_labelled, unknown_families, usage
+from apiece_scenes.scene import Scene, SceneSettings, unknown_families, usage
 from apiece_scenes.sheet import SHEET_CELLS, contact_sheet
-from apiece_scenes.write import VERSION, jsonl_object, png_bytes
+from apiece_scenes.write import VERSION, draw_all, jsonl_line, jsonl_object, png_bytes
 
+SPLITS = ("train", "panel", "test")
 COMPLETE = "complete.jsonl"
 _ABOUT = "benchmark.json"
+
+
+class SplitSection(Section):
+    """One set of scenes."""
+
+    n: PositiveCount
+    """How many scenes."""
+    seed: Count
+    """Seed of the series; scene k is the same for any number of scenes."""
+
+
+class BenchmarkFile(Section):
+    """Scenes with complete truth, each labelled in several ways.
+
+    The pictures of a split are drawn once. Next to the complete truth there is one file of labels for every share of
+    unlabelled objects and every chance of a group box: they differ in nothing else.
+    """
+
+    name: str
+    """Its name where figures are quoted."""
+    drawings: PositiveCount
+    """Version of the drawing code that it was made for; another version draws other scenes and is refused."""
+    size: Annotated[int, Field(ge=64, le=1024)] = 192
+    """Side of the images in pixels."""
+    families: tuple[str, ...] = ("shelf", "stands", "street", "sparse")
+    """Families of scenes, in turn."""
+    train: SplitSection
+    """Trained on."""
+    panel: SplitSection
+    """Looked at during training, and probed at the end."""
+    test: SplitSection
+    """Evaluated on, once, at the end."""
+    unlabelled: tuple[Share, ...]
+    """Mean shares of the crowd that an annotator leaves out."""
+    group_boxes: tuple[Share, ...] = (0.0,)
+    """Chances, for each row of a scene, that a run of labelled neighbours is written down as one box."""
+
+    @model_validator(mode="after")
+    def _different_seeds(self) -> Self:
+        seeds = [self.train.seed, self.panel.seed, self.test.seed]
+        if len(set(seeds)) < len(seeds):
+            raise ValueError("train, panel and test must have seeds of their own, or they share scenes")
+        if not self.unlabelled or not self.group_boxes:
+            raise ValueError("unlabelled and group_boxes need at least one value each")
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +86,8 @@ class Prepared:
     """What `prepare` left: where, and how much was labelled.
 
     Attributes:
-        folder: Of the benchmark.
-        drawn: Splits that were drawn now; the others were there.
+        folder: The benchmark's.
+        drawn: Splits that were drawn now; the others were there already.
         counts: By split: scenes, objects, and labels by way of labelling.
     """
 
@@ -53,17 +96,8 @@ class Prepared:
     counts: dict[str, dict[str, int]]
 
 
-class _Drawn(NamedTuple):
-    """A scene as a worker hands it back."""
-
-    png: bytes
-    family: Family
-    complete: tuple[Instance, ...]
-    observed: tuple[tuple[Instance, ...], ...]
-
-
 def labelling_name(unlabelled: float, group_boxes: float) -> str:
-    """Of a way of labelling: `u40_g05` for 40 % unlabelled and a 5 % chance of a group box."""
+    """Name of a way of labelling: `u40_g05` for 40 % unlabelled and a 5 % chance of a group box."""
     return f"u{round(100 * unlabelled):02d}_g{round(100 * group_boxes):02d}"
 
 
@@ -116,9 +150,32 @@ def prepare(benchmark: BenchmarkFile, folder: Path, workers: int = 1) -> Prepare
     return Prepared(folder, tuple(drawn), counts)
 
 
-def undrawn(folder: Path) -> list[str]:
-    """The splits that are not there yet."""
-    return [split for split in SPLITS if not (folder / split).exists()]
+def ladder_data(
+    file: Path, folder: Path, labelling: tuple[float, float], workers: int, say: Callable[[str], None]
+) -> dict[str, SplitFiles]:
+    """The splits of a benchmark under one way of labelling, for a ladder; drawn if they are not there.
+
+    The entry point of the group `apiece.ladder_data`.
+
+    Args:
+        file: Describes the benchmark.
+        folder: Holds a folder of the benchmark's name.
+        labelling: The shares of unlabelled objects and of group boxes.
+        workers: Processes that draw.
+        say: Gets a line before and after drawing.
+
+    Raises:
+        UserError: As `prepare` and `split_files`.
+    """
+    benchmark = load_file(file, BenchmarkFile)
+    own = folder / benchmark.name
+    files = {split: split_files(benchmark, own, split, *labelling) for split in SPLITS}  # refused before drawing
+    if missing := [split for split in SPLITS if not (own / split).exists()]:
+        scenes = sum(getattr(benchmark, split).n for split in missing)
+        say(f"drawing {scenes:,} scenes of {benchmark.name} ({', '.join(missing)}), once: a minute or two")
+    if drawn := prepare(benchmark, own, workers).drawn:
+        say(f"drew {', '.join(drawn)} of {benchmark.name} into {own}")
+    return files
 
 
 def _about(benchmark: BenchmarkFile, split: str) -> dict[str, Any]:
@@ -141,7 +198,7 @@ def _same(target: Path, about: dict[str, Any]) -> dict[str, int]:
         UserError: It is another one.
     """
     file = target / _ABOUT
-    fix = "name another folder, or remove this one: the scenes are drawn anew"
+    fix = "name another folder, or remove this one: the scenes are drawn again"
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
         counts = {str(name): int(count) for name, count in found.pop("counts").items()}
@@ -172,17 +229,18 @@ def _draw_split(benchmark: BenchmarkFile, split: str, target: Path, workers: int
         counts: Counter[str] = Counter()
         shown: list[Scene] = []
         last = 0
-        stream = _draw_all(about["n"], about["seed"], settings, workers)
-        for index, scene in enumerate(track(stream, f"scenes {split}", total=about["n"])):
-            (part / "images" / f"{index:06d}.png").write_bytes(scene.png)
-            labels = [scene.complete, *scene.observed]
+        stream = draw_all(about["n"], about["seed"], settings, workers)
+        for index, drawn in enumerate(track(stream, f"scenes {split}", total=about["n"])):
+            (part / "images" / f"{index:06d}.png").write_bytes(drawn.png)
+            labels = [drawn.complete, *drawn.observed]
             for name, instances in zip(names, labels, strict=True):
-                lines[name].append(_line(index, benchmark.size, instances, last))
+                # Ids are numbered over the whole split; an instance's is the same in every file.
+                objects = [jsonl_object(instance, last + (instance.id or 0)) for instance in instances]
+                lines[name].append(jsonl_line(index, benchmark.size, objects))
                 counts[name] += len(instances)
             last += max((instance.id or 0 for one in labels for instance in one), default=0)
             if index < SHEET_CELLS:
-                image = Image.open(io.BytesIO(scene.png)).convert("RGB")
-                shown.append(Scene(image, scene.family, scene.complete, scene.observed[-1]))
+                shown.append(drawn.scene())
         for name in names:
             write_text(part / f"{name}.jsonl", "".join(line + "\n" for line in lines[name]))
         (part / "contact_sheet.png").write_bytes(png_bytes(contact_sheet(shown)))
@@ -192,26 +250,3 @@ def _draw_split(benchmark: BenchmarkFile, split: str, target: Path, workers: int
         raise UserError(f"cannot write here: {error.strerror}", where=target, fix="choose another folder") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
-
-
-def _line(index: int, size: int, instances: tuple[Instance, ...], last: int) -> str:
-    """A scene's line; ids are numbered over the whole split, an instance's the same in every file."""
-    objects = [jsonl_object(instance, last + (instance.id or 0)) for instance in instances]
-    name = f"{index:06d}"
-    line = {"id": name, "image": f"images/{name}.png", "width": size, "height": size, "objects": objects}
-    return json.dumps(line, allow_nan=False, ensure_ascii=False)
-
-
-def _draw_all(n: int, seed: int, settings: tuple[SceneSettings, ...], workers: int) -> Iterator[_Drawn]:
-    draw = partial(_draw_one, seed, settings)
-    if workers <= 1:
-        yield from map(draw, range(n))
-        return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        yield from pool.map(draw, range(n), chunksize=16)
-
-
-def _draw_one(seed: int, settings: tuple[SceneSettings, ...], index: int) -> _Drawn:
-    scenes = draw_labelled(seed, index, settings)
-    first = scenes[0]
-    return _Drawn(png_bytes(first.image), first.family, first.complete, tuple(s.observed for s in scenes))

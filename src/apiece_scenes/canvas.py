@@ -4,7 +4,7 @@ Sprites record marks; nothing is drawn until the whole scene is laid out. The id
 of every object can be seen, objects that are nearly hidden are taken out of the scene, and only then is the picture
 painted. So the truth holds every object that is in the picture, each with a box tight to what can be seen of it.
 
-Units: the layout is written for an image of 192 x 192 `units`, whatever its size in pixels. Images are drawn at
+Units: the layout is written for an image of 192 x 192 `units`, for any size in pixels. Images are drawn at
 `SUPERSAMPLE` times their size and averaged down.
 """
 
@@ -73,7 +73,6 @@ class Palette:
         self.hue, self.saturation, self.value = dice.between(0, 1), dice.between(0.2, 0.9), dice.between(0.5, 0.9)
 
     def next(self) -> Color:
-        """The paint of the next member."""
         dice = self.dice
         if not self.alike:
             return paint(dice)
@@ -113,11 +112,9 @@ class Dice:
         return low + int(self.rng.random() * (high - low + 1))
 
     def pick(self, options: Sequence[T]) -> T:
-        """One of `options`, all equally likely."""
         return options[int(self.rng.random() * len(options))]
 
     def chance(self, probability: float) -> bool:
-        """True with the given probability."""
         return bool(self.rng.random() < probability)
 
 
@@ -194,7 +191,6 @@ class Pen:
     def poly(
         self, uv: Sequence[Point], fill: Color, edge: Color | None = None, *, width: float = 1.0, solid: bool = True
     ) -> None:
-        """A filled polygon."""
         self._add(Shape.POLYGON, tuple(self.at(u, v) for u, v in uv), fill, edge, width, solid)
 
     def rect(
@@ -209,7 +205,6 @@ class Pen:
         width: float = 1.0,
         solid: bool = True,
     ) -> None:
-        """A filled rectangle."""
         if self.angle:
             self.poly([(u0, v0), (u1, v0), (u1, v1), (u0, v1)], fill, edge, width=width, solid=solid)
             return

@@ -117,8 +117,8 @@ def generate_scene(
     The picture depends on seed, index, families and size alone; the labelling settings change `observed` only.
 
     Args:
-        seed: Of the series, 0 or more.
-        index: Of the scene, 0 or more: the same whatever number of scenes is drawn.
+        seed: Seed of the series, 0 or more.
+        index: From 0; the scene does not depend on how many are drawn.
         size: See `SceneSettings`, as for all others.
         families: Families in turn.
         unlabelled: Mean share of the crowd left out of `observed`.
@@ -128,11 +128,7 @@ def generate_scene(
     Raises:
         UserError: A setting is out of its range.
     """
-    return draw_scene(seed, index, SceneSettings(size, tuple(families), unlabelled, group_boxes, iscrowd_rows))
-
-
-def draw_scene(seed: int, index: int, settings: SceneSettings) -> Scene:
-    """`generate_scene` with settings that are already checked."""
+    settings = SceneSettings(size, tuple(families), unlabelled, group_boxes, iscrowd_rows)
     return draw_labelled(seed, index, (settings,))[0]
 
 

@@ -1,4 +1,4 @@
-"""The classes: what each is called, how wide it is for its height, how tall beside a person, and how it is drawn."""
+"""The classes: what each is called, how wide it is for its height, how tall next to a person, and how it is drawn."""
 
 from __future__ import annotations
 
@@ -380,7 +380,6 @@ class Kind(NamedTuple):
     """A class of objects.
 
     Attributes:
-        draw: Its sprite.
         aspect: Range of width / height.
         height: Height in heights of a person, compressed so that small things can be seen.
     """
@@ -425,7 +424,7 @@ def make(
     Args:
         desc: Class name, a key of `KINDS`.
         dice: Source of randomness.
-        color: Its main paint; some sprites use it for a part only.
+        color: The main paint; some sprites use it for a part only.
         box_xywh: Left, top, width, height in units.
         row: Number of its row, if it stands in one.
         crowd: Whether an annotator may leave it out.

@@ -22,12 +22,12 @@ from apiece.files import write_json, write_text
 from apiece.progress import track
 from apiece.types import Instance
 from apiece_scenes.layouts import Family
-from apiece_scenes.scene import ALL, Scene, SceneSettings, draw_scene, scene_mistakes, usage
+from apiece_scenes.scene import ALL, Scene, SceneSettings, draw_labelled, scene_mistakes, usage
 from apiece_scenes.sheet import SHEET_CELLS, contact_sheet
 from apiece_scenes.sprites import CLASSES
 
 VERSION = 1
-"""Of the drawings: raised when the same seed gives other scenes."""
+"""Version of the drawings: raised when the same seed gives other scenes."""
 _LABELS = ("complete", "observed")
 
 
@@ -49,17 +49,21 @@ class Written:
 
     @property
     def contact_sheet(self) -> Path:
-        """Path of the overview picture."""
         return self.out / "contact_sheet.png"
 
 
-class _Drawn(NamedTuple):
-    """A scene as a worker hands it back: the PNG file's bytes and the labels."""
+class Drawn(NamedTuple):
+    """A scene as a worker hands it back: the PNG file's bytes, and the labels under each of the settings."""
 
     png: bytes
     family: Family
     complete: tuple[Instance, ...]
-    observed: tuple[Instance, ...]
+    observed: tuple[tuple[Instance, ...], ...]
+
+    def scene(self) -> Scene:
+        """For a contact sheet: with the labels of the last settings."""
+        image = Image.open(io.BytesIO(self.png)).convert("RGB")
+        return Scene(image, self.family, self.complete, self.observed[-1])
 
 
 def write_scenes(
@@ -81,7 +85,7 @@ def write_scenes(
             `observed.jsonl`, `scenes.json` (the settings) and `contact_sheet.png`. An instance has one annotation id
             in all of them.
         n: Number of scenes.
-        seed: Of the series.
+        seed: Seed of the series.
         size: See `SceneSettings`, as for all others.
         families: Families in turn.
         unlabelled: Mean share of the crowd left out of `observed`.
@@ -90,7 +94,7 @@ def write_scenes(
         workers: Processes that draw. More than one needs a main module that can be imported.
 
     Raises:
-        UserError: Settings are out of their range (all are told), or the folder is not empty or cannot be written.
+        UserError: Settings are out of their range (all are listed), or the folder is not empty or cannot be written.
     """
     mistakes = scene_mistakes(size, families, unlabelled, group_boxes, iscrowd_rows)
     if n < 1:
@@ -126,12 +130,11 @@ def write_scenes(
 def _write_all(folder: Path, out: Path, n: int, seed: int, settings: SceneSettings, workers: int) -> Written:
     book = _Book(settings.size)
     shown: list[Scene] = []
-    for index, drawn in enumerate(track(_draw_all(n, seed, settings, workers), "scenes", total=n)):
+    for index, drawn in enumerate(track(draw_all(n, seed, (settings,), workers), "scenes", total=n)):
         (folder / "images" / f"{index:06d}.png").write_bytes(drawn.png)
         book.add(index, drawn)
         if index < SHEET_CELLS:
-            image = Image.open(io.BytesIO(drawn.png)).convert("RGB")
-            shown.append(Scene(image, drawn.family, drawn.complete, drawn.observed))
+            shown.append(drawn.scene())
     for name in _LABELS:
         write_json(folder / f"{name}.json", book.coco(name), indent=None)
         write_text(folder / f"{name}.jsonl", "".join(line + "\n" for line in book.lines[name]))
@@ -140,7 +143,8 @@ def _write_all(folder: Path, out: Path, n: int, seed: int, settings: SceneSettin
     return Written(out, dict(book.scenes), dict(book.counts["complete"]), dict(book.counts["observed"]))
 
 
-def _draw_all(n: int, seed: int, settings: SceneSettings, workers: int) -> Iterator[_Drawn]:
+def draw_all(n: int, seed: int, settings: tuple[SceneSettings, ...], workers: int) -> Iterator[Drawn]:
+    """Draw `n` scenes in order, each once, labelled under all of the settings; in `workers` processes."""
     draw = partial(_draw_one, seed, settings)
     if workers <= 1:
         yield from map(draw, range(n))
@@ -149,9 +153,10 @@ def _draw_all(n: int, seed: int, settings: SceneSettings, workers: int) -> Itera
         yield from pool.map(draw, range(n), chunksize=16)
 
 
-def _draw_one(seed: int, settings: SceneSettings, index: int) -> _Drawn:
-    scene = draw_scene(seed, index, settings)
-    return _Drawn(png_bytes(scene.image), scene.family, scene.complete, scene.observed)
+def _draw_one(seed: int, settings: tuple[SceneSettings, ...], index: int) -> Drawn:
+    scenes = draw_labelled(seed, index, settings)
+    first = scenes[0]
+    return Drawn(png_bytes(first.image), first.family, first.complete, tuple(s.observed for s in scenes))
 
 
 def png_bytes(image: Image.Image) -> bytes:
@@ -186,22 +191,21 @@ class _Book:
         self.counts: dict[str, Counter[str]] = {name: Counter() for name in _LABELS}
         self._last_id = 0
 
-    def add(self, index: int, drawn: _Drawn) -> None:
+    def add(self, index: int, drawn: Drawn) -> None:
         """Enter one scene. Its ids 1, 2, ... become the next free ones, regions over rows included."""
         name = f"images/{index:06d}.png"
         image = {"id": index + 1, "file_name": name, "width": self.size, "height": self.size}
         self.images.append(image)
         self.scenes[drawn.family] += 1
-        for kind, instances in (("complete", drawn.complete), ("observed", drawn.observed)):
+        for kind, instances in (("complete", drawn.complete), ("observed", drawn.observed[0])):
             self.counts[kind][drawn.family] += len(instances)
             objects = []
             for instance in instances:
                 number = self._last_id + (instance.id or 0)
                 self.annotations[kind].append(_coco_annotation(instance, number, index + 1))
                 objects.append(jsonl_object(instance, number))
-            line = {"id": f"{index:06d}", "image": name, "width": self.size, "height": self.size, "objects": objects}
-            self.lines[kind].append(json.dumps(line, allow_nan=False, ensure_ascii=False))
-        self._last_id += max((instance.id or 0 for instance in (*drawn.complete, *drawn.observed)), default=0)
+            self.lines[kind].append(jsonl_line(index, self.size, objects))
+        self._last_id += max((instance.id or 0 for instance in (*drawn.complete, *drawn.observed[0])), default=0)
 
     def coco(self, kind: str) -> dict[str, Any]:
         """The label file `kind` in COCO's form; every class is listed, seen or not."""
@@ -225,14 +229,21 @@ def _coco_annotation(instance: Instance, number: int, image_id: int) -> dict[str
     }
 
 
+def jsonl_line(index: int, size: int, objects: list[dict[str, Any]]) -> str:
+    """A scene as a line of docs/data.md."""
+    name = f"{index:06d}"
+    line = {"id": name, "image": f"images/{name}.png", "width": size, "height": size, "objects": objects}
+    return json.dumps(line, allow_nan=False, ensure_ascii=False)
+
+
 def jsonl_object(instance: Instance, number: int) -> dict[str, Any]:
     """An instance as an object of docs/data.md."""
-    record: dict[str, Any] = {
+    keys: dict[str, Any] = {
         "desc": instance.desc,
         "bbox": list(instance.bbox_xyxy),
         "area": instance.area,
         "id": number,
     }
     if instance.iscrowd:
-        record["iscrowd"] = True
-    return record
+        keys["iscrowd"] = True
+    return keys

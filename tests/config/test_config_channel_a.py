@@ -14,9 +14,9 @@ from apiece.cli import app
 from apiece.config.ladder import LadderFile
 from apiece.config.reference import values
 from apiece.config.resolve import load_config, load_file
-from apiece.config.scenes import BenchmarkFile
 from apiece.config.schema import CoordDecodeMode, SoftContextGrad
 from apiece.errors import UserError
+from apiece_scenes.benchmark import BenchmarkFile
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 PROD = CONFIGS / "stage2_two_channel" / "prod"

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from apiece import plugins
 from apiece.config.resolve import load_file
-from apiece.config.scenes import BenchmarkFile, SplitSection
 from apiece.data.jsonl import read_jsonl
 from apiece.errors import UserError
 from apiece_scenes import write_scenes
-from apiece_scenes.benchmark import prepare, split_files
+from apiece_scenes.benchmark import BenchmarkFile, SplitSection, ladder_data, prepare, split_files
 
 BENCHMARK = BenchmarkFile(
     name="toy",
@@ -96,3 +96,11 @@ def test_splits_that_share_scenes_are_refused(tmp_path: Path) -> None:
     file.write_text(f"name: x\ndrawings: 1\n{splits}unlabelled: [0.0]\n")
     with pytest.raises(UserError, match="must have seeds of their own, or they share scenes"):
         load_file(file, BenchmarkFile)
+
+
+def test_scenes_are_found_by_their_entry_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert plugins.load_plugin(plugins.LADDER_DATA, "scenes") is ladder_data
+    assert [entry.name for entry in plugins.plugins(plugins.COMMANDS)] == ["scenes"]
+    monkeypatch.setattr(plugins, "entry_points", lambda group: ())
+    with pytest.raises(UserError, match=r"no installed package offers 'scenes'.*\n  fix: install apiece again"):
+        plugins.load_plugin(plugins.LADDER_DATA, "scenes")

@@ -16,10 +16,8 @@ from hypothesis import strategies as st
 from test_jsonl import BAD_LINES, instances
 
 from apiece.data import index
-from apiece.data import index as quick
-from apiece.data.index import Records, open_records
+from apiece.data.index import DataFile, open_data
 from apiece.data.jsonl import read_jsonl, write_jsonl
-from apiece.data.lines import Level, box_faults, boxes_with_errors
 from apiece.errors import UserError
 from apiece.files import file_hash
 from apiece.types import Instance, Sample
@@ -40,7 +38,7 @@ def told(read: Callable[[Path], object], path: Path) -> str | None:
 @pytest.mark.parametrize("behind", [False, True], ids=["first", "behind a good one"])
 def test_a_bad_line_is_refused_as_by_the_strict_reader(tmp_path: Path, line: object, behind: bool) -> None:
     path = write_lines(tmp_path / "x.jsonl", *[record("good.jpg")] * behind, line)
-    assert told(open_records, path) == told(read_jsonl, path) is not None
+    assert told(open_data, path) == told(read_jsonl, path) is not None
 
 
 @pytest.mark.parametrize(
@@ -57,12 +55,12 @@ def test_a_bad_line_is_refused_as_by_the_strict_reader(tmp_path: Path, line: obj
 )
 def test_files_with_errors_are_refused_as_by_the_strict_reader(tmp_path: Path, lines: tuple[object, ...]) -> None:
     path = write_lines(tmp_path / "x.jsonl", *lines)
-    assert told(open_records, path) == told(read_jsonl, path) is not None
+    assert told(open_data, path) == told(read_jsonl, path) is not None
 
 
 def test_what_is_no_file_is_named(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "none.jsonl"):
-        assert told(open_records, path) == told(read_jsonl, path) is not None
+        assert told(open_data, path) == told(read_jsonl, path) is not None
 
 
 @pytest.mark.parametrize(
@@ -78,18 +76,14 @@ def test_what_is_no_file_is_named(tmp_path: Path) -> None:
     ],
     ids=["no objects", "crowds", "bom and windows", "blank lines", "near the edge", "huge id", "unusual paths"],
 )
-@pytest.mark.parametrize("block", [1, 7, 1 << 20])
-def test_records_are_those_of_the_strict_reader(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: list[object], block: int
-) -> None:
-    monkeypatch.setattr(quick, "_BLOCK_BYTES", block)
+def test_samples_are_those_of_the_strict_reader(tmp_path: Path, content: list[object]) -> None:
     path = write_lines(tmp_path / "x.jsonl", *content)
     path.write_bytes(path.read_bytes().rstrip(b"\n"))
     assert_equal_to_strict(path)
 
 
 def assert_equal_to_strict(path: Path) -> None:
-    records, expected = open_records(path), read_jsonl(path)
+    records, expected = open_data(path), read_jsonl(path)
     assert list(records) == expected
     counted = [[o.desc for o in sample.objects if not o.iscrowd] for sample in expected]
     assert records.num_objects.tolist() == [len(names) for names in counted]
@@ -108,30 +102,16 @@ def test_any_file_that_was_written(tmp_path: Path, lists: list[list[Instance]]) 
     assert_equal_to_strict(path)
 
 
-edge = st.sampled_from([-2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 9.0, 9.5, 10.0, 10.5, 11.0, 11.5, 12.0]) | st.floats(
-    -3, 14
-)
-
-
-@given(st.lists(st.tuples(edge, edge, edge, edge), min_size=1))
-def test_boxes_at_once_are_judged_as_one_by_one(boxes: list[tuple[float, float, float, float]]) -> None:
-    faults = [box_faults(box, (10, 11)) for box in boxes]
-    expected = [fault is not None and fault[0].level is Level.ERROR for fault in faults]
-    assert boxes_with_errors(np.array(boxes), np.array([[10, 11]] * len(boxes))).tolist() == expected
-
-
-def test_a_key_twice_is_told_when_the_record_is_read(tmp_path: Path) -> None:
+def test_a_key_twice_is_found(tmp_path: Path) -> None:
     twice = '{"image": "b", "image": "c.jpg", "width": 64, "height": 48, "objects": []}'
-    records = open_records(write_lines(tmp_path / "x.jsonl", record(), b"", twice))
-    assert records[0].id == "a.jpg"
-    with pytest.raises(UserError, match=r"x\.jsonl:3: not valid JSON: key 'image' appears twice") as caught:
-        records[1]
-    assert "apiece data check" in str(caught.value)
+    path = write_lines(tmp_path / "x.jsonl", record(), b"", twice)
+    with pytest.raises(UserError, match=r"x\.jsonl:3: not valid JSON: key 'image' appears twice"):
+        open_data(path)
 
 
 def test_some_of_the_records(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "x.jsonl", *(record(f"{i}.jpg", objects=[DOG] * i) for i in range(6)))
-    some = open_records(path).select(np.array([4, 0, 5]))
+    some = open_data(path).select(np.array([4, 0, 5]))
     assert [s.id for s in some] == ["4.jpg", "0.jpg", "5.jpg"] and len(some) == 3
     assert some.num_objects.tolist() == [4, 0, 5]
     assert some.sums_over_names(np.array([10])).tolist() == [40, 0, 50]
@@ -142,7 +122,7 @@ def test_some_of_the_records(tmp_path: Path) -> None:
 
 def test_a_file_that_changes_is_not_read_on(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "x.jsonl", record(), record("b.jpg"))
-    records = open_records(path)
+    records = open_data(path)
     write_lines(path, record("b.jpg"), record())
     os.utime(path, ns=(1, 1))
     with pytest.raises(UserError, match=r"x\.jsonl: the file has changed since"):
@@ -151,17 +131,16 @@ def test_a_file_that_changes_is_not_read_on(tmp_path: Path) -> None:
 
 def test_reading_holds_no_record_in_memory(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "x.jsonl", *(record(f"{i}.jpg", objects=[DOG] * 20) for i in range(3000)))
-    records = open_records(path)
-    for _ in records:  # what is cached for good (faults of names) is there now
-        pass
-    tracemalloc.start()
-    try:
-        objects = sum(len(sample.objects) for sample in records)
-        kept, _ = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert objects == 60_000
-    assert kept < 50_000
+    records = open_data(path)
+    grown = []
+    for _ in range(3):  # at first names are cached for good, and a table of Python's own may grow at any time, once
+        tracemalloc.start()
+        try:
+            assert sum(len(sample.objects) for sample in records) == 60_000
+            grown.append(tracemalloc.get_traced_memory()[0])
+        finally:
+            tracemalloc.stop()
+    assert min(grown) < 50_000
 
 
 @pytest.fixture
@@ -185,7 +164,7 @@ def builds(monkeypatch: pytest.MonkeyPatch, path: Path) -> int:
 
     with monkeypatch.context() as patch:
         patch.setattr(index, "_build", counted)
-        records: Records = open_records(path)
+        records: DataFile = open_data(path)
     assert list(records) == read_jsonl(path)
     return count
 
@@ -208,15 +187,15 @@ def test_a_kept_index_does_not_open_what_is_not_allowed_any_more(kept: Path, mon
     write_lines(kept, record("../x.jpg"))
     monkeypatch.setenv("APIECE_DATA_ROOT", str(kept.parent.parent))
     assert builds(monkeypatch, kept) == 1
-    records = open_records(kept)
+    records = open_data(kept)
     monkeypatch.delenv("APIECE_DATA_ROOT")
     with pytest.raises(UserError, match="leads out of this file's folder"):
         records[0]
-    assert told(open_records, kept) == told(read_jsonl, kept) is not None
+    assert told(open_data, kept) == told(read_jsonl, kept) is not None
 
 
 def test_a_short_file_leaves_nothing_behind(tmp_path: Path) -> None:
-    open_records(write_lines(tmp_path / "x.jsonl", record()))
+    open_data(write_lines(tmp_path / "x.jsonl", record()))
     assert [p.name for p in tmp_path.iterdir()] == ["x.jsonl"]
 
 
@@ -277,7 +256,7 @@ def test_an_index_that_cannot_be_one_is_made_anew(
     with monkeypatch.context() as patch:
         patch.setattr(index, "_build", hostile)
         with suppress(IndexError):
-            told(open_records, kept)
+            told(open_data, kept)
     assert builds(monkeypatch, kept) == 1
 
 
@@ -290,4 +269,4 @@ def test_where_nothing_can_be_written_the_index_goes_to_the_cache_or_into_memory
     assert f"its index is kept in {tmp_path / 'cache' / 'apiece'}" in caplog.text
     monkeypatch.setenv("XDG_CACHE_HOME", str(kept))
     assert [builds(monkeypatch, kept) for _ in range(2)] == [1, 1]
-    assert "can be kept nowhere, so every start takes as long: set XDG_CACHE_HOME" in caplog.text
+    assert "cannot be kept anywhere, so every start takes as long: set XDG_CACHE_HOME" in caplog.text

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from apiece.data import jsonl
-from apiece.data.jsonl import iter_records, read_jsonl, write_jsonl
+from apiece.data.jsonl import iter_lines, read_jsonl, write_jsonl
 from apiece.errors import UserError
 from apiece.types import Instance, Sample
 from records import DOG, kinds, record, with_box, with_desc, write_lines
@@ -166,7 +166,7 @@ BAD_LINES = [
 @pytest.mark.parametrize(("line", "kind", "message"), [row[1:] for row in BAD_LINES], ids=[row[0] for row in BAD_LINES])
 def test_a_bad_line_is_named_and_refused(tmp_path: Path, line: object, kind: str, message: str) -> None:
     path = write_lines(tmp_path / "x.jsonl", line)
-    (read,) = iter_records(path)
+    (read,) = iter_lines(path)
     assert kinds(read.errors)[:1] == [kind]
     assert message in read.errors[0].message
     assert read.errors[0].where == f"{path}:1"
@@ -191,7 +191,7 @@ def test_a_bad_line_is_named_and_refused(tmp_path: Path, line: object, kind: str
 )
 def test_a_warning_does_not_refuse(tmp_path: Path, line: object, kind: str, message: str) -> None:
     path = write_lines(tmp_path / "x.jsonl", line)
-    (read,) = iter_records(path)
+    (read,) = iter_lines(path)
     assert kinds(read.problems) == [kind] and message in read.problems[0].message and not read.errors
     assert len(read_jsonl(path)[0].objects) == 1
 
@@ -210,7 +210,7 @@ def test_a_warning_does_not_refuse(tmp_path: Path, line: object, kind: str, mess
     ],
 )
 def test_a_good_line_has_no_problems(tmp_path: Path, line: object) -> None:
-    (read,) = iter_records(write_lines(tmp_path / "x.jsonl", line))
+    (read,) = iter_lines(write_lines(tmp_path / "x.jsonl", line))
     assert read.problems == [] and read.sample is not None
 
 
@@ -218,7 +218,7 @@ def test_only_the_faulty_object_is_left_out(tmp_path: Path) -> None:
     path = write_lines(
         tmp_path / "x.jsonl", record(objects=[DOG, with_box(5, 5, 5, 9)["objects"][0], DOG | {"desc": "cat"}])
     )
-    (read,) = iter_records(path)
+    (read,) = iter_lines(path)
     assert read.sample is not None and [instance.desc for instance in read.sample.objects] == ["dog", "cat"]
     assert read.kept == [0, 2] and [problem.object_index for problem in read.problems] == [1]
 
@@ -234,7 +234,7 @@ def test_ids_are_unique_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         record("b.jpg", id="a.jpg"),
         record("c.jpg", objects=[DOG, numbered]),
     )
-    first, second, third = iter_records(path)
+    first, second, third = iter_lines(path)
     assert kinds(first.problems) == ["duplicate_object_id"] and first.problems[0].object_index == 1
     assert "object id 5 appears twice, first in line 1" in first.problems[0].message
     assert kinds(second.problems) == ["duplicate_id"] and second.sample is None
@@ -248,7 +248,7 @@ def test_ids_of_lines_that_only_the_strict_reader_can_read(tmp_path: Path, monke
     path = write_lines(
         tmp_path / "x.jsonl", bom, "{", record("b.jpg", id="a.jpg"), record("c", objects=[DOG | {"id": 5}])
     )
-    assert [kinds(line.problems) for line in iter_records(path)] == [
+    assert [kinds(line.problems) for line in iter_lines(path)] == [
         *([], ["broken_json"], ["duplicate_id"], ["duplicate_object_id"])
     ]
 
@@ -265,7 +265,7 @@ def test_blank_lines_bom_and_windows_line_ends_are_read(tmp_path: Path) -> None:
     text = b"\xef\xbb\xbf" + json.dumps(record()).encode() + b"\r\n\r\n  \n" + json.dumps(record("b.jpg")).encode()
     path = write_lines(tmp_path / "x.jsonl", text)
     assert [sample.id for sample in read_jsonl(path)] == ["a.jpg", "b.jpg"]
-    assert [line.number for line in iter_records(path)] == [1, 4]
+    assert [line.number for line in iter_lines(path)] == [1, 4]
 
 
 @pytest.mark.parametrize("content", [b"", b"\n \n"])
@@ -335,7 +335,7 @@ def test_where_images_may_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     (labels / "link").symlink_to(tmp_path / "data" / "images" / "deep", target_is_directory=True)
 
     def refused(image: str) -> bool:
-        (line,) = iter_records(write_lines(labels / "x.jsonl", record(image)))
+        (line,) = iter_lines(write_lines(labels / "x.jsonl", record(image)))
         assert kinds(line.errors) in ([], ["bad_path"])
         return bool(line.errors)
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from apiece.data import images
 from apiece.data.images import image_size, inspect_image, open_image
 from apiece.data.lines import ImageError
 from records import save_image
@@ -117,12 +118,16 @@ def test_what_is_no_image_is_named(tmp_path: Path, read: object) -> None:
 
 
 @pytest.mark.parametrize("read", ALL)
-def test_an_image_over_the_limit_is_refused_before_decoding(tmp_path: Path, read: object) -> None:
+def test_an_image_over_the_limit_is_refused_before_decoding(
+    tmp_path: Path, read: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = save_image(tmp_path / "a.png", (200, 100))
+    monkeypatch.setattr(images, "MAX_PIXELS", 19_999)
     with pytest.raises(ImageError, match=r"expected at most 19,999 pixels, found 200 x 100 = 20,000") as caught:
-        read(path, max_pixels=19_999)  # type: ignore[operator]
+        read(path)  # type: ignore[operator]
     assert caught.value.kind == "image_too_large"
-    read(path, max_pixels=20_000)  # type: ignore[operator]
+    monkeypatch.setattr(images, "MAX_PIXELS", 20_000)
+    read(path)  # type: ignore[operator]
 
 
 @pytest.mark.parametrize(("width", "found"), [(10_001, "10001 x 10000"), (30_000, "far more")])

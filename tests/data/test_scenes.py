@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from apiece.boxes import intersection_over_area
 from apiece.cli import app
-from apiece.cli import scenes as _scenes_command  # noqa: F401  registers the command
+from apiece.cli import commands as _commands  # noqa: F401  registers the commands
 from apiece.errors import UserError
 from apiece_scenes import CLASSES, Family, Scene, generate_scene, split_families, write, write_scenes
 from apiece_scenes.canvas import MIN_SIDE, UNITS, Dice, Item, Pen, render

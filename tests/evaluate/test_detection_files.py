@@ -77,28 +77,47 @@ def test_ground_truth_of_a_coco_file(write) -> None:
 @pytest.mark.parametrize(
     ("path", "value", "where", "message"),
     [
-        ("images", ..., "", "lists images, annotations, categories.*found an object with keys"),
-        ("images.0.width", ..., "images[0]", "expected an integer width, found none"),
-        ("images.0.height", 0, "images[0]", "at least 1, found 64 x 0"),
-        ("images.1.id", 7, "images[1]", "every id once, found 7 again"),
-        ("images.0", [], "images[0]", "expected an object, found a list"),
-        ("categories.1.id", 5, "categories[1]", "every id once, found 5 again"),
-        ("categories.1.name", "mug", "categories[1]", "every name once, found 'mug' again"),
-        ("categories.1.name", 3, "categories[1]", "expected a text as name, found 3"),
-        ("annotations.1.image_id", 9, "annotations[1]", r"image_id of the annotations \(2 ids: 3, 7\), found 9"),
-        ("annotations.1.image_id", "3", "annotations[1]", "expected an integer image_id, found '3'"),
-        ("annotations.1.category_id", True, "annotations[1]", "expected an integer category_id, found True"),
-        ("annotations.1.bbox", [1, 2, 3], "annotations[1]", r"\[x, y, width, height\], found 3 numbers"),
-        ("annotations.0.bbox", [5, 5, -1, 2], "annotations[0]", r"width and height >= 0, found \[5, 5, -1, 2\]"),
-        ("annotations.0.iscrowd", "0", "annotations[0]", "expected iscrowd to be 0 or 1, found '0'"),
-        ("annotations.0.area", None, "annotations[0]", "in area, found None"),
+        ("images", ..., None, "expected the lists 'images', 'annotations', 'categories'; missing 'images', found"),
+        ("images.0.width", ..., "images[0] (id 7)", "expected 'width' and 'height' in whole pixels, found None and 48"),
+        ("images.0.height", 0, "images[0] (id 7)", "in whole pixels, found 64 and 0"),
+        ("images.0.id", "7", "images[0] (id '7')", "to be scored, image ids must be whole numbers"),
+        ("images.1.id", 7, "images[1] (id 7)", "image id 7 appears twice"),
+        ("images.0", [], "images[0]", r"expected a JSON object, found \[\]"),
+        ("categories.1.id", 5, "categories[1]", "category id 5 appears twice: 'mug' and 'cup'"),
+        ("categories.1.name", "mug", "categories", "categories 5, 2 share the name 'mug'"),
+        ("categories.1.name", 3, "categories[1]", "expected a number 'id' and a text 'name', found 2 and 3"),
+        ("annotations.1.image_id", 9, "annotations[1] (id 0)", "no image has the id 9"),
+        ("annotations.1.image_id", "3", "annotations[1] (id 0)", "no image has the id '3'"),
+        ("annotations.1.image_id", True, "annotations[1] (id 0)", "no image has the id True"),
+        ("annotations.1.category_id", True, "annotations[1] (id 0)", "no category has the id True"),
+        ("annotations.1.bbox", [1, 2, 3], "annotations[1] (id 0)", "expected a list of 4 numbers, found a list of 3"),
+        (
+            "annotations.0.bbox",
+            [5, 5, -1, 2],
+            "annotations[0] (id 0)",
+            r"width and height >= 0, found \[5, 5, -1, 2\]",
+        ),
+        ("annotations.0.iscrowd", "0", "annotations[0] (id 0)", "'iscrowd': expected 0 or 1, found '0'"),
+        ("annotations.0.area", "6", "annotations[0] (id 0)", "'area': expected a number, found the text '6'"),
     ],
 )
 def test_broken_annotations(path, value, where, message, write) -> None:
     file = write(changed(path, value))
     with pytest.raises(UserError, match=message) as caught:
         load_coco_ground_truth(file)
-    assert caught.value.where == f"{file}{f': {where}' if where else ''}"
+    assert caught.value.where == str(file)
+    if where:
+        assert f"\n  {file}: {where}: " in str(caught.value)
+
+
+def test_all_broken_annotations_are_listed(write) -> None:
+    content = COCO | {"annotations": [{"image_id": 7, "category_id": 5}] * 12}
+    with pytest.raises(UserError, match=r"at least 10 errors:(\n  .*annotations\[\d\]: missing 'bbox'.*){10}\n  fix:"):
+        load_coco_ground_truth(write(content))
+
+
+def test_null_as_area_is_no_area_as_on_import(write) -> None:
+    assert load_coco_ground_truth(write(changed("annotations.0.area", None))).area.tolist() == [12.0, 205.0]
 
 
 @pytest.mark.parametrize(
@@ -145,7 +164,7 @@ def test_not_a_results_file(content, message, write) -> None:
 
 
 def test_annotations_and_detections_swapped(write, tmp_path) -> None:
-    with pytest.raises(UserError, match="found a list\n  fix: give the annotation file to --annotations"):
+    with pytest.raises(UserError, match=r"this is a COCO results file.*\n  fix: give the file .* to --annotations"):
         load_coco_ground_truth(write([DETECTION]))
     with pytest.raises(UserError, match="COCO annotation file not found"):
         load_coco_ground_truth(tmp_path / "none.json")
@@ -173,7 +192,7 @@ def test_image_ids_of_samples(ids, numbers, names) -> None:
 
 
 def test_samples_with_one_id_are_refused() -> None:
-    with pytest.raises(UserError, match=r"samples\[1\]: expected every id once, found 'a' again"):
+    with pytest.raises(UserError, match="samples: expected every id once, found 'a' twice"):
         samples_to_ground_truth([Sample("a", Path("x.png"), (9, 9))] * 2)
 
 

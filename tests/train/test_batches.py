@@ -10,7 +10,7 @@ import pytest
 from helpers import small_config, small_scenes
 
 from apiece.config.schema import Shuffle
-from apiece.data.index import open_records
+from apiece.data.index import open_data
 from apiece.data.jsonl import read_jsonl
 from apiece.errors import UserError
 from apiece.model.encode import PromptTokens, SampleEncoder
@@ -98,7 +98,7 @@ def test_lengths_from_the_index_are_those_of_the_samples(scenes: Path, tiny_side
     samples = read_jsonl(scenes)
     expected = [made.estimate_length(sample) for sample in samples]
     assert len(set(expected)) > 3
-    records = open_records(scenes)
+    records = open_data(scenes)
     assert sample_lengths(records, made).tolist() == expected
     chosen = np.array([5, 2, 7])
     assert sample_lengths(records.select(chosen), made).tolist() == [expected[i] for i in chosen]
@@ -106,7 +106,7 @@ def test_lengths_from_the_index_are_those_of_the_samples(scenes: Path, tiny_side
 
 def test_a_sample_that_does_not_fit_is_named(scenes: Path, tiny_side: Any) -> None:
     made = encoder(tiny_side)
-    records = open_records(scenes)
+    records = open_data(scenes)
     longest = int(np.argmax(made.lengths(records)))
     prompt = len(made.prompt.before) + len(made.prompt.after)
     limit = int(np.sort(made.lengths(records))[-2]) + prompt

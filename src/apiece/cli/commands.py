@@ -1,6 +1,9 @@
-"""Imports every command module, which registers its commands on the app."""
+"""Imports every command module, which registers its commands on the app, and adds those of other packages."""
 
-from apiece.cli import (  # noqa: F401
+from __future__ import annotations
+
+from apiece.cli import (
+    app,
     compare,
     config,
     data,
@@ -13,6 +16,25 @@ from apiece.cli import (  # noqa: F401
     plan,
     predict,
     report,
-    scenes,
     train,
 )
+from apiece.plugins import COMMANDS, plugins
+
+for _entry in plugins(COMMANDS):
+    _entry.load()(app)
+
+__all__ = [
+    "compare",
+    "config",
+    "data",
+    "demo",
+    "diagnose",
+    "env",
+    "evaluate",
+    "ladder",
+    "model",
+    "plan",
+    "predict",
+    "report",
+    "train",
+]

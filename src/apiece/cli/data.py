@@ -30,7 +30,7 @@ app.add_typer(data, name="data")
 Out = Annotated[Path, typer.Option("--out", help="JSONL file to write.", show_default=False)]
 ImagesFolder = Annotated[Path, typer.Option("--images", help="Folder of the image files.", show_default=False)]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the file if it is there.")]
-SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Drop what cannot be converted, with a list, and go on.")]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out what cannot be converted, and list it.")]
 
 
 @importers.command()
@@ -156,26 +156,6 @@ def check(
         raise UserError(message, where=path, fix=mend)
 
 
-@data.command()
-def pack(
-    path: Annotated[Path, typer.Argument(metavar="DATA.jsonl", help="File whose images to pack.", show_default=False)],
-    out: Annotated[Path, typer.Option("--out", help="New folder for the shards.", show_default=False)],
-    shard_mb: Annotated[int, typer.Option("--shard-mb", min=1, help="Megabytes of images in a shard.")] = 500,
-) -> None:
-    """Copy the images of a data file into tar shards, in its order, with a data file that names them there.
-
-    For disks on which a million small files are slow. Train on the new file with `data.shuffle=buffer`, and shards are
-    read front to back. Nothing is unpacked at any time; images are the same to the byte.
-
-    Example: `apiece data pack train.jsonl --out train_shards`
-    """
-    from apiece.data.lines import counted
-    from apiece.data.pack import pack as pack_images
-
-    done = pack_images(path, out, shard_bytes=shard_mb * 1_000_000)
-    print(f"wrote {done.data}: {counted(done.images, 'image')} in {counted(len(done.shards), 'shard')}")
-
-
 def _write_clean(report: CheckReport, out: Path) -> None:
     from apiece.data.check import write_clean
     from apiece.data.lines import ROOT_VARIABLE, counted
@@ -232,7 +212,7 @@ def _finish(imported: Imported, out: Path, skip_bad: bool) -> None:
     for note in imported.notes:
         print(note)
     if root := _root_outside({sample.image.parent for sample in imported.samples}, out):
-        print(f"images lie outside the folder of {out}: whatever reads this file needs {ROOT_VARIABLE}")
+        print(f"images lie outside the folder of {out}: commands that read this file need {ROOT_VARIABLE}")
         print(f"next: export {ROOT_VARIABLE}={root} && apiece data check {out}")
     else:
         print(f"next: apiece data check {out}")

@@ -236,7 +236,7 @@ class DataSection(Section):
     copy them, and drifts along a row once it conditions on its own predictions."""
     shuffle: Shuffle = Shuffle.FULL
     """`full`: a new order of the whole file in each epoch; `buffer`: within blocks of `buffer_size` consecutive lines,
-    so that a slow disk or tar shards are read front to back; `none`: the order of the file. Every run resumes at
+    so that a slow disk is read front to back; `none`: the order of the file. Every run resumes at
     the sample where it stopped."""
     buffer_size: PositiveCount = 10_000
     """Lines in a block of `shuffle: buffer`."""

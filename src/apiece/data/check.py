@@ -5,35 +5,35 @@ from __future__ import annotations
 import os
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from apiece import boxes
 from apiece.data.images import ImageFacts, inspect_image
-from apiece.data.jsonl import iter_records, write_jsonl
+from apiece.data.jsonl import iter_lines, write_jsonl
 from apiece.data.lines import ImageError, Level, Line, Problem, ProblemKind, counted
 from apiece.errors import UserError
+from apiece.printed import table
 from apiece.progress import track
-from apiece.types import IntArray, Sample
+from apiece.types import Instance, IntArray, Sample
 
 # Boxes of one class that lie on each other: counts for the checker, bounded in memory for any number of boxes.
 
 
 PAIR_IOU = 0.5
 DUPLICATE_IOU = 0.9
-INSIDE = 0.8
-"""Share of a box that must lie inside another for that one to contain it."""
+HELD = 0.8
+"""Share of a label that must lie inside another for that one to contain it. Stricter than `outcomes.COVERED`, by which
+a wrong box of a model lies over objects: here a label itself is doubted."""
 _CELLS = 400_000  # most cells of one block of the pair matrix: about 50 MB of temporaries
 _ROWS = 64  # of a block: more would compare boxes of different images with each other for nothing
 
@@ -46,7 +46,7 @@ class Overlaps:
         pairs: `[N]` pairs with IoU >= `PAIR_IOU`.
         duplicates: `[N]` pairs with IoU >= `DUPLICATE_IOU`.
         twin: `[N]` index of the other box in one of the `duplicates`, or -1.
-        contained: `[N]` how many boxes of its own class each one contains: `INSIDE` or more of their area in it, IoU
+        contained: `[N]` how many boxes of its own class each one contains: `HELD` or more of their area in it, IoU
             below `PAIR_IOU` (so that two boxes of one object do not contain each other).
     """
 
@@ -91,104 +91,20 @@ def same_class_overlaps(boxes_xyxy: ArrayLike, classes: ArrayLike) -> Overlaps:
         duplicates[here] += (found := same.sum(1))
         twin[here] = np.where(found > 0, order[there][same.argmax(1)], -1)
         apart = (inter > 0) & (iou < PAIR_IOU)
-        contained[here] += ((inter >= INSIDE * area[None, there]) & apart).sum(1)
-        contained[there] += ((inter >= INSIDE * area[here, None]) & apart).sum(0)
+        contained[here] += ((inter >= HELD * area[None, there]) & apart).sum(1)
+        contained[there] += ((inter >= HELD * area[here, None]) & apart).sum(0)
     back = np.argsort(order)
     return Overlaps(pairs[back], duplicates[back], twin[back], contained[back])
 
 
 def _ends(box: boxes.FloatArray, label: IntArray) -> IntArray:
-    """For boxes sorted by (label, x1): the end of those of its label that start before a box ends."""
+    """For boxes sorted by (label, x1): where the boxes end that have its label and start before it ends, for each."""
     if not len(box):
         return np.zeros(0, dtype=np.int64)
     # One number that sorts as (label, x1) does. The span is small against 2^53, so nothing is lost.
     _, number = np.unique(label, return_inverse=True)
     shift = number * (np.ptp(box[:, [0, 2]]) + 1.0)
     return np.searchsorted(shift + box[:, 0], shift + box[:, 2], side="right")
-
-
-# Opening the image files of a data file for the checker, several at a time.
-
-
-class Report(Protocol):
-    """What findings go to."""
-
-    image_modes: Counter[str]
-
-    def add(self, problem: Problem) -> None:
-        """Take one problem."""
-
-
-@dataclass(slots=True)
-class File:
-    """An image file to open, and the record that names it."""
-
-    line: int
-    where: str
-    path: Path
-    size_wh: tuple[int, int]
-
-
-class ImageInspector:
-    """Opens files in threads (decoding releases the interpreter lock), as many at a time as it is given.
-
-    Args:
-        report: Told of every problem, and of the modes of pixels.
-    """
-
-    def __init__(self, report: Report) -> None:
-        self._report = report
-        self._converted: dict[str, File] = {}
-        self._threads = ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._threads.shutdown(cancel_futures=True)  # so that Ctrl-C does not wait for the files still in line
-
-    def inspect(self, files: Sequence[File]) -> set[int]:
-        """Open files; returns the lines whose size is not that of their file."""
-        report, wrong_size = self._report, set()
-        for file, outcome in zip(files, self._threads.map(_inspect, files), strict=True):
-            if isinstance(outcome, ImageError):
-                message = f"{outcome.where}: {outcome.message}"
-                report.add(Problem(outcome.kind, file.where, message, file.line))
-                continue
-            report.image_modes[outcome.mode] += 1
-            if outcome.mode != "RGB":
-                self._converted.setdefault(outcome.mode, file)
-            if outcome.size_wh != file.size_wh:
-                report.add(_size_problem(file, outcome))
-                wrong_size.add(file.line)
-        return wrong_size
-
-    def finish(self) -> None:
-        """Tell which modes will be converted, once each."""
-        for mode, file in self._converted.items():
-            count = counted(self._report.image_modes[mode], "image")
-            message = f"{count} of mode {mode} will be converted to RGB, this the first"
-            self._report.add(Problem(ProblemKind.CONVERTED_TO_RGB, file.where, message, file.line))
-
-
-def _inspect(file: File) -> ImageFacts | ImageError:
-    try:
-        return inspect_image(file.path)
-    except ImageError as error:
-        return error
-
-
-def _size_problem(file: File, facts: ImageFacts) -> Problem:
-    found = f"expected {by(facts.size_wh)} as in {file.path}, found {by(file.size_wh)}"
-    if file.size_wh == facts.stored_wh:
-        message = f"size is the one before EXIF rotation: {found}; swap it, and turn boxes drawn in the unrotated frame"
-        return Problem(ProblemKind.SIZE_UNROTATED, file.where, message, file.line)
-    return Problem(ProblemKind.SIZE_DIFFERS, file.where, f"size differs from the file: {found}", file.line)
-
-
-def by(size_wh: tuple[int, int]) -> str:
-    """`640 x 480`."""
-    return f"{size_wh[0]} x {size_wh[1]}"
 
 
 MAX_OBJECTS = 60
@@ -201,8 +117,7 @@ SIZES = (("small", 0, 32**2), ("medium", 32**2, 96**2), ("large", 96**2, None))
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95)
 MAX_KEPT = 10_000
 """Problems of one kind that a report lists; further ones are only counted."""
-_BATCH = 2000  # objects looked at together; bounds memory and amortises numpy's overhead
-_LINES = 512  # lines whose images are opened together
+_LINES, _BATCH = 512, 20_000  # lines whose images are opened together, and objects looked at together, at most
 _ONCE_A_DESC = (ProblemKind.DESC_NON_ASCII, ProblemKind.DESC_PUNCTUATION)
 
 
@@ -210,12 +125,12 @@ _ONCE_A_DESC = (ProblemKind.DESC_NON_ASCII, ProblemKind.DESC_PUNCTUATION)
 class CheckReport:
     """What a check found.
 
-    Numbers describe the records that are valid as text (whatever their image files are like) and their valid objects.
+    Numbers describe the lines that are valid as text (whether their image files are or not) and their valid objects.
 
     Attributes:
         path: The file.
         lines: Lines that are not blank.
-        images: Valid records.
+        images: Valid lines.
         objects: Valid objects, crowd regions included.
         crowd_regions: Those with `iscrowd`.
         class_objects: Objects by class, crowd regions included.
@@ -232,7 +147,7 @@ class CheckReport:
         image_modes: Files by stored pixel mode.
         counts: Errors, warnings and notes by kind.
         problems: The errors, warnings and notes, by line: of each kind the first `MAX_KEPT`.
-        bad_lines: Lines whose record, or its image file, has an error.
+        bad_lines: Lines that have an error of their own, or whose image file has one.
         bad_objects: Line and place of every object with an error.
     """
 
@@ -273,7 +188,6 @@ class CheckReport:
         return Counter({kind: count for kind, count in self.counts.items() if kind.level is level})
 
     def of(self, level: Level) -> list[Problem]:
-        """Problems of one level."""
         return [problem for problem in self.problems if problem.level is level]
 
     @property
@@ -282,7 +196,6 @@ class CheckReport:
         return self.of(Level.ERROR)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON output."""
         return {
             "file": str(self.path),
             "lines": self.lines,
@@ -321,18 +234,15 @@ def check_jsonl(path: Path, *, open_images: bool = True, max_objects: int = MAX_
     Raises:
         UserError: The file itself is missing or may not be read.
     """
-    report = CheckReport(Path(path))
-    gatherer = _Gatherer(report, max_objects)
-    report.images_opened = open_images
-    with ImageInspector(report) if open_images else nullcontext() as inspector:
-        for line in track(iter_records(report.path), "checking", total=_count_lines(report.path)):
-            gatherer.add(line)
-            if len(gatherer.waiting) >= _LINES:
-                gatherer.release(inspector)
-        gatherer.release(inspector)
-        if inspector is not None:
-            inspector.finish()
-    gatherer.finish()
+    report = CheckReport(Path(path), images_opened=open_images)
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+        gatherer = _Gatherer(report, max_objects, threads if open_images else None)
+        try:
+            for line in track(iter_lines(report.path), "checking", total=_count_lines(report.path)):
+                gatherer.add(line)
+            gatherer.finish()
+        finally:
+            threads.shutdown(cancel_futures=True)  # so that Ctrl-C does not wait for the files still in line
     if not report.lines:
         raise UserError("expected one image a line, found an empty file", where=path)
     report.problems.sort(
@@ -357,10 +267,10 @@ def require_other(out: Path, path: Path) -> None:
 def write_clean(report: CheckReport, out: Path) -> tuple[int, int]:
     """Write a copy of the checked file without what has an error.
 
-    A record with an error of its own is left out; from the others only the faulty objects are.
+    A line with an error of its own, or of its image file, is left out; of the others only the faulty objects are.
 
     Args:
-        report: Of the file.
+        report: What `check_jsonl` found in the file.
         out: The copy.
 
     Returns:
@@ -378,7 +288,7 @@ def write_clean(report: CheckReport, out: Path) -> tuple[int, int]:
         )
 
     def clean() -> Iterator[Sample]:
-        for line in iter_records(report.path):
+        for line in iter_lines(report.path):
             if line.sample is not None and line.number not in bad_lines:
                 yield line.sample
 
@@ -387,74 +297,94 @@ def write_clean(report: CheckReport, out: Path) -> tuple[int, int]:
 
 
 class _Gatherer:
-    """Takes lines in order and counts; objects are looked at in batches of many images."""
+    """Takes lines in order and counts; images and boxes are looked at in batches of many lines."""
 
-    def __init__(self, report: CheckReport, max_objects: int) -> None:
-        self.waiting: list[Line] = []
-        self._report = report
-        self._max_objects = max_objects
+    def __init__(self, report: CheckReport, max_objects: int, threads: ThreadPoolExecutor | None) -> None:
+        self._report, self._max_objects, self._threads = report, max_objects, threads
         self._images = array("q"), array("q")  # hash of each path, and its line: sixteen bytes an image
+        self._converted: dict[str, int] = {}  # the first line of each mode that is not RGB
         self._warned_descs: set[tuple[ProblemKind, str]] = set()
         self._desc_numbers: dict[str, int] = {}
         self._short_sides: list[np.ndarray] = []
-        self._start_batch()
-
-    def _start_batch(self) -> None:
-        self._lines: list[Line] = []
+        self._batch: list[Line] = []
         self._count = 0
 
     def add(self, line: Line) -> None:
-        """Take one line."""
         report, sample = self._report, line.sample
         report.lines += 1
-        self.waiting.append(line)
-        if sample is None:
-            return
-        where = f"{report.path}:{line.number}"
-        self._images[0].append(hash(str(sample.image)))
-        self._images[1].append(line.number)
-        if min(sample.size_wh) < MIN_SIDE:
-            message = f"image is tiny: expected sides of {MIN_SIDE} pixels or more, found {by(sample.size_wh)}"
-            self._warn(ProblemKind.TINY_IMAGE, line, where, message)
-        report.images += 1
-        report.objects += len(sample.objects)
-        crowd_regions = sum(instance.iscrowd for instance in sample.objects)
-        report.crowd_regions += crowd_regions
-        self._count_objects(len(sample.objects) - crowd_regions, line, where)
-        names = [instance.desc for instance in sample.objects]
-        report.class_objects.update(names)
-        report.class_images.update(set(names))
-        self._lines.append(line)
-        self._count += len(names)
-        if self._count >= _BATCH:
+        self._batch.append(line)
+        if sample is not None:
+            self._images[0].append(hash(str(sample.image)))
+            self._images[1].append(line.number)
+            if min(sample.size_wh) < MIN_SIDE:
+                message = f"image is tiny: expected sides of {MIN_SIDE} pixels or more, found {by(sample.size_wh)}"
+                self._add(ProblemKind.TINY_IMAGE, line.number, message)
+            report.images += 1
+            report.objects += len(sample.objects)
+            crowd_regions = sum(instance.iscrowd for instance in sample.objects)
+            report.crowd_regions += crowd_regions
+            self._count_objects(len(sample.objects) - crowd_regions, line.number)
+            names = [instance.desc for instance in sample.objects]
+            report.class_objects.update(names)
+            report.class_images.update(set(names))
+            self._count += len(names)
+        if len(self._batch) >= _LINES or self._count >= _BATCH:
             self._finish_batch()
 
-    def release(self, inspector: ImageInspector | None) -> None:
-        """Report the problems of the lines that wait, once their images have been opened."""
-        report, lines, self.waiting = self._report, self.waiting, []
-        files = [
-            File(line.number, f"{report.path}:{line.number}", line.sample.image, line.sample.size_wh)
-            for line in lines
-            if line.sample is not None
-        ]
-        wrong_size = inspector.inspect(files) if inspector is not None else set()
-        for line in lines:
+    def finish(self) -> None:
+        """Close the last batch, find images that were named twice and take the quantiles."""
+        self._finish_batch()
+        self._warn_of_repeated_images()
+        for mode, first in self._converted.items():
+            count = counted(self._report.image_modes[mode], "image")
+            message = f"{count} of mode {mode} will be converted to RGB, this the first"
+            self._add(ProblemKind.CONVERTED_TO_RGB, first, message)
+        if self._short_sides:
+            values = np.quantile(np.concatenate(self._short_sides), QUANTILES)
+            named = zip(QUANTILES, values, strict=True)
+            self._report.short_side = {f"{quantile:.0%}": round(float(value), 2) for quantile, value in named}
+
+    def _finish_batch(self) -> None:
+        batch, self._batch, self._count = self._batch, [], 0
+        wrong_size = self._open_images(batch)
+        for line in batch:
             for problem in line.problems:
                 # One cause, one error: whether a box is outside can be said once the size is right.
                 hidden = problem.kind is ProblemKind.BOX_OUTSIDE and line.number in wrong_size
                 if not hidden and self._is_new(problem, line):
-                    report.add(problem)
+                    self._report.add(problem)
+        self._measure_objects(batch)
 
-    def _count_objects(self, count: int, line: Line, where: str) -> None:
+    def _open_images(self, batch: list[Line]) -> set[int]:
+        """Open image files in threads (decoding releases the interpreter lock); the lines that have a wrong size."""
+        wrong_size: set[int] = set()
+        if self._threads is None:
+            return wrong_size
+        samples = [(line.number, line.sample) for line in batch if line.sample is not None]
+        found = self._threads.map(_inspect, [sample.image for _, sample in samples])
+        for (number, sample), facts in zip(samples, found, strict=True):
+            if isinstance(facts, ImageError):
+                self._add(facts.kind, number, f"{facts.where}: {facts.message}")
+                continue
+            self._report.image_modes[facts.mode] += 1
+            if facts.mode != "RGB":
+                self._converted.setdefault(facts.mode, number)
+            if facts.size_wh != sample.size_wh:
+                wrong_size.add(number)
+                kind, message = _size_problem(sample, facts)
+                self._add(kind, number, message)
+        return wrong_size
+
+    def _count_objects(self, count: int, number: int) -> None:
         report = self._report
         for name, low, high in CROWDING:
             report.crowding[name] += low <= count and (high is None or count <= high)
         if report.most_objects is None or count > report.most_objects[0]:
-            report.most_objects = (count, line.number)
+            report.most_objects = (count, number)
         if count > self._max_objects:
             report.over_max_objects += 1
             message = f"{count:,} objects, more than max_objects ({self._max_objects}): training drops this image"
-            self._warn(ProblemKind.MANY_OBJECTS, line, where, message)
+            self._add(ProblemKind.MANY_OBJECTS, number, message)
 
     def _is_new(self, problem: Problem, line: Line) -> bool:
         """A desc that warns does so once, not at each of its thousands of objects."""
@@ -465,19 +395,17 @@ class _Gatherer:
         self._warned_descs.add(key)
         return is_new
 
-    def _warn(self, kind: ProblemKind, line: Line, where: str, message: str, index: int | None = None) -> None:
-        self._report.add(Problem(kind, where, message, line.number, index))
+    def _add(self, kind: ProblemKind, number: int, message: str, index: int | None = None) -> None:
+        self._report.add(Problem(kind, f"{self._report.path}:{number}", message, number, index))
 
-    def _finish_batch(self) -> None:
-        """Sizes and overlaps of the objects gathered since the last time."""
-        lines = [line for line in self._lines if line.sample is not None and line.sample.objects]
+    def _measure_objects(self, batch: list[Line]) -> None:
+        """Sizes and overlaps of the valid objects of some lines."""
         items = [
-            (line, index, instance)
-            for line in lines
+            (line.number, index, instance)
+            for line in batch
             if line.sample is not None
             for index, instance in zip(line.kept, line.sample.objects, strict=True)
         ]
-        self._start_batch()
         if not items:
             return
         boxes = np.array([instance.bbox_xyxy for _, _, instance in items], dtype=np.float64)
@@ -490,12 +418,12 @@ class _Gatherer:
             self._report.sizes[name] += int(inside.sum())
         self._count_overlaps(items, boxes)
 
-    def _count_overlaps(self, items: list[tuple[Line, int, Any]], boxes: np.ndarray) -> None:
+    def _count_overlaps(self, items: list[tuple[int, int, Instance]], boxes: np.ndarray) -> None:
         numbers = self._desc_numbers
         keys = [
             # A class is another one in each image; a crowd region is a class of its own.
-            (line.number, -1 - place if instance.iscrowd else numbers.setdefault(instance.desc, len(numbers)))
-            for place, (line, _, instance) in enumerate(items)
+            (number, -1 - place if instance.iscrowd else numbers.setdefault(instance.desc, len(numbers)))
+            for place, (number, _, instance) in enumerate(items)
         ]
         unique = {key: number for number, key in enumerate(dict.fromkeys(keys))}
         found = same_class_overlaps(boxes, [unique[key] for key in keys])
@@ -504,39 +432,50 @@ class _Gatherer:
         report.overlap_90 += int(found.duplicates.sum())
         twins: dict[int, list[int]] = {}
         for place in np.flatnonzero(found.duplicates):
-            twins.setdefault(items[place][0].number, []).append(int(place))
-        for places in twins.values():
-            line, index, instance = items[places[0]]
+            twins.setdefault(items[place][0], []).append(int(place))
+        for number, places in twins.items():
+            _, index, instance = items[places[0]]
             other = items[int(found.twin[places[0]])][1]
             count = int(found.duplicates[places].sum())
             message = (
                 f"{counted(count, 'pair')} of the same class with IoU >= 0.9: one object labelled"
                 f" twice? (such as objects {min(index, other)} and {max(index, other)}, {instance.desc!r})"
             )
-            self._warn(ProblemKind.DUPLICATE_BOXES, line, f"{report.path}:{line.number}", message)
+            self._add(ProblemKind.DUPLICATE_BOXES, number, message)
         for place in np.flatnonzero(found.contained >= 2):
-            line, index, instance = items[place]
+            number, index, instance = items[place]
             report.group_boxes += 1
             inner = f"{found.contained[place]:,} boxes of its own class"
-            message = f"object {index} ({instance.desc!r}) contains {inner}: a group?"
-            self._warn(ProblemKind.GROUP_BOX, line, f"{report.path}:{line.number}", message, index)
-
-    def finish(self) -> None:
-        """Close the last batch, find images that were named twice and take the quantiles."""
-        self._finish_batch()
-        self._warn_of_repeated_images()
-        if self._short_sides:
-            values = np.quantile(np.concatenate(self._short_sides), QUANTILES)
-            named = zip(QUANTILES, values, strict=True)
-            self._report.short_side = {f"{quantile:.0%}": round(float(value), 2) for quantile, value in named}
+            self._add(
+                ProblemKind.GROUP_BOX, number, f"object {index} ({instance.desc!r}) contains {inner}: a group?", index
+            )
 
     def _warn_of_repeated_images(self) -> None:
         paths, lines = (np.array(values, dtype=np.int64) for values in self._images)
         _, first, which = np.unique(paths, return_index=True, return_inverse=True)
         for place in np.flatnonzero(first[which] != np.arange(len(paths))):
-            line, message = int(lines[place]), f"the same image file as line {lines[first[which[place]]]}"
-            where = f"{self._report.path}:{line}"
-            self._report.add(Problem(ProblemKind.REPEATED_IMAGE, where, message, line))
+            message = f"the same image file as line {lines[first[which[place]]]}"
+            self._add(ProblemKind.REPEATED_IMAGE, int(lines[place]), message)
+
+
+def _inspect(path: Path) -> ImageFacts | ImageError:
+    try:
+        return inspect_image(path)
+    except ImageError as error:
+        return error
+
+
+def _size_problem(sample: Sample, facts: ImageFacts) -> tuple[ProblemKind, str]:
+    found = f"expected {by(facts.size_wh)} as in {sample.image}, found {by(sample.size_wh)}"
+    if sample.size_wh == facts.stored_wh:
+        advice = "swap it, and turn boxes drawn in the unrotated frame"
+        return ProblemKind.SIZE_UNROTATED, f"size is the one before EXIF rotation: {found}; {advice}"
+    return ProblemKind.SIZE_DIFFERS, f"size differs from the file: {found}"
+
+
+def by(size_wh: tuple[int, int]) -> str:
+    """`640 x 480`."""
+    return f"{size_wh[0]} x {size_wh[1]}"
 
 
 # Printing a check report: tables for people, in a terminal or a file; problems one a line, so that grep works.
@@ -603,19 +542,6 @@ def _print_rest(console: Console, count: int) -> None:
         plain_line(console, f"  ... and {count:,} more, which are counted but not listed")
 
 
-def _table(console: Console, title: str, *columns: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD if console.is_terminal else None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column(title, overflow="fold")
-    for column in columns:
-        table.add_column(column, justify="right", no_wrap=True)
-    return table
-
-
-def _print_table(console: Console, table: Table) -> None:
-    plain_line(console, "")
-    console.print(table, highlight=False)
-
-
 def _print_numbers(report: CheckReport, console: Console) -> None:
     crowd = f" ({report.crowd_regions:,} of them iscrowd)" if report.crowd_regions else ""
     classes = len(report.class_objects)
@@ -624,19 +550,19 @@ def _print_numbers(report: CheckReport, console: Console) -> None:
         f"{counted(report.images, 'image')}, {counted(report.objects, 'object')}{crowd}, {counted(classes, 'class')}",
     )
     _print_classes(report, console)
-    table = _table(console, "objects in an image", "images", "share")
+    rows = table("objects in an image", "images", "share")
     for name, count in report.crowding.items():
-        table.add_row(name, f"{count:,}", _share(count, report.images))
-    _print_table(console, table)
+        rows.add_row(name, f"{count:,}", f"{count / report.images:.1%}")
+    _print_table(console, rows)
     if report.most_objects:
         most, line = report.most_objects
         plain_line(console, f"most: {most:,} ({report.path}:{line}); over max_objects: {report.over_max_objects:,}")
     if report.objects:
-        table = _table(console, "object size (area, COCO)", "objects", "share")
+        rows = table("object size (area, COCO)", "objects", "share")
         for name, low, high in SIZES:
             label = f"{name}, under {high**0.5:.0f}^2" if high else f"{name}, from {low**0.5:.0f}^2"
-            table.add_row(label, f"{report.sizes[name]:,}", _share(report.sizes[name], report.objects))
-        _print_table(console, table)
+            rows.add_row(label, f"{report.sizes[name]:,}", f"{report.sizes[name] / report.objects:.1%}")
+        _print_table(console, rows)
         quantiles = ", ".join(f"{name} {value:g}" for name, value in report.short_side.items())
         plain_line(console, f"shorter box side in pixels, quantiles: {quantiles}")
         plain_line(
@@ -651,15 +577,16 @@ def _print_numbers(report: CheckReport, console: Console) -> None:
 def _print_classes(report: CheckReport, console: Console) -> None:
     if not report.class_objects:
         return
-    table = _table(console, "class", "objects", "images")
-    rows = report.class_objects.most_common()
-    for name, count in rows[:MAX_CLASSES]:
-        table.add_row(Text(printable(name)), f"{count:,}", f"{report.class_images[name]:,}")
-    _print_table(console, table)
-    if len(rows) > MAX_CLASSES:
-        rest = sum(count for _, count in rows[MAX_CLASSES:])
-        plain_line(console, f"and {len(rows) - MAX_CLASSES:,} more classes with {rest:,} objects (--json lists all)")
+    rows = table("class", "objects", "images", head_width=60)
+    classes = report.class_objects.most_common()
+    for name, count in classes[:MAX_CLASSES]:
+        rows.add_row(Text(printable(name)), f"{count:,}", f"{report.class_images[name]:,}")
+    _print_table(console, rows)
+    if len(classes) > MAX_CLASSES:
+        rest = sum(count for _, count in classes[MAX_CLASSES:])
+        plain_line(console, f"and {len(classes) - MAX_CLASSES:,} more classes with {rest:,} objects (--json lists all)")
 
 
-def _share(count: int, total: int) -> str:
-    return f"{count / total:.1%}"
+def _print_table(console: Console, rows: Table) -> None:
+    plain_line(console, "")
+    console.print(rows, highlight=False)

@@ -1,4 +1,7 @@
-"""Importing YOLO labels: one text file an image, `class cx cy width height` a line, as shares of the image."""
+"""Importing Pascal VOC and YOLO labels, and what all importers share.
+
+An importer returns `Imported`: samples, and every problem of what it could not convert.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +18,10 @@ import yaml
 
 from apiece.data.images import image_size, inspect_header
 from apiece.data.lines import ROUNDING_PX, ImageError, Level, Problem, ProblemKind
+from apiece.data.photos import SUFFIXES
 from apiece.errors import UserError, require_file
 from apiece.types import BoxXYXY, Instance, Sample
 
-# What the importers share: their result, image folders, and the one change that they make to boxes.
-
-
-IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".jp2", ".avif"},
-)
 _DECIMALS = 6
 _NOISE_PX = 1e-6
 
@@ -45,12 +43,10 @@ class Imported:
     notes: list[str] = field(default_factory=list)
 
     def add(self, kind: ProblemKind, where: str, message: str) -> None:
-        """Record a problem."""
         self.problems.append(Problem(kind, where, message))
 
     @property
     def errors(self) -> list[Problem]:
-        """The problems that are errors."""
         return [problem for problem in self.problems if problem.level is Level.ERROR]
 
     def fit(self, box_xyxy: BoxXYXY, size_wh: tuple[int, int]) -> BoxXYXY:
@@ -87,10 +83,8 @@ def files_under(folder: Path, suffixes: frozenset[str]) -> Iterator[Path]:
                 yield Path(current, name).relative_to(folder)
 
 
-# Importing Pascal VOC annotations: one XML file an image.
-#
-# VOC counts pixels from 1 and its boxes include their last pixel, so that `xmin` 1 is the image's left edge: here
-# x1 = xmin - 1, y1 = ymin - 1, x2 = xmax, y2 = ymax.
+# Pascal VOC: one XML file an image. VOC counts pixels from 1 and its boxes include their last pixel, so `xmin` 1 is
+# the image's left edge: here x1 = xmin - 1, y1 = ymin - 1, x2 = xmax, y2 = ymax.
 
 
 _EDGES = ("xmin", "ymin", "xmax", "ymax")
@@ -174,7 +168,7 @@ def _find_image(root: ElementTree.Element, path: Path, images: Path, result: Imp
         result.add(ProblemKind.BAD_PATH, str(path), f"'filename' leads out of the image folder: {name!r}")
         return None
     for candidate in (name, *(name + suffix for suffix in (".jpg", ".JPEG", ".jpeg", ".png", ".JPG"))):
-        if Path(candidate).suffix.lower() in IMAGE_SUFFIXES and (images / candidate).is_file():
+        if Path(candidate).suffix.lower() in SUFFIXES and (images / candidate).is_file():
             return images / candidate
     result.add(ProblemKind.MISSING_IMAGE, str(path), f"image file not found: {images / name}")
     return None
@@ -221,7 +215,7 @@ def _instance(element: ElementTree.Element, where: str, size_wh: tuple[int, int]
     return Instance(_text(element, "name"), result.fit(shifted, size_wh))
 
 
-_LISTS = frozenset({"classes.txt", "names.txt"})  # labelling tools put these beside the labels
+_LISTS = frozenset({"classes.txt", "names.txt"})  # labelling tools put these next to the labels
 
 
 def import_yolo(images: Path, labels: Path, names: Path) -> Imported:
@@ -246,7 +240,7 @@ def import_yolo(images: Path, labels: Path, names: Path) -> Imported:
     require_folder(labels, "the label folder")
     classes = read_names(names)
     result = Imported()
-    paths = list(files_under(images, IMAGE_SUFFIXES))
+    paths = list(files_under(images, SUFFIXES))
     if not paths:
         raise UserError("no image files in this folder", where=images, fix="check --images")
     by_stem: dict[Path, list[Path]] = defaultdict(list)

@@ -1,38 +1,31 @@
-"""Opening image files and members of tar shards: always upright RGB within a size limit, or an error that names them.
+"""Opening image files: always upright RGB within a size limit, or an error that names them.
 
 Sizes are `(width, height)` in pixels after EXIF rotation, as a viewer shows the photo: the frame that boxes are in.
 """
 
 from __future__ import annotations
 
-import io
 import logging
 import os
-import posixpath
 import struct
-import tarfile
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
-from hashlib import blake2b
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 from PIL.Image import Transpose
 from PIL.ImageFile import ImageFile
 
-from apiece.data.index import Arrays, kept_arrays
 from apiece.data.lines import ImageError, ProblemKind
 from apiece.errors import UserError
 from apiece.types import Sample
 
 MAX_PIXELS = 100_000_000
-"""Default limit: 300 MB once decoded, and well under Pillow's own (179 million)."""
+"""More are refused before decoding: 300 MB once decoded, and well under Pillow's own limit (179 million)."""
 
 # Raster formats only: Pillow would also run Ghostscript on an EPS file, or take raw bytes for a rare format.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
@@ -110,15 +103,11 @@ class _QuietPillow:
 _quiet = _QuietPillow()
 
 
-def open_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def open_image(path: Path) -> Image.Image:
     """Read an image file as upright 8-bit RGB.
 
     Greyscale, palette, CMYK and 16-bit pixels are converted (16 bits: divided by 257); transparent pixels are laid on
     white; of an animation the first frame is taken.
-
-    Args:
-        path: The file.
-        max_pixels: Refuse more than this, before decoding.
 
     Returns:
         A loaded image of mode `RGB`, turned as its EXIF orientation asks.
@@ -126,7 +115,7 @@ def open_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     Raises:
         ImageError: The file is missing, not an image, truncated or too large; a `UserError` that names it.
     """
-    with _opened(Path(path), max_pixels) as image, _decoding(Path(path)):
+    with _opened(Path(path)) as image, _decoding(Path(path)):
         orientation = _orientation(image)
         rgb = _to_rgb(image)
         upright = rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb
@@ -134,36 +123,28 @@ def open_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
         return upright
 
 
-def image_size(path: Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+def image_size(path: Path) -> tuple[int, int]:
     """Width and height in pixels after EXIF rotation, read from the header only.
-
-    Args:
-        path: The file.
-        max_pixels: Refuse more than this.
 
     Raises:
         ImageError: As `open_image`, but a truncated file is only noticed when its header is cut.
     """
-    return inspect_header(path, max_pixels=max_pixels).size_wh
+    return inspect_header(path).size_wh
 
 
-def inspect_header(path: Path, *, max_pixels: int = MAX_PIXELS) -> ImageFacts:
+def inspect_header(path: Path) -> ImageFacts:
     """Like `inspect_image`, without decoding any pixels; errors as `image_size`."""
-    with _opened(Path(path), max_pixels) as image, _decoding(Path(path)):
+    with _opened(Path(path)) as image, _decoding(Path(path)):
         return ImageFacts(_upright_size(image.size, _orientation(image)), image.size, image.mode)
 
 
-def inspect_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> ImageFacts:
-    """Decode a file to the end, as cheaply as its format allows, and tell what it is.
-
-    Args:
-        path: The file.
-        max_pixels: Refuse more than this.
+def inspect_image(path: Path) -> ImageFacts:
+    """Decode a file to the end, as cheaply as its format allows.
 
     Raises:
         ImageError: As `open_image`.
     """
-    with _opened(Path(path), max_pixels) as image, _decoding(Path(path)):
+    with _opened(Path(path)) as image, _decoding(Path(path)):
         stored_wh, mode = image.size, image.mode
         orientation = _orientation(image)
         _refuse_float(mode)
@@ -177,9 +158,9 @@ def require_size(sample: Sample, found_wh: tuple[int, int], data: str | Path = "
     """Refuse an image of another size than its sample says: its boxes lie in another frame.
 
     Args:
-        sample: As its data file has it.
-        found_wh: Of the image, after EXIF rotation.
-        data: The file, if it is known.
+        sample: What the data file says.
+        found_wh: Size of the image file, after EXIF rotation.
+        data: The data file, if it is known.
     """
     if found_wh != sample.size_wh:
         raise UserError(
@@ -191,28 +172,26 @@ def require_size(sample: Sample, found_wh: tuple[int, int], data: str | Path = "
 
 
 @contextmanager
-def _opened(path: Path, max_pixels: int) -> Iterator[ImageFile]:
-    """Open the header of a file or of a member of a shard; every way that can fail becomes an `ImageError`."""
-    with _quiet, open_member(path) or nullcontext() as member:
-        image = _open_header(path, member)
-        with image:
-            width, height = image.size
-            if width * height > max_pixels:
-                raise _too_large(path, f"{width} x {height} = {width * height:,}", max_pixels)
-            yield image
+def _opened(path: Path) -> Iterator[ImageFile]:
+    """Open a file and read its header; every way that can fail becomes an `ImageError`."""
+    with _quiet, _open_header(path) as image:
+        width, height = image.size
+        if width * height > MAX_PIXELS:
+            raise _too_large(path, f"{width} x {height} = {width * height:,}")
+        yield image
 
 
-def _open_header(path: Path, member: BinaryIO | None) -> ImageFile:
+def _open_header(path: Path) -> ImageFile:
     try:
-        return Image.open(path if member is None else member, formats=_FORMATS)
+        return Image.open(path, formats=_FORMATS)
     except UnidentifiedImageError as error:
-        if (path.stat().st_size if member is None else member.seek(0, os.SEEK_END)) == 0:
+        if path.stat().st_size == 0:
             raise ImageError(ProblemKind.TRUNCATED_IMAGE, "image file is empty (0 bytes)", path, _COPY_AGAIN) from error
         message = f"not an image that can be read; expected one of {', '.join(_FORMATS)}"
         fix = "convert it (a .heic photo, say, to JPEG), or leave it out"
         raise ImageError(ProblemKind.NOT_AN_IMAGE, message, path, fix) from error
     except Image.DecompressionBombError as error:
-        raise _too_large(path, "far more", MAX_PIXELS) from error
+        raise _too_large(path, "far more") from error
     except (FileNotFoundError, NotADirectoryError) as error:
         fix = "check the path; in a JSONL file it is read relative to that file"
         raise ImageError(ProblemKind.MISSING_IMAGE, "image file not found", path, fix) from error
@@ -238,7 +217,7 @@ def _decoding(path: Path) -> Iterator[None]:
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
-        raise _too_large(path, "far more", MAX_PIXELS) from error
+        raise _too_large(path, "far more") from error
     except _PixelError as error:
         raise ImageError(ProblemKind.NOT_AN_IMAGE, str(error), path, "convert it to 8-bit RGB") from error
     except _BROKEN_PIXELS as error:
@@ -251,10 +230,10 @@ class _PixelError(Exception):
     """Pixels without one right way to 8 bits."""
 
 
-def _too_large(path: Path, found: str, max_pixels: int) -> ImageError:
+def _too_large(path: Path, found: str) -> ImageError:
     return ImageError(
         ProblemKind.IMAGE_TOO_LARGE,
-        f"image is too large: expected at most {max_pixels:,} pixels, found {found}",
+        f"image is too large: expected at most {MAX_PIXELS:,} pixels, found {found}",
         path,
         "scale it down, together with its boxes",
     )
@@ -317,179 +296,3 @@ def _to_rgb(image: ImageFile) -> Image.Image:
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, rgba).convert("RGB")
     return image.convert("RGB")
-
-
-# Images in tar shards: a path that leads through a `.tar` file names one of its members, `train-0001.tar/000123.jpg`.
-#
-# Nothing is unpacked. Python's `tarfile` walks the headers of a shard once; where each member lies is kept beside the
-# shard (`derived.py`), and a member is read from there like a file of its own, in any order. Only plain files count:
-# links and devices in a shard are never followed, and a name that leads out of the shard is no member's.
-
-
-SUFFIX = ".tar"
-_KEEP_FROM_BYTES = 1_000_000
-_MAPPED = 1024
-"""Shards whose tables stay open in a process."""
-_TYPES = {"name": np.uint64, "offset": np.int64, "size": np.int64}
-
-
-def split_path(path: Path) -> tuple[Path, str] | None:
-    """The tar file that a path leads through and the member's name in it; `None` for a path to a file of its own."""
-    if f"{SUFFIX}/" not in path.as_posix():
-        return None
-    for parent in reversed(path.parents):
-        if parent.suffix == SUFFIX and not parent.is_dir():
-            return parent, path.relative_to(parent).as_posix()
-    return None
-
-
-def open_member(path: Path) -> BinaryIO | None:
-    """A member of a shard as a file to read; `None` for a path to a file of its own.
-
-    Raises:
-        ImageError: The shard is missing, broken or compressed, or has no such member.
-    """
-    if (found := split_path(path)) is None:
-        return None
-    shard, name = found
-    table = _table(shard)
-    key = _key(posixpath.normpath(name))
-    place = int(np.searchsorted(table["name"], key))
-    if place == len(table["name"]) or table["name"][place] != key:
-        message = f"no image {name!r} in this shard of {len(table['name']):,}"
-        fix = "check the name; links and devices in a shard do not count"
-        raise ImageError(ProblemKind.MISSING_IMAGE, message, shard, fix)
-    file = open(shard, "rb", buffering=0)  # noqa: SIM115  closed with the member
-    return io.BufferedReader(_Member(file, int(table["offset"][place]), int(table["size"][place])), 1 << 16)
-
-
-def is_image_file(path: Path) -> bool:
-    """Whether there is a file at a path, or a member."""
-    try:
-        member = open_member(path)
-    except ImageError:
-        return False
-    if member is None:
-        return path.is_file()
-    member.close()
-    return True
-
-
-def read_image_file(path: Path, *, at_most: int | None = None) -> bytes:
-    """All bytes of an image file or member; none of one with more than `at_most`.
-
-    Raises:
-        ImageError: The shard is missing or broken, or has no such member.
-    """
-    with open_member(path) or open(path, "rb") as file:
-        size = file.seek(0, io.SEEK_END)
-        file.seek(0)
-        return file.read() if at_most is None or size <= at_most else b""
-
-
-def members(shard: Path) -> Iterator[tuple[str, int, int]]:
-    """Name, first byte and size of every plain file in a tar file, front to back.
-
-    Raises:
-        ImageError: It is missing, no tar file, compressed, or cut off.
-    """
-    remake = "make it again, uncompressed, or copy it again"
-    try:
-        with open(shard, "rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
-            while (member := archive.next()) is not None:
-                archive.members.clear()  # type: ignore[attr-defined]  # all that were met, which takes memory
-                name = posixpath.normpath(member.name)
-                if member.isreg() and not member.issparse() and name.split("/")[0] not in ("", ".."):
-                    yield name, member.offset_data, member.size
-            # A broken or missing header ends the walk like the zeros that end every tar file.
-            file.seek(archive.offset)
-            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-                raise tarfile.ReadError(f"no end mark at byte {archive.offset:,}")
-    except FileNotFoundError as error:
-        fix = "check the path; in a JSONL file it is read relative to that file"
-        raise ImageError(ProblemKind.MISSING_IMAGE, "tar shard not found", shard, fix) from error
-    except PermissionError as error:
-        fix = "check its permissions"
-        raise ImageError(ProblemKind.UNREADABLE_IMAGE, "tar shard cannot be read", shard, fix) from error
-    except (tarfile.TarError, EOFError, ValueError) as error:
-        message = f"tar shard is cut off, damaged or compressed ({error})"
-        raise ImageError(ProblemKind.BROKEN_SHARD, message, shard, remake) from error
-
-
-def _table(shard: Path) -> Arrays:
-    try:
-        status = shard.stat()
-    except OSError:
-        status = None
-    return _known_table(shard, status and (status.st_size, status.st_mtime_ns))
-
-
-@lru_cache(_MAPPED)
-def _known_table(shard: Path, state: tuple[int, int] | None) -> Arrays:
-    if state is None:
-        return _build(shard)  # which says what is wrong
-    return kept_arrays(
-        shard, "members", "", lambda: _build(shard), lambda found: _fits(found, state[0]), _KEEP_FROM_BYTES
-    )
-
-
-def _build(shard: Path) -> Arrays:
-    rows = [(_key(name), offset, size) for name, offset, size in members(shard)]
-    names = np.array([key for key, _, _ in rows], np.uint64)
-    order = np.argsort(names, kind="stable")
-    names = names[order]
-    twice = set(names[1:][names[1:] == names[:-1]].tolist())
-    if twice:
-        name = next(name for name, _, _ in members(shard) if int(_key(name)) in twice)
-        message, fix = f"tar shard has two images of the name {name!r}", "rename one of them"
-        raise ImageError(ProblemKind.BROKEN_SHARD, message, shard, fix)
-    places = np.array([(offset, size) for _, offset, size in rows], np.int64).reshape(-1, 2)[order]
-    return {"name": names, "offset": places[:, 0].copy(), "size": places[:, 1].copy()}
-
-
-def _fits(arrays: Arrays, shard_bytes: int) -> bool:
-    """Whether kept arrays can be those of a shard of this size: they may come from anybody, with the data."""
-    if arrays.keys() != _TYPES.keys() or any(arrays[key].dtype != dtype for key, dtype in _TYPES.items()):
-        return False
-    name, offset, size = (arrays[key] for key in _TYPES)
-    if not name.shape == offset.shape == size.shape or name.ndim != 1:
-        return False
-    inside = (offset >= 0) & (size >= 0) & (offset <= shard_bytes) & (size <= shard_bytes - offset)
-    return bool(inside.all() and (name[1:] > name[:-1]).all())
-
-
-def _key(name: str) -> np.uint64:
-    """A name as a number: two names of a shard with one number would be told as one name twice."""
-    return np.uint64(int.from_bytes(blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "little"))
-
-
-class _Member(io.RawIOBase):
-    """A stretch of a file, as a file."""
-
-    def __init__(self, file: io.RawIOBase | io.FileIO, start: int, size: int) -> None:
-        self._file, self._start, self._size, self._at = file, start, size, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        self._at = max(0, base + offset)
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        self._file.seek(self._start + self._at)
-        data = self._file.read(max(0, min(len(buffer), self._size - self._at))) or b""
-        buffer[: len(data)] = data
-        self._at += len(data)
-        return len(data)
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()

@@ -1,4 +1,4 @@
-"""The data contract: one image a line, JSON, as docs/data.md says. Reading it strictly, and writing it."""
+"""Files of the data contract: one image a line, JSON, as docs/data.md says. Reading them strictly, and writing them."""
 
 from __future__ import annotations
 
@@ -6,80 +6,19 @@ import gc
 import json
 import os
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 
-from apiece.data.lines import IMPORT_COCO, Line, Problem, ProblemKind, parse_record, remedy
+from apiece.data.lines import MAX_LISTED, Line, Problem, ProblemKind, decode, is_spread, read_line, refusal, remedy
 from apiece.errors import UserError, require_file
 from apiece.files import atomic_open
 from apiece.types import Instance, Sample
 
-# Ids that a data file has twice, found in little memory: a quick pass over the file keeps eight bytes of each.
-
-
-class _Object(msgspec.Struct, gc=False):
-    id: int | None = None
-
-
-class _RepeatLine(msgspec.Struct, gc=False):
-    image: str
-    objects: list[_Object]
-    id: str | None = None
-
-
-_decode_repeat = msgspec.json.Decoder(_RepeatLine).decode
-
-
-@dataclass(frozen=True, slots=True)
-class Repeats:
-    """Hashes (of this process) of all ids that appear more than once, and perhaps of a few others.
-
-    Attributes:
-        records: Of records.
-        objects: Of objects.
-    """
-
-    records: frozenset[int]
-    objects: frozenset[int]
-
-
-def find_repeats(path: Path, parse: Callable[[bytes, int], Sample | None]) -> Repeats:
-    """Find the ids that appear more than once in a data file.
-
-    Args:
-        path: The JSONL file.
-        parse: The strict reader of a line, given its number, for lines that the quick one cannot read.
-    """
-    records, objects = array("q"), array("q")
-    with open(path, "rb") as file:
-        for number, raw in enumerate(file, 1):
-            try:
-                record = _decode_repeat(raw)
-            except (msgspec.DecodeError, UnicodeError):
-                sample = parse(raw, number)
-                if sample is not None:
-                    records.append(hash(sample.id))
-                    objects.extend(hash(o.id) for o in sample.objects if o.id is not None)
-                continue
-            records.append(hash(record.image if record.id is None else record.id))
-            objects.extend([hash(o.id) for o in record.objects if o.id is not None])
-    return Repeats(_twice(records), _twice(objects))
-
-
-def _twice(values: array[int]) -> frozenset[int]:
-    ordered = np.sort(np.frombuffer(values, np.int64)) if values else np.zeros(0, np.int64)
-    return frozenset(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
-
-
 _LONG_BYTES = 32_000_000
-MAX_LISTED = 10
-"""Problems that a strict read tells at once."""
 
 
 def read_jsonl(path: Path) -> list[Sample]:
@@ -92,7 +31,7 @@ def read_jsonl(path: Path) -> list[Sample]:
         Samples in file order, those without objects included.
 
     Raises:
-        UserError: The file is missing or empty, or some lines are wrong: the first ones are told with `file:line`.
+        UserError: The file is missing or empty, or some lines are wrong: the first ones are listed with `file:line`.
     """
     with without_cycle_search():
         return [line.sample for line in valid_lines(path) if line.sample is not None]
@@ -101,19 +40,13 @@ def read_jsonl(path: Path) -> list[Sample]:
 def valid_lines(path: Path) -> Iterator[Line]:
     """The lines of a data file, each with its sample; a file with any error is refused once the first errors are known.
 
-    Args:
-        path: The JSONL file.
-
-    Yields:
-        Lines in file order.
-
     Raises:
         UserError: As `read_jsonl`.
     """
     path = Path(path)
     found = 0
     errors: list[Problem] = []
-    for line in iter_records(path):
+    for line in iter_lines(path):
         errors += line.errors
         if len(errors) >= MAX_LISTED:
             break
@@ -121,11 +54,7 @@ def valid_lines(path: Path) -> Iterator[Line]:
             found += 1
             yield line
     if errors:
-        count = "at least " if len(errors) >= MAX_LISTED else ""
-        listed = "".join(f"\n  {error}" for error in errors[:MAX_LISTED])
-        fix = remedy(errors, path, f"see all with `apiece data check {path}`;")
-        noun = "error" if len(errors) == 1 else "errors"
-        raise UserError(f"{count}{len(errors[:MAX_LISTED])} {noun}:{listed}", where=path, fix=fix)
+        raise refusal(errors, path, remedy(errors, path, f"see all with `apiece data check {path}`;"))
     if not found:
         raise UserError("expected one image a line, found an empty file", where=path)
 
@@ -145,24 +74,17 @@ def without_cycle_search() -> Iterator[None]:
             gc.enable()
 
 
-def iter_records(path: Path) -> Iterator[Line]:
+def iter_lines(path: Path) -> Iterator[Line]:
     """Read a data file line by line, with what is wrong in each: for the checker.
 
-    Checks everything that the text alone can tell, ids that appear twice included. Blank lines are skipped.
-
-    Args:
-        path: The JSONL file.
-
-    Yields:
-        Each line with its number, its sample without faulty objects, and its problems.
+    Finds everything that the text alone can show, ids that appear twice included. Blank lines are skipped.
 
     Raises:
         UserError: The file is missing or may not be read.
     """
     path = require_file(Path(path), "a JSONL data file")
-    folder = path.parent
     try:
-        seen = _Seen(path)
+        known = _KnownIds(path)
         with open(path, "rb") as file:
             for number, raw in enumerate(file, 1):
                 if raw.isspace():
@@ -172,14 +94,75 @@ def iter_records(path: Path) -> Iterator[Line]:
                     message = "expected UTF-8 text, found a binary file (or UTF-16: save it as UTF-8)"
                     yield Line(1, problems=[Problem(ProblemKind.NOT_UTF8, where, message, 1)])
                     return
-                line = parse_line(raw, folder=folder, number=number, where=where)
+                line = read_line(raw, folder=path.parent, number=number, where=where)
                 if line.sample is not None:
-                    seen.check(line, line.sample, where)
+                    known.check(line, line.sample, where)
                 yield line
-                if line.problems and _is_spread(line.problems[0]):
-                    return  # thousands of lines that are no records either would say nothing more
+                if line.problems and is_spread(line.problems[0]):
+                    return  # thousands of further problems of the same cause would say nothing more
     except PermissionError as error:
         raise UserError("cannot be read: permission denied", where=path) from error
+
+
+class _KnownIds:
+    """Ids met so far in a file, with the line where each was met first.
+
+    Of a long file only those are kept that appear twice, which a pass over it finds beforehand: eight bytes an id.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._lines: dict[str, int] = {}
+        self._objects: dict[int, int] = {}
+        self._twice: tuple[frozenset[int], frozenset[int]] | None = None
+        if path.stat().st_size >= _LONG_BYTES:
+            with open(path, "rb") as file:
+                self._twice = _ids_twice(file, path.parent)
+
+    def check(self, line: Line, sample: Sample, where: str) -> None:
+        """Drop from `line` what repeats an id, and name it."""
+        first = line.number
+        if self._twice is None or hash(sample.id) in self._twice[0]:
+            first = self._lines.setdefault(sample.id, line.number)
+        if first != line.number:
+            message = f"id {sample.id!r} appears twice, first in line {first}; ids must be unique in a file"
+            line.problems.append(Problem(ProblemKind.DUPLICATE_ID, where, message, line.number))
+            line.sample = None
+            return
+        unique: list[int] = []
+        for place, instance in enumerate(sample.objects):
+            if instance.id is not None and (self._twice is None or hash(instance.id) in self._twice[1]):
+                count = len(self._objects)
+                first = self._objects.setdefault(instance.id, line.number)
+                if len(self._objects) == count:
+                    index = line.kept[place]
+                    label = f"object {index} ({instance.desc!r})"
+                    message = f"{label}: object id {instance.id} appears twice, first in line {first}"
+                    line.problems.append(Problem(ProblemKind.DUPLICATE_OBJECT_ID, where, message, line.number, index))
+                    continue
+            unique.append(place)
+        if len(unique) < len(sample.objects):
+            line.kept = [line.kept[place] for place in unique]
+            objects = tuple(sample.objects[place] for place in unique)
+            line.sample = Sample(sample.id, sample.image, sample.size_wh, objects)
+
+
+def _ids_twice(lines: Iterable[bytes], folder: Path) -> tuple[frozenset[int], frozenset[int]]:
+    """Hashes of all ids of lines and of objects that appear more than once, and perhaps of a few others."""
+    ids, objects = array("q"), array("q")
+    for number, raw in enumerate(lines, 1):
+        if (form := decode(raw)) is not None:
+            ids.append(hash(form.image if form.id is None else form.id))
+            objects.extend([hash(o.id) for o in form.objects if o.id is not None])
+        elif (sample := read_line(raw, folder=folder, number=number, where="").sample) is not None:
+            ids.append(hash(sample.id))
+            objects.extend([hash(o.id) for o in sample.objects if o.id is not None])
+    return twice(ids), twice(objects)
+
+
+def twice(values: array[int]) -> frozenset[int]:
+    """The values that appear more than once."""
+    ordered = np.sort(np.frombuffer(values, np.int64)) if values else np.zeros(0, np.int64)
+    return frozenset(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
 
 
 def write_jsonl(path: Path, samples: Iterable[Sample]) -> None:
@@ -198,15 +181,15 @@ def write_jsonl(path: Path, samples: Iterable[Sample]) -> None:
     encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, check_circular=False).encode
     with atomic_open(path) as file:
         for sample in samples:
-            record = {
+            line = {
                 "id": sample.id,
                 "image": relative(sample.image),
                 "width": sample.size_wh[0],
                 "height": sample.size_wh[1],
-                "objects": [_instance_dict(instance) for instance in sample.objects],
+                "objects": [object_dict(instance) for instance in sample.objects],
             }
             try:
-                file.write(encode(record) + "\n")
+                file.write(encode(line) + "\n")
             except UnicodeEncodeError as error:
                 message = f"sample {sample.id!r}: a name in it is not Unicode text"
                 raise UserError(message, where=sample.image, fix="rename the file or the class") from error
@@ -214,15 +197,16 @@ def write_jsonl(path: Path, samples: Iterable[Sample]) -> None:
                 raise ValueError(f"sample {sample.id!r}: a box or area is NaN or infinite") from error
 
 
-def _instance_dict(instance: Instance) -> dict[str, Any]:
-    record: dict[str, Any] = {"desc": instance.desc, "bbox": [_short_number(v) for v in instance.bbox_xyxy]}
+def object_dict(instance: Instance) -> dict[str, Any]:
+    """An object as a line has it."""
+    keys: dict[str, Any] = {"desc": instance.desc, "bbox": [_short_number(v) for v in instance.bbox_xyxy]}
     if instance.iscrowd:
-        record["iscrowd"] = True
+        keys["iscrowd"] = True
     if instance.area is not None:
-        record["area"] = _short_number(instance.area)
+        keys["area"] = _short_number(instance.area)
     if instance.id is not None:
-        record["id"] = instance.id
-    return record
+        keys["id"] = instance.id
+    return keys
 
 
 def _short_number(value: float) -> float:
@@ -251,109 +235,3 @@ class _RelativePaths:
                 raise UserError(message, where=image, fix="write the JSONL file on the drive of the images") from error
             self._known[image.parent] = parent
         return image.name if parent == os.curdir else (Path(parent) / image.name).as_posix()
-
-
-class _Seen:
-    """Ids met so far in a file, with the line where each was met first.
-
-    Of a long file only those are kept that appear twice, which a pass over it finds beforehand.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._records: dict[str, int] = {}
-        self._objects: dict[int, int] = {}
-        self._repeats: Repeats | None = None
-        if path.stat().st_size >= _LONG_BYTES:
-            folder = path.parent
-            self._repeats = find_repeats(
-                path, lambda raw, number: parse_line(raw, folder=folder, number=number, where="").sample
-            )
-
-    def check(self, line: Line, sample: Sample, where: str) -> None:
-        """Drop from `line` what repeats an id, and name it."""
-        known = self._repeats
-        first = line.number
-        if known is None or hash(sample.id) in known.records:
-            first = self._records.setdefault(sample.id, line.number)
-        if first != line.number:
-            message = f"id {sample.id!r} appears twice, first in line {first}; ids must be unique in a file"
-            line.problems.append(Problem(ProblemKind.DUPLICATE_ID, where, message, line.number))
-            line.sample = None
-            return
-        repeated: set[int] = set()
-        for place, instance in enumerate(sample.objects):
-            if instance.id is None or (known is not None and hash(instance.id) not in known.objects):
-                continue
-            count = len(self._objects)
-            first = self._objects.setdefault(instance.id, line.number)
-            if len(self._objects) == count:
-                index = line.kept[place]
-                message = (
-                    f"object {index} ({instance.desc!r}): object id {instance.id} appears twice, first in line {first}"
-                )
-                line.problems.append(Problem(ProblemKind.DUPLICATE_OBJECT_ID, where, message, line.number, index))
-                repeated.add(place)
-        if repeated:
-            kept = [place for place in range(len(sample.objects)) if place not in repeated]
-            line.kept = [line.kept[place] for place in kept]
-            line.sample = Sample(
-                sample.id, sample.image, sample.size_wh, tuple(sample.objects[place] for place in kept)
-            )
-
-
-def parse_line(raw: bytes, *, folder: Path, number: int, where: str) -> Line:
-    """One line of a file: its sample and its problems, but for ids that other lines have as well.
-
-    Args:
-        raw: The line.
-        folder: Of the file, which image paths are relative to.
-        number: Of the line, from 1.
-        where: `file:line`, for the problems.
-    """
-    value, problem = _decode(raw, number, where)
-    if problem is not None:
-        return Line(number, problems=[problem])
-    return parse_record(value, folder=folder, number=number, where=where)
-
-
-def _is_spread(problem: Problem) -> bool:
-    """Whether this is a file of one JSON value over many lines."""
-    return problem.kind is ProblemKind.BROKEN_JSON and IMPORT_COCO in problem.message
-
-
-def _decode(raw: bytes, number: int, where: str) -> tuple[Any, Problem | None]:
-    """A line as a JSON value, or the problem of a line that is none."""
-    try:
-        text = raw.rstrip(b"\r\n").decode("utf-8-sig" if number == 1 else "utf-8")
-    except UnicodeDecodeError as error:
-        message = f"not UTF-8 text: byte 0x{raw[error.start]:02x} at column {error.start + 1}"
-        return None, Problem(ProblemKind.NOT_UTF8, where, message, number)
-    try:
-        return _parse(text), None
-    except json.JSONDecodeError as error:
-        message = f"not valid JSON: {error.msg.removesuffix(' at')} at column {error.colno}"
-        if number == 1 and text.strip() in ("{", "["):
-            message = (
-                "expected one JSON object a line, found one spread over lines"
-                f" (a COCO file? convert it with `{IMPORT_COCO}`)"
-            )
-    except _RepeatedKeyError as error:
-        message = f"not valid JSON: key {error.args[0]!r} appears twice in one object"
-    except (ValueError, RecursionError):
-        message = "not valid JSON: nested too deep, or a number of thousands of digits"
-    return None, Problem(ProblemKind.BROKEN_JSON, where, message, number)
-
-
-class _RepeatedKeyError(Exception):
-    """A key twice in one JSON object, of which Python would silently keep the last."""
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        seen: set[str] = set()
-        raise _RepeatedKeyError(next(key for key, _ in pairs if key in seen or seen.add(key)))  # type: ignore[func-returns-value]
-    return value
-
-
-_parse = json.JSONDecoder(object_pairs_hook=_unique_keys).decode

@@ -1,11 +1,12 @@
-"""One record of the JSONL contract: a JSON value in, a `Sample` and its problems out.
+"""One line of the JSONL contract: bytes in, a `Sample` and its problems out.
 
-This is the one place that says what a valid record is (docs/data.md in words). Nothing is repaired: what is wrong is
-left out of the sample and named.
+The only decoder of the contract, and the only place that says what a valid line is (docs/data.md in words). Nothing is
+repaired: what is wrong is left out of the sample and named.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import unicodedata
@@ -14,9 +15,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import numpy as np
+import msgspec
 
 from apiece.errors import UserError, nearest
 from apiece.types import BoxXYXY, Instance, Sample
@@ -62,7 +63,6 @@ class ProblemKind(StrEnum):
     NOT_AN_IMAGE = "not_an_image"
     TRUNCATED_IMAGE = "truncated_image"
     IMAGE_TOO_LARGE = "image_too_large"
-    BROKEN_SHARD = "broken_shard"
     SIZE_DIFFERS = "size_differs"
     SIZE_UNROTATED = "size_unrotated"
     # Only on import.
@@ -85,14 +85,13 @@ class ProblemKind(StrEnum):
 
     @property
     def level(self) -> Level:
-        """Whether this kind is an error, a warning or a note."""
         if self in _WARNINGS:
             return Level.WARNING
         return Level.NOTE if self is ProblemKind.CONVERTED_TO_RGB else Level.ERROR
 
 
 class ImageError(UserError):
-    """An image file, or a shard of them, that cannot be used; `kind` says why, for `data check`."""
+    """An image file that cannot be used; `kind` says why, for `data check`."""
 
     def __init__(self, kind: ProblemKind, message: str, path: str | Path, fix: str) -> None:
         self.kind = kind
@@ -105,19 +104,19 @@ class ImageError(UserError):
 
 IMPORT_COCO = "apiece data import coco"
 ROOT_VARIABLE = "APIECE_DATA_ROOT"
-"""Environment variable: folders (parted as in PATH) that images may lie in, beside the folder of their data file."""
+"""Environment variable: folders (separated as in PATH) that may hold images, besides the folder of their data file."""
 ALLOW_OUTSIDE = f"{ROOT_VARIABLE}=FOLDER"
 
 
 def remedy(errors: Sequence[Problem], path: Path, look: str) -> str:
-    """How to mend the errors of a data file.
+    """How to correct the errors of a data file: what to type.
 
-    A COCO file is imported, whatever else is wrong with it; images that lie elsewhere are allowed, not dropped.
+    A COCO file is to be imported, no matter what else is wrong; images that lie elsewhere are allowed, not dropped.
 
     Args:
         errors: At least one.
-        path: Of the file.
-        look: What comes before dropping them: looking at them, or mending them.
+        path: The file.
+        look: What to do before dropping them: look at them, or correct them.
     """
     if any(IMPORT_COCO in problem.message for problem in errors):
         return f"{IMPORT_COCO} --annotations {path} --images FOLDER --out data.jsonl"
@@ -149,8 +148,8 @@ class Problem:
         kind: Its name, which fixes its level.
         where: `file:line`, or the entry of a file without lines.
         message: What was expected and what was found.
-        line: Line of the JSONL file, from 1; `None` for problems of an import.
-        object_index: Place of the object in its record, from 0; `None` when the whole record is meant.
+        line: Line of the JSONL file, from 1; `None` on import.
+        object_index: Place of the object in its line, from 0; `None` where the whole line is meant.
     """
 
     kind: ProblemKind
@@ -161,7 +160,6 @@ class Problem:
 
     @property
     def level(self) -> Level:
-        """The level of its kind."""
         return self.kind.level
 
     def __str__(self) -> str:
@@ -179,13 +177,25 @@ class Problem:
         }
 
 
+MAX_LISTED = 10
+"""Errors of a file that a strict reader lists."""
+
+
+def refusal(errors: Sequence[Problem], path: Path, fix: str) -> UserError:
+    """A file refused with its first errors; a reader may stop at `MAX_LISTED`."""
+    count = f"at least {MAX_LISTED}" if len(errors) >= MAX_LISTED else str(len(errors))
+    noun = "error" if len(errors) == 1 else "errors"
+    listed = "".join(f"\n  {error}" for error in errors[:MAX_LISTED])
+    return UserError(f"{count} {noun}:{listed}", where=path, fix=fix)
+
+
 def counted(count: int, noun: str) -> str:
     """A count with its noun: `1 box`, `2,000 boxes`."""
     ending = "" if count == 1 else "es" if noun.endswith(("s", "x")) else "s"
     return f"{count:,} {noun}{ending}"
 
 
-RECORD_KEYS = ("id", "image", "width", "height", "objects")
+LINE_KEYS = ("id", "image", "width", "height", "objects")
 OBJECT_KEYS = ("desc", "bbox", "iscrowd", "area", "id")
 MAX_DESC = 100
 """Characters of a desc."""
@@ -199,17 +209,40 @@ MAX_AREA = 1e15
 _HUGE = 1e12  # beyond it, a whole number may not even fit a float
 
 Fault = tuple[ProblemKind, str]
-_RECORD_SET, _OBJECT_SET = frozenset(RECORD_KEYS), frozenset(OBJECT_KEYS)
-_CORNERS = ("x1", "y1", "x2", "y2")
+_ABSENT: Any = None  # a key that is left out; one that is null is an error
+_Side = Annotated[int, msgspec.Meta(ge=1, le=MAX_SIDE)]
+
+
+class ObjectForm(msgspec.Struct, gc=False, forbid_unknown_fields=True):
+    """An object of a line: its keys and their types. What a key leaves out is `None`."""
+
+    desc: str
+    bbox: tuple[float, float, float, float]
+    iscrowd: bool = _ABSENT
+    area: Annotated[float, msgspec.Meta(ge=0, lt=MAX_AREA)] = _ABSENT
+    id: int = _ABSENT
+
+
+class LineForm(msgspec.Struct, gc=False, forbid_unknown_fields=True):
+    """A line: its keys and their types."""
+
+    image: str
+    width: _Side
+    height: _Side
+    objects: list[ObjectForm]
+    id: str = _ABSENT
+
+
+_decode = msgspec.json.Decoder(LineForm).decode
 
 
 @dataclass(slots=True)
 class Line:
-    """What one line of a file gave.
+    """What one line of a file holds.
 
     Attributes:
         number: From 1.
-        sample: The record without its faulty objects; `None` when the record itself is faulty.
+        sample: The line without its faulty objects; `None` when the line itself is faulty.
         problems: Errors and warnings, in the order found.
         kept: Place in the line, from 0, of each object of `sample`.
     """
@@ -221,36 +254,100 @@ class Line:
 
     @property
     def errors(self) -> list[Problem]:
-        """The problems that are errors."""
         return [problem for problem in self.problems if problem.level is Level.ERROR]
 
 
-def parse_record(value: Any, *, folder: Path, number: int, where: str) -> Line:
-    """Check one decoded JSON value against the contract.
+def read_line(raw: bytes, *, folder: Path, number: int, where: str) -> Line:
+    """One line of a file: its sample and its problems, except for ids that another line has as well.
 
     Args:
-        value: What `json.loads` returned.
-        folder: Folder of the JSONL file, which image paths are relative to.
-        number: Line number, from 1.
+        raw: The line.
+        folder: Image paths are relative to it.
+        number: From 1.
         where: `file:line`, for the problems.
-
-    Returns:
-        The line with its sample and problems.
     """
+    form = decode(raw)
+    if form is None:
+        return _explain(raw, Line(number), folder, where)
     line = Line(number)
-    faults = _record_faults(value, folder)
-    if faults:
-        line.problems += [Problem(kind, where, message, number) for kind, message in faults]
+    bad = set()
+    for index, (kind, message) in faults_of(form, folder):
+        label = "" if index is None else f"{_label(index, form.objects[index].desc)}: "
+        line.problems.append(Problem(kind, where, label + message, number, index))
+        if kind.level is Level.ERROR:
+            bad.add(index)
+    if None not in bad:
+        line.kept = [index for index in range(len(form.objects)) if index not in bad]
+        objects = tuple(_instance(form.objects[index]) for index in line.kept)
+        identity = form.image if form.id is None else form.id
+        line.sample = Sample(identity, folder / form.image, (form.width, form.height), objects)
+    return line
+
+
+def decode(raw: bytes) -> LineForm | None:
+    """A line whose keys and types are right; `None` for any other, which `read_line` explains."""
+    try:
+        form = _decode(raw)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return None
+    # The decoder keeps the last of a key that appears twice. Each key has one colon; further ones may lie in texts.
+    keys = 4 if form.id is None else 5
+    for item in form.objects:
+        keys += 2
+        if item.iscrowd is not None:
+            keys += 1
+        if item.area is not None:
+            keys += 1
+        if item.id is not None:
+            keys += 1
+    return form if raw.count(b":") == keys else None
+
+
+def faults_of(form: LineForm, folder: Path) -> list[tuple[int | None, Fault]]:
+    """What is wrong with the values of a line, each with the place of its object, or `None` if it is the line's."""
+    texts = [] if form.id is None else text_faults("id", form.id)
+    texts += text_faults("image", form.image) or _path_faults(form.image, folder)
+    if texts:
+        return [(None, fault) for fault in texts]
+    found: list[tuple[int | None, Fault]] = []
+    width, height = float(form.width), float(form.height)  # floats compare with floats in half the time
+    for index, item in enumerate(form.objects):
+        if faults := desc_faults(item.desc):
+            found += [(index, fault) for fault in faults]
+        x1, y1, x2, y2 = item.bbox
+        if x1 < 0.0 or y1 < 0.0 or x2 > width or y2 > height or x2 - x1 < 1.0 or y2 - y1 < 1.0:  # hardly any box
+            fault = box_faults(item.bbox, (form.width, form.height))
+            if fault is not None:
+                found.append((index, fault))
+    return found
+
+
+def _instance(form: ObjectForm) -> Instance:
+    return Instance(form.desc, form.bbox, bool(form.iscrowd), form.area, form.id)
+
+
+def _label(index: int, desc: Any) -> str:
+    shown = isinstance(desc, str) and len(desc) <= MAX_DESC
+    return f"object {index} ({desc!r})" if shown else f"object {index}"
+
+
+# Why a line is none of `LineForm`, fault by fault in plain words; a bad object does not take the others with it.
+
+
+def _explain(raw: bytes, line: Line, folder: Path, where: str) -> Line:
+    value, problem = _json(raw, line.number, where)
+    if problem is not None:
+        line.problems.append(problem)
+        return line
+    if faults := _line_faults(value, folder):
+        line.problems += [Problem(kind, where, message, line.number) for kind, message in faults]
         return line
     size_wh = (value["width"], value["height"])
     objects: list[Instance] = []
-    for index, raw in enumerate(value["objects"]):
-        instance, object_faults = _parse_object(raw, size_wh)
-        if object_faults:
-            label = f"object {index}" + (f" ({raw['desc']!r})" if _has_text_desc(raw) else "")
-            line.problems += [
-                Problem(kind, where, f"{label}: {message}", number, index) for kind, message in object_faults
-            ]
+    for index, item in enumerate(value["objects"]):
+        instance, faults = _parse_object(item, size_wh)
+        label = _label(index, item.get("desc") if isinstance(item, dict) else None)
+        line.problems += [Problem(kind, where, f"{label}: {message}", line.number, index) for kind, message in faults]
         if instance is not None:
             objects.append(instance)
             line.kept.append(index)
@@ -259,15 +356,54 @@ def parse_record(value: Any, *, folder: Path, number: int, where: str) -> Line:
     return line
 
 
-def _has_text_desc(raw: Any) -> bool:
-    return isinstance(raw, dict) and isinstance(raw.get("desc"), str) and len(raw["desc"]) <= MAX_DESC
+def is_spread(problem: Problem) -> bool:
+    """Whether this is the problem of a file of one JSON value over many lines."""
+    return problem.kind is ProblemKind.BROKEN_JSON and IMPORT_COCO in problem.message
 
 
-def _record_faults(value: Any, folder: Path) -> list[Fault]:
-    """Faults of a record outside its objects; none means that every key has its right type and range."""
+def _json(raw: bytes, number: int, where: str) -> tuple[Any, Problem | None]:
+    """A line as a JSON value, or the problem of a line that is none."""
+    try:
+        text = raw.rstrip(b"\r\n").decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        message = f"not UTF-8 text: byte 0x{raw[error.start]:02x} at column {error.start + 1}"
+        return None, Problem(ProblemKind.NOT_UTF8, where, message, number)
+    try:
+        return _parse(text), None
+    except json.JSONDecodeError as error:
+        message = f"not valid JSON: {error.msg.removesuffix(' at')} at column {error.colno}"
+        if number == 1 and text.strip() in ("{", "["):
+            message = (
+                "expected one JSON object a line, found one spread over lines"
+                f" (a COCO file? convert it with `{IMPORT_COCO}`)"
+            )
+    except _RepeatedKeyError as error:
+        message = f"not valid JSON: key {error.args[0]!r} appears twice in one object"
+    except (ValueError, RecursionError):
+        message = "not valid JSON: nested too deep, or a number of thousands of digits"
+    return None, Problem(ProblemKind.BROKEN_JSON, where, message, number)
+
+
+class _RepeatedKeyError(Exception):
+    """A key twice in one JSON object, of which Python would silently keep the last."""
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        keys = [key for key, _ in pairs]
+        raise _RepeatedKeyError(next(key for place, key in enumerate(keys) if key in keys[:place]))
+    return value
+
+
+_parse = json.JSONDecoder(object_pairs_hook=_unique_keys).decode
+
+
+def _line_faults(value: Any, folder: Path) -> list[Fault]:
+    """Faults of a line outside its objects; none means that every key has its right type and range."""
     if not isinstance(value, dict):
         return [(ProblemKind.WRONG_TYPE, f"expected a JSON object, found {_kind(value)}")]
-    faults = _key_faults(value, _RECORD_SET, RECORD_KEYS, ("image", "width", "height", "objects"))
+    faults = _key_faults(value, LINE_KEYS, ("image", "width", "height", "objects"))
     if faults and {"images", "annotations"} & value.keys():
         hint = f"this is a COCO file: convert it with `{IMPORT_COCO}`"
         return [(ProblemKind.UNKNOWN_KEY, f"expected one image a line; {hint}")]
@@ -286,12 +422,10 @@ def _record_faults(value: Any, folder: Path) -> list[Fault]:
 
 
 def _parse_object(raw: Any, size_wh: tuple[int, int]) -> tuple[Instance | None, list[Fault]]:
-    """One object of a record: the instance if it has no error, and its errors and warnings."""
+    """One object of a line: the instance if it has no error, and its errors and warnings."""
     if not isinstance(raw, dict):
         return None, [(ProblemKind.WRONG_TYPE, f"expected a JSON object, found {_kind(raw)}")]
-    faults: list[Fault] = []
-    if not raw.keys() <= _OBJECT_SET or "desc" not in raw or "bbox" not in raw:
-        faults += _key_faults(raw, _OBJECT_SET, OBJECT_KEYS, ("desc", "bbox"))
+    faults = _key_faults(raw, OBJECT_KEYS, ("desc", "bbox"))
     desc, box, iscrowd = raw.get("desc", "none"), (0.0, 0.0, 1.0, 1.0), raw.get("iscrowd", False)
     if not isinstance(desc, str):
         faults.append((ProblemKind.WRONG_TYPE, f"'desc': expected text, found {_kind(desc)}"))
@@ -309,7 +443,7 @@ def _parse_object(raw: Any, size_wh: tuple[int, int]) -> tuple[Instance | None, 
         faults.append(area_fault)
     if "id" in raw and type(identity) is not int:
         faults.append((ProblemKind.WRONG_TYPE, f"'id': expected a whole number, found {_kind(identity)}"))
-    if faults and any(kind.level is Level.ERROR for kind, _ in faults):
+    if any(kind.level is Level.ERROR for kind, _ in faults):
         return None, faults
     return Instance(desc, box, iscrowd, None if area is None else float(area), identity), faults
 
@@ -334,8 +468,6 @@ def box_faults(box_xyxy: BoxXYXY, size_wh: tuple[int, int]) -> Fault | None:
     """The fault of a finite box in an image of `size_wh` pixels, or `None`."""
     x1, y1, x2, y2 = box_xyxy
     width, height = size_wh
-    if x1 >= 0 and y1 >= 0 and x2 <= width and y2 <= height and x2 - x1 >= 1 and y2 - y1 >= 1:
-        return None  # nearly every box
     shown = "[" + ", ".join(f"{corner:g}" for corner in box_xyxy) + "]"
     if x2 < x1 or y2 < y1:
         axis = "x" if x2 < x1 else "y"
@@ -353,19 +485,6 @@ def box_faults(box_xyxy: BoxXYXY, size_wh: tuple[int, int]) -> Fault | None:
     if min(x2 - x1, y2 - y1) < 1:
         return ProblemKind.BOX_UNDER_ONE_PIXEL, f"box is narrower than one pixel: {shown}"
     return None
-
-
-def boxes_with_errors(boxes_xyxy: np.ndarray, size_wh: np.ndarray) -> np.ndarray:
-    """`[N]` which finite boxes have a fault that is an error: `box_faults` for many at once.
-
-    Args:
-        boxes_xyxy: `[N, 4]` pixels.
-        size_wh: `[N, 2]` the image of each.
-    """
-    fine = np.ones(len(boxes_xyxy), dtype=bool)
-    for low, high, size in zip(boxes_xyxy.T[:2], boxes_xyxy.T[2:], size_wh.T, strict=True):
-        fine &= (low < high) & (-low <= ROUNDING_PX) & (high - size <= ROUNDING_PX) & (low < size) & (high > 0)
-    return ~fine
 
 
 def area_faults(area: Any) -> Fault | None:
@@ -411,11 +530,9 @@ def has_control(text: str) -> bool:
     return any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in text)
 
 
-def _key_faults(
-    value: dict[str, Any], known: frozenset[str], order: tuple[str, ...], need: tuple[str, ...]
-) -> list[Fault]:
+def _key_faults(value: dict[str, Any], known: tuple[str, ...], need: tuple[str, ...]) -> list[Fault]:
     faults = [
-        (ProblemKind.UNKNOWN_KEY, f"unknown key {key!r}{nearest(key, order)}; expected {', '.join(order)}")
+        (ProblemKind.UNKNOWN_KEY, f"unknown key {key!r}{nearest(key, known)}; expected {', '.join(known)}")
         for key in value
         if key not in known
     ]
@@ -431,21 +548,9 @@ def text_faults(key: str, value: Any) -> list[Fault]:
         return [(ProblemKind.WRONG_TYPE, f"'{key}': expected text, found {_kind(value)}")]
     if not value.strip():
         return [(ProblemKind.WRONG_TYPE, f"'{key}': expected text, found an empty one")]
-    if has_control(value):
+    if not value.isprintable() and has_control(value):
         return [(ProblemKind.WRONG_TYPE, f"'{key}': holds a line break or control character: {value!r}")]
     return []
-
-
-def texts_are_plain(images: Sequence[str], ids: Sequence[str | None], folder: Path) -> bool:
-    """Whether no record's image and id has a fault, quickly; what is unusual is not plain."""
-    named = [identity for identity in ids if identity is not None]
-    if not all(images) or not all(named) or not "".join([*images, *named]).isprintable():
-        return False
-    if any(first[0] in " /\\" or first[1:] == ":" for first in {image[:2] for image in images}):
-        return False
-    if " " in {identity[0] for identity in named}:
-        return False
-    return not any(".." in image and leads_out(image, folder) for image in images)
 
 
 def _path_faults(image: str, folder: Path) -> list[Fault]:
@@ -460,10 +565,12 @@ def _path_faults(image: str, folder: Path) -> list[Fault]:
 
 
 def leads_out(image: str, folder: Path) -> bool:
-    """Whether a relative path leads out of its data file's folder, and out of what `APIECE_DATA_ROOT` names as well.
+    """Whether a relative path leads out of its data file's folder, and of the folders in `APIECE_DATA_ROOT` as well.
 
-    A data file comes from anybody; links inside the folder were made by whoever set it up, and are followed.
+    A data file may come from a stranger; links inside the folder were made by its owner and are followed.
     """
+    if ".." not in image:
+        return False
     parts = image.replace("\\", "/").split("/")
     return ".." in parts and _is_outside("/".join(parts[:-1]), str(folder), os.environ.get(ROOT_VARIABLE, ""))
 

@@ -17,12 +17,7 @@ SUFFIXES = frozenset(f".{kind}" for kind in f"{_READABLE} {_UNREADABLE}".split()
 
 @dataclass(frozen=True, slots=True)
 class Photo:
-    """An image file to look at.
-
-    Attributes:
-        id: Its path below the deepest folder that holds everything that was asked for, with `/`: `a/1.jpg`.
-        path: Of the file.
-    """
+    """An image file; `id` is its path (`a/1.jpg`) below the deepest folder that holds all photos asked for."""
 
     id: str
     path: Path

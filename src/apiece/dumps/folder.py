@@ -14,7 +14,6 @@ from typing import Any, TypedDict, cast
 
 import yaml
 
-from apiece.data.images import is_image_file
 from apiece.dumps.form import BrokenLineError, Protocol, Record, loads_finite, parse_protocol, parse_record
 from apiece.errors import UserError
 
@@ -205,7 +204,7 @@ def picture_name(number: int, sample_id: str) -> str:
 def find_image(record: Record, run: Path) -> Path | None:
     """The image file of a record: as it was written down, else relative to the run's folder; `None` if it is gone."""
     given = Path(record["image"])
-    return next((path for path in (given, run / given) if is_image_file(path)), None)
+    return next((path for path in (given, run / given) if path.is_file()), None)
 
 
 def _safe(sample_id: str) -> str:

@@ -1,12 +1,13 @@
 """Reading and writing labels and detections: COCO JSON and apiece JSONL to `GroundTruth` and `Detections`, and back.
 
-Everything that would score wrongly without a word (an unknown image, a missing score, a box that is not four finite
+Everything that would silently score wrong (an unknown image, a missing score, a box that is not four finite
 numbers) is an error here that names the entry, what was expected and what was found.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from apiece.types import Detection, IntArray, Sample
 Row = dict[str, Any]
 
 _LARGEST = 1e12
-"""Of any number in a file; the product of two is still exact enough to compare."""
+"""Number allowed in a file: the product of two is still exact enough to compare."""
 
 
 def load_ground_truth(path: Path) -> GroundTruth:
@@ -42,47 +43,62 @@ def load_ground_truth(path: Path) -> GroundTruth:
 
 
 def load_coco_ground_truth(path: Path) -> GroundTruth:
-    """Read a COCO annotation file (https://cocodataset.org/#format-data). Segmentations are not read.
+    """Read a COCO annotation file as `apiece data import coco` does; the photos are not needed.
 
     A missing `iscrowd` is 0 and a missing `area` the box's own. Annotation ids are not kept: ids that are repeated or
-    0 mislead COCO evaluators, so they are numbered anew.
+    0 mislead COCO evaluators, so they are numbered again.
 
     Raises:
-        UserError: The file is missing or something in it cannot be scored; names the entry by its index.
+        UserError: The file is missing or something in it cannot be scored; lists the first entries by their index.
     """
-    content = _read_json(path, "a COCO annotation file")
-    keys = ("images", "annotations", "categories")
-    if not isinstance(content, dict) or any(not isinstance(content.get(key), list) for key in keys):
-        found = f"an object with keys {sorted(content)}" if isinstance(content, dict) else f"a {_kind(content)}"
-        raise UserError(
-            f"expected a COCO annotation file (an object with lists {', '.join(keys)}), found {found}",
-            where=path,
-            fix="give the annotation file to --annotations and the list of detections to --predictions",
-        )
-    images = [_image(row, f"{path}: images[{i}]") for i, row in enumerate(content["images"])]
-    categories = [_category(row, f"{path}: categories[{i}]") for i, row in enumerate(content["categories"])]
-    _refuse_repeats([image.id for image in images], f"{path}: images", "id")
-    _refuse_repeats([category.id for category in categories], f"{path}: categories", "id")
-    _refuse_repeats([category.name for category in categories], f"{path}: categories", "name")
+    from apiece.data.coco import CocoFile
+    from apiece.data.formats import Imported
+    from apiece.data.lines import ProblemKind, refusal
+
+    found = Imported()
+    file = CocoFile(path, found)
+    images = []
+    for image in file.images():
+        if not isinstance(image.id, int):
+            file.refuse(image, ProblemKind.WRONG_TYPE, "'id': to be scored, image ids must be whole numbers")
+        elif image.size_wh is None:
+            file.refuse(image, ProblemKind.MISSING_KEY, "missing 'width', 'height'")
+        else:
+            name = str(image.id) if image.file_name is None else image.file_name
+            images.append(ImageInfo(image.id, name, image.size_wh))
     images.sort(key=lambda image: image.id)
-    categories.sort(key=lambda category: category.id)
-    lookup = _Lookup(images, categories)
-    annotations = content["annotations"]
-    rows = [lookup.box(row, f"{path}: annotations[{i}]") for i, row in enumerate(annotations)]
-    area = [
-        _number(row["area"], "area", f"{path}: annotations[{i}]") if "area" in row else box[2] * box[3]
-        for i, (row, (_, _, box)) in enumerate(zip(annotations, rows, strict=True))
-    ]
+    categories = sorted((Category(*row) for row in file.categories.items()), key=lambda category: category.id)
+    objects = list(file.objects(with_ids=False))
+    for item in objects:
+        if min(item.bbox_xywh[2:]) < 0:
+            shown = ", ".join(f"{value:g}" for value in item.bbox_xywh)
+            message = f"expected bbox [x, y, width, height] with width and height >= 0, found [{shown}]"
+            found.add(ProblemKind.BOX_INVERTED, item.where, message)
+    if found.problems:  # classes of one name only warn on import, but cannot be scored
+        raise refusal(found.problems, path, "correct these entries of the annotations")
+    image_number = {image.id: i for i, image in enumerate(images)}
+    category_number = {category.id: i for i, category in enumerate(categories)}
+    columns = [(image_number[int(item.image_id)], category_number[item.category_id]) for item in objects]
+    return _ground_truth(
+        images, categories, columns, [item.bbox_xywh for item in objects], [(o.iscrowd, o.area) for o in objects]
+    )
+
+
+def _ground_truth(
+    images: Sequence[ImageInfo],
+    categories: Sequence[Category],
+    columns: Sequence[tuple[int, int]],
+    boxes_xywh: Any,
+    flags: Sequence[tuple[bool, float | None]],
+) -> GroundTruth:
+    """Labels from rows: numbers of image and class, box, and `iscrowd` with the area, `None` for the box's own."""
+    image, category = np.array(columns, dtype=np.int64).reshape(-1, 2).T
+    bbox_xywh = np.array(boxes_xywh, dtype=np.float64).reshape(-1, 4)
+    own_area = bbox_xywh[:, 2] * bbox_xywh[:, 3]
+    area = [own if said is None else said for own, (_, said) in zip(own_area, flags, strict=True)]
+    iscrowd = np.array([crowd for crowd, _ in flags], dtype=bool)
     return GroundTruth(
-        images=tuple(images),
-        categories=tuple(categories),
-        image=np.array([row[0] for row in rows], dtype=np.int64),
-        category=np.array([row[1] for row in rows], dtype=np.int64),
-        bbox_xywh=np.array([row[2] for row in rows], dtype=np.float64).reshape(-1, 4),
-        iscrowd=np.array(
-            [_flag(row, "iscrowd", f"{path}: annotations[{i}]") for i, row in enumerate(annotations)], dtype=bool
-        ),
-        area=np.array(area, dtype=np.float64),
+        tuple(images), tuple(categories), image, category, bbox_xywh, iscrowd, np.array(area, dtype=np.float64)
     )
 
 
@@ -94,24 +110,19 @@ def samples_to_ground_truth(samples: Sequence[Sample]) -> GroundTruth:
     Raises:
         UserError: Two samples have one id.
     """
-    _refuse_repeats([sample.id for sample in samples], "samples", "id")
+    if repeated := [name for name, count in Counter(sample.id for sample in samples).items() if count > 1]:
+        raise UserError(f"expected every id once, found {repeated[0]!r} twice", where="samples")
     ids = _image_ids(samples)
     order = sorted(range(len(samples)), key=ids.__getitem__)
     names = sorted({instance.desc for sample in samples for instance in sample.objects})
     number = {name: i for i, name in enumerate(names)}
     rows = [(place, instance) for place, i in enumerate(order) for instance in samples[i].objects]
-    boxes_xywh = xyxy_to_xywh([instance.bbox_xyxy for _, instance in rows])
-    own_area = boxes_xywh[:, 2] * boxes_xywh[:, 3]
-    return GroundTruth(
-        images=tuple(ImageInfo(ids[i], samples[i].id, samples[i].size_wh) for i in order),
-        categories=tuple(Category(i + 1, name) for i, name in enumerate(names)),
-        image=np.array([place for place, _ in rows], dtype=np.int64),
-        category=np.array([number[instance.desc] for _, instance in rows], dtype=np.int64),
-        bbox_xywh=boxes_xywh,
-        iscrowd=np.array([instance.iscrowd for _, instance in rows], dtype=bool),
-        area=np.array(
-            [own if x.area is None else x.area for own, (_, x) in zip(own_area, rows, strict=True)], dtype=np.float64
-        ),
+    return _ground_truth(
+        [ImageInfo(ids[i], samples[i].id, samples[i].size_wh) for i in order],
+        [Category(i + 1, name) for i, name in enumerate(names)],
+        [(place, number[instance.desc]) for place, instance in rows],
+        xyxy_to_xywh([instance.bbox_xyxy for _, instance in rows]),
+        [(instance.iscrowd, instance.area) for _, instance in rows],
     )
 
 
@@ -121,7 +132,7 @@ def load_coco_results(path: Path, truth: GroundTruth) -> Detections:
     Raises:
         UserError: The file is missing or a detection cannot be scored; names it by its index.
     """
-    content = _read_json(path, "a COCO results file")
+    content = read_json(require_file(path, "a COCO results file"), fix="name a COCO results file")
     if not isinstance(content, list):
         found = f"an object with keys {sorted(content)}" if isinstance(content, dict) else f"a {_kind(content)}"
         raise UserError(
@@ -129,21 +140,24 @@ def load_coco_results(path: Path, truth: GroundTruth) -> Detections:
             where=path,
             fix='write a list of {"image_id", "category_id", "bbox", "score"}; the annotations go to --annotations',
         )
-    lookup = _Lookup(truth.images, truth.categories)
-    rows: list[tuple[int, int, list[float]]] = []
-    scores: list[float] = []
+    image_number = {image.id: i for i, image in enumerate(truth.images)}
+    category_number = {category.id: i for i, category in enumerate(truth.categories)}
+    images, categories, boxes, scores = [], [], [], []
     for i, row in enumerate(content):
         where = f"{path}: detection {i}"
-        rows.append(lookup.box(row, where))
+        if not isinstance(row, dict):
+            raise UserError(f"expected an object, found a {_kind(row)}", where=where)
+        images.append(_known(row, "image_id", image_number, where))
+        categories.append(_known(row, "category_id", category_number, where))
+        boxes.append(_bbox(row.get("bbox"), where))
         if "score" not in row:
-            raise UserError(
-                "expected a score, found none", where=where, fix="AP ranks by score: give every detection one"
-            )
+            fix = "AP ranks by score: give every detection one"
+            raise UserError("expected a score, found none", where=where, fix=fix)
         scores.append(_number(row["score"], "score", where))
     return Detections(
-        image=np.array([row[0] for row in rows], dtype=np.int64),
-        category=np.array([row[1] for row in rows], dtype=np.int64),
-        bbox_xywh=np.array([row[2] for row in rows], dtype=np.float64).reshape(-1, 4),
+        image=np.array(images, dtype=np.int64),
+        category=np.array(categories, dtype=np.int64),
+        bbox_xywh=np.array(boxes, dtype=np.float64).reshape(-1, 4),
         score=np.array(scores, dtype=np.float64),
     )
 
@@ -249,77 +263,33 @@ def write_coco_results(path: Path, truth: GroundTruth, detections: Detections) -
     write_json(path, to_coco_results(truth, detections), indent=None)
 
 
-class _Lookup:
-    """Checks and resolves what annotations and detections have in common: image, class and box."""
-
-    def __init__(self, images: Sequence[ImageInfo], categories: Sequence[Category]) -> None:
-        self.image = {image.id: i for i, image in enumerate(images)}
-        self.category = {category.id: i for i, category in enumerate(categories)}
-
-    def box(self, row: Any, where: str) -> tuple[int, int, list[float]]:
-        """Image number, class number and `[x, y, width, height]` of a row, or a `UserError` at `where`."""
-        if not isinstance(row, dict):
-            raise UserError(f"expected an object, found a {_kind(row)}", where=where)
-        image, category = _integer(row, "image_id", where), _integer(row, "category_id", where)
-        if image not in self.image:
-            raise UserError(
-                f"expected an image_id of the annotations ({_some(self.image)}), found {image}", where=where
-            )
-        if category not in self.category:
-            known = _some(self.category)
-            raise UserError(
-                f"expected a category_id of the annotations ({known}), found {category}",
-                where=where,
-                fix="list the class among the categories of the annotations; it needs no label there",
-            )
-        box = row.get("bbox")
-        if not isinstance(box, list) or len(box) != 4:
-            found = f"{len(box)} numbers" if isinstance(box, list) else "none" if box is None else f"a {_kind(box)}"
-            raise UserError(f"expected bbox to be [x, y, width, height], found {found}", where=where)
-        values = [_number(value, "bbox", where) for value in box]
-        if values[2] < 0 or values[3] < 0:
-            raise UserError(
-                f"expected bbox [x, y, width, height] with width and height >= 0, found {box}",
-                where=where,
-                fix="write COCO's width and height, not the right and lower edge",
-            )
-        return self.image[image], self.category[category], values
-
-
-def _read_json(path: Path, what: str) -> Any:
-    return read_json(require_file(path, what), fix=f"name {what}")
-
-
-def _image(row: Any, where: str) -> ImageInfo:
-    if not isinstance(row, dict):
-        raise UserError(f"expected an object, found a {_kind(row)}", where=where)
-    size = _integer(row, "width", where), _integer(row, "height", where)
-    if min(size) < 1:
-        raise UserError(f"expected width and height of at least 1, found {size[0]} x {size[1]}", where=where)
-    identity = _integer(row, "id", where)
-    return ImageInfo(identity, str(row.get("file_name", identity)), size)
-
-
-def _category(row: Any, where: str) -> Category:
-    if not isinstance(row, dict):
-        raise UserError(f"expected an object, found a {_kind(row)}", where=where)
-    if not isinstance(row.get("name"), str):
-        raise UserError(f"expected a text as name, found {row.get('name')!r}", where=where)
-    return Category(_integer(row, "id", where), row["name"])
-
-
-def _integer(row: Row, key: str, where: str) -> int:
+def _known(row: Row, key: str, numbers: Mapping[int, int], where: str) -> int:
+    """The number of the image or class that a detection names by its id."""
     value = row.get(key)
     if type(value) is not int:  # not isinstance: True is no id
         raise UserError(f"expected an integer {key}, found {'none' if value is None else repr(value)}", where=where)
-    return value
+    if value not in numbers:
+        shown = ", ".join(map(str, list(numbers)[:5]))
+        known = f"{len(numbers)} ids: {shown}{', ...' if len(numbers) > 5 else ''}" if numbers else "it has none"
+        article, fix = "an", None
+        if key == "category_id":
+            article, fix = "a", "list the class among the categories of the annotations; it needs no label there"
+        raise UserError(f"expected {article} {key} of the annotations ({known}), found {value}", where=where, fix=fix)
+    return numbers[value]
 
 
-def _flag(row: Row, key: str, where: str) -> bool:
-    value = row.get(key, 0)
-    if not isinstance(value, int) or value not in (0, 1):
-        raise UserError(f"expected {key} to be 0 or 1, found {value!r}", where=where)
-    return bool(value)
+def _bbox(box: Any, where: str) -> list[float]:
+    if not isinstance(box, list) or len(box) != 4:
+        found = f"{len(box)} numbers" if isinstance(box, list) else "none" if box is None else f"a {_kind(box)}"
+        raise UserError(f"expected bbox to be [x, y, width, height], found {found}", where=where)
+    values = [_number(value, "bbox", where) for value in box]
+    if values[2] < 0 or values[3] < 0:
+        raise UserError(
+            f"expected bbox [x, y, width, height] with width and height >= 0, found {box}",
+            where=where,
+            fix="write COCO's width and height, not the right and lower edge",
+        )
+    return values
 
 
 def _number(value: Any, key: str, where: str) -> float:
@@ -328,33 +298,20 @@ def _number(value: Any, key: str, where: str) -> float:
     return float(value)
 
 
-def _refuse_repeats(values: Iterable[int | str], where: str, key: str) -> None:
-    seen: set[int | str] = set()
-    for i, value in enumerate(values):
-        if value in seen:
-            raise UserError(f"expected every {key} once, found {value!r} again", where=f"{where}[{i}]")
-        seen.add(value)
-
-
 def _image_ids(samples: Sequence[Sample]) -> list[int]:
     if all(sample.id.isascii() and sample.id.isdigit() and str(int(sample.id)) == sample.id for sample in samples):
         return [int(sample.id) for sample in samples]
     return list(range(1, len(samples) + 1))
 
 
-def _some(known: Mapping[int, int]) -> str:
-    shown = ", ".join(map(str, list(known)[:5]))
-    return f"{len(known)} ids: {shown}{', ...' if len(known) > 5 else ''}" if known else "it has none"
-
-
 def _kind(value: Any) -> str:
     return "list" if isinstance(value, list) else "null" if value is None else type(value).__name__
 
 
-# Complete truth beside the labels: what is there but was not labelled.
+# Complete truth next to the labels: what is there but was not labelled.
 #
 # Known for generated scenes and for photos that someone labelled to the end. Then a false positive that is a real
-# object is told from one that is not.
+# object can be distinguished from one that is not.
 #
 # Shapes: I images, N rows.
 
@@ -423,7 +380,7 @@ def align_complete(complete: GroundTruth, truth: GroundTruth) -> tuple[GroundTru
 
 
 def _common_key(complete: GroundTruth, truth: GroundTruth) -> Callable[[ImageInfo], int | str]:
-    """What tells the images of both apart in the same way: the first that fits."""
+    """A key that identifies the images of both files in the same way: the first that fits."""
     keys: tuple[Callable[[ImageInfo], str], ...] = (lambda image: image.name, lambda image: _stem(image.name))
     for key in keys:
         theirs, ours = [key(image) for image in complete.images], {key(image) for image in truth.images}

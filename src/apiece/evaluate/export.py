@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from apiece.boxes import xyxy_to_xywh
-from apiece.data.images import read_image_file
 from apiece.dumps.folder import Dump, find_image, picture_name
 from apiece.dumps.form import ObjectRow, PredictionRow, Record
 from apiece.errors import UserError
@@ -95,7 +94,7 @@ def export_fiftyone(dump: Dump, run: Path, out: Path) -> Exported:
         (out / "data").mkdir(parents=True, exist_ok=True)
         for number, record, image in kept:
             name = Path(picture_name(number, record["id"])).stem
-            (out / "data" / f"{name}{image.suffix}").write_bytes(read_image_file(image))
+            (out / "data" / f"{name}{image.suffix}").write_bytes(image.read_bytes())
             labels[name] = [_fiftyone_label(row, record) for row in record["objects"]]
             predictions[name] = [_fiftyone_prediction(row, record) for row in record["predictions"]]
     except OSError as error:

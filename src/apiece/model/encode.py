@@ -15,7 +15,7 @@ from apiece.config.schema import ObjectOrder
 from apiece.data.augment import mirror, move_context, random_crop
 from apiece.data.collate import EncodedSample
 from apiece.data.images import open_image, require_size
-from apiece.data.index import Records
+from apiece.data.index import DataFile
 from apiece.errors import UserError
 from apiece.model.load import TextSide, reading
 from apiece.model.prompt import chat_prompt, prompt_hash
@@ -134,7 +134,7 @@ class SampleEncoder:
         tokens = self.side.images.num_tokens(sample.size_wh)
         return tokens + self.side.renderer.num_tokens([o.desc for o in sample.objects if not o.iscrowd])
 
-    def lengths(self, records: Records) -> IntArray:
+    def lengths(self, records: DataFile) -> IntArray:
         """`[N]` the same for every line of a data file, from its index: nothing is read."""
         # Sizes as one number each: a file of a million images has few different ones.
         wide = records.size_wh.astype(np.int64) @ [1 << 32, 1]

@@ -12,7 +12,7 @@ import numpy as np
 
 from apiece.codec.render import BOX_OPEN, START, Renderer
 from apiece.config.schema import Config
-from apiece.data.jsonl import iter_records
+from apiece.data.jsonl import iter_lines
 from apiece.data.lines import remedy
 from apiece.errors import UserError
 from apiece.model.find import resolve_checkpoint
@@ -153,7 +153,7 @@ class Measure:
 
 
 def _samples(path: Path) -> Iterator[Sample]:
-    for line in iter_records(path):
+    for line in iter_lines(path):
         if line.errors:
             first = line.errors[0]
             fix = remedy(line.errors, path, f"see all with `apiece data check {path}`;")

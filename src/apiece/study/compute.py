@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from apiece.config.schema import Config
-from apiece.data.index import open_records
+from apiece.data.index import open_data
 from apiece.model.encode import Augmentation, PromptTokens, SampleEncoder
 from apiece.model.find import resolve_checkpoint
 from apiece.model.load import load_text_side
@@ -53,7 +53,7 @@ def training_work(config: Config, count: int = SAMPLES) -> list[Work]:
     side = load_text_side(config.model.checkpoint, config.data.max_pixels)
     prompt = PromptTokens.of(side, prompt_text(config.prompt.name, config.prompt.text))
     encoder = SampleEncoder(side, prompt, 1 << 30)
-    records = open_records(Path(config.data.train))
+    records = open_data(Path(config.data.train))
     samples = records.select(np.flatnonzero(records.num_objects <= config.data.max_objects))
     found = []
     for index in np.unique(np.linspace(0, len(samples) - 1, min(count, len(samples))).round().astype(int)):

@@ -12,12 +12,11 @@ from typing import Any
 from apiece.config.ladder import LadderFile, Match
 from apiece.config.reference import default_values, values, yaml_text
 from apiece.config.resolve import load_config, load_file
-from apiece.config.scenes import BenchmarkFile
 from apiece.config.schema import Config
 from apiece.errors import UserError, require_file
 from apiece.files import file_hash
 from apiece.model.find import resolve_checkpoint
-from apiece_scenes.benchmark import prepare, split_files, undrawn
+from apiece.plugins import LADDER_DATA, load_plugin
 
 SCHEMA = 1
 _NOT_COMPARED = (
@@ -152,17 +151,10 @@ def ladder_files(ladder: LadderFile, workers: int = 1, tell: Any = lambda _: Non
     """
     data = ladder.data
     if data.scenes is not None:
-        benchmark = load_file(Path(data.scenes.benchmark), BenchmarkFile)
-        folder = Path(data.scenes.dir) / benchmark.name
         way = (data.scenes.unlabelled, data.scenes.group_boxes)
-        split_files(benchmark, folder, "test", *way)  # a way that there is none of is told before anything is drawn
-        if missing := undrawn(folder):
-            scenes = sum(getattr(benchmark, split).n for split in missing)
-            tell(f"drawing {scenes:,} scenes of {benchmark.name} ({', '.join(missing)}), once: a minute or two")
-        drawn = prepare(benchmark, folder, workers).drawn
-        if drawn:
-            tell(f"drew {', '.join(drawn)} of {benchmark.name} into {folder}")
-        train, panel, test = (split_files(benchmark, folder, split, *way) for split in ("train", "panel", "test"))
+        prepare = load_plugin(LADDER_DATA, "scenes")
+        splits = prepare(Path(data.scenes.benchmark), Path(data.scenes.dir), way, workers, tell)
+        train, panel, test = (splits[name] for name in ("train", "panel", "test"))
         return LadderFiles(train.observed, panel.observed, panel.complete, test.observed, test.complete)
     assert data.train is not None and data.test is not None, "checked when the file was read"
     files = LadderFiles(

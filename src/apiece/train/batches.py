@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from apiece.config.schema import Shuffle
 from apiece.data.collate import Batch, Samples, collate
-from apiece.data.index import Records
+from apiece.data.index import DataFile
 from apiece.errors import UserError
 from apiece.model.encode import Augmentation, SampleEncoder
 from apiece.types import IntArray, Sample
@@ -101,7 +101,7 @@ class BatchPlan:
                 epoch, number = epoch + 1, 0
 
 
-def sample_lengths(records: Records, encoder: SampleEncoder) -> IntArray:
+def sample_lengths(records: DataFile, encoder: SampleEncoder) -> IntArray:
     """`[N]` about how many tokens each sample has without the prompt.
 
     Raises:

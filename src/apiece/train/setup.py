@@ -17,7 +17,7 @@ from apiece.channels.a_soft_context import SoftContext
 from apiece.channels.b_rollout import RolloutChannel, answering
 from apiece.channels.schedule import TwoChannels
 from apiece.config.schema import Config
-from apiece.data.index import Records, open_records
+from apiece.data.index import DataFile, open_data
 from apiece.errors import UserError
 from apiece.losses.compose import Objective
 from apiece.model.encode import Augmentation, PromptTokens, SampleEncoder
@@ -57,7 +57,7 @@ class TrainingData:
 
     side: TextSide
     prompt: PromptTokens
-    samples: Records
+    samples: DataFile
     dropped: int
 
     @property
@@ -76,12 +76,12 @@ def read_training_data(config: Config) -> TrainingData:
     return TrainingData(side, prompt, *training_samples(config, side))
 
 
-def training_samples(config: Config, side: TextSide) -> tuple[Records, int]:
+def training_samples(config: Config, side: TextSide) -> tuple[DataFile, int]:
     """The samples that are trained on, and how many were left out for having too many objects."""
     if config.data.train is None:
         raise UserError("data.train is not set", where="config", fix="name the training JSONL: data.train=X.jsonl")
     path = Path(config.data.train)
-    records = open_records(path)
+    records = open_data(path)
     for desc in sorted(records.table.names):
         side.renderer.check_desc(desc)
     kept = np.flatnonzero(records.num_objects <= config.data.max_objects)

@@ -13,7 +13,7 @@ import numpy as np
 
 from apiece.channels.b_rollout import answering
 from apiece.config.schema import Config
-from apiece.data.index import open_records
+from apiece.data.index import open_data
 from apiece.data.jsonl import read_jsonl
 from apiece.evaluate.answers import DEFAULT_POLICY, Answer, under_one_policy, write_answers
 from apiece.evaluate.detections import load_complete, samples_to_ground_truth
@@ -41,7 +41,7 @@ def eval_subset(config: Config) -> list[Sample]:
     """A fixed choice of `eval.samples` samples of `data.eval`, in the order of the file; none without the file."""
     if config.data.eval is None:
         return []
-    samples, size = open_records(Path(config.data.eval)), config.eval.samples
+    samples, size = open_data(Path(config.data.eval)), config.eval.samples
     if len(samples) <= size:
         return list(samples)
     chosen = np.random.default_rng([config.seed, 0xE7A1]).choice(len(samples), size, replace=False)

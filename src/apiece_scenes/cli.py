@@ -7,13 +7,16 @@ from typing import Annotated
 
 import typer
 
-from apiece.cli import app
 from apiece.errors import UserError
 
 _FAMILIES = "shelf,stands,street,sparse"
 
 
-@app.command(short_help="Draw crowd scenes of which every object is known.")
+def register(app: typer.Typer) -> None:
+    """Add the command: the entry point of the group `apiece.commands`."""
+    app.command(short_help="Draw crowd scenes of which every object is known.")(scenes)
+
+
 def scenes(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="New or empty folder.", show_default=False)],
     n: Annotated[int, typer.Option("--n", help="Number of scenes.")] = 2000,
@@ -81,8 +84,7 @@ def scenes(
 
 def _benchmark(file: Path, out: Path, workers: int) -> None:
     from apiece.config.resolve import load_file
-    from apiece.config.scenes import BenchmarkFile
-    from apiece_scenes.benchmark import prepare
+    from apiece_scenes.benchmark import BenchmarkFile, prepare
 
     prepared = prepare(load_file(file, BenchmarkFile), out, workers)
     names = list(next(iter(prepared.counts.values())))
