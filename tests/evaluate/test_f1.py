@@ -63,9 +63,9 @@ def test_a_strip_over_instances_finds_none_of_them(instances) -> None:
     assert (found.tp, found.fp, found.fn, found.f1) == (0, 1, instances, 0.0)
 
 
-def test_nothing_to_divide_is_0() -> None:
+def test_nothing_to_divide_is_none() -> None:
     found = scores(([], []))
-    assert (found.f1, found.precision, found.recall, found.mean_iou) == (0.0, 0.0, 0.0, 0.0)
+    assert (found.f1, found.precision, found.recall, found.mean_iou) == (None, None, None, None)
 
 
 def test_min_score_leaves_lower_ones_out() -> None:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from apiece.boxes import FloatArray
+from apiece.stats.interval import Drawn, Estimate, compare_drawn, estimate
 from apiece.stats.ratio import Ratio
 
 DRAWS = 1000
@@ -77,3 +78,39 @@ def draw_ratios(ratios: Iterable[Ratio], weights: NDArray[np.generic]) -> list[R
     whole = floats @ np.stack([ratio.whole for ratio in ratios], axis=1)
     values = np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
     return [RatioDraws(r.value, values[:, i], r.whole > 0, r.part) for i, r in enumerate(ratios)]
+
+
+class ImageDraws:
+    """The draws of one set of images, made once for all of its figures.
+
+    Args:
+        counted: `[I]` whether an image has a label or a prediction: others are not drawn.
+        draws: B.
+        seed: Equal seeds give equal intervals.
+    """
+
+    def __init__(self, counted: NDArray[np.bool_], *, draws: int = DRAWS, seed: int = 0) -> None:
+        self.images, self.counted, self.seed = len(counted), np.flatnonzero(counted), seed
+        self.weights = image_draws(len(self.counted), draws, seed)
+
+    def ratio_draws(self, ratios: Iterable[Ratio]) -> list[RatioDraws]:
+        """Ratios over all images of the split, drawn."""
+        of_counted = [ratio.of(self.counted) for ratio in ratios]
+        some = np.any([ratio.whole > 0 for ratio in of_counted], axis=0)  # others add nothing: a class is on few images
+        return draw_ratios([ratio.of(some) for ratio in of_counted], self.weights[:, some])
+
+    def estimates(self, ratios: Mapping[str, Ratio]) -> dict[str, Estimate]:
+        """Every figure with its interval."""
+        found = {}
+        for key, drawn in zip(ratios, self.ratio_draws(ratios.values()), strict=True):
+            own = Drawn(np.array([drawn.point]), drawn.draws[None])
+            found[key] = estimate(own, int(drawn.bearing.sum()), seeds_rng(self.seed, key))
+        return found
+
+    def difference(self, a: Ratio, b: Ratio) -> Estimate:
+        """B minus A, ratios of two kinds of items on the same images; units are the images of the rarer kind."""
+        drawn = self.ratio_draws([a, b])
+        sides = [Drawn(np.array([one.point]), one.draws[None]) for one in drawn]
+        units = min(int(one.bearing.sum()) for one in drawn)
+        found = compare_drawn(sides[0], sides[1], units, seeds_rng(self.seed, ""), higher_is_better=None)
+        return Estimate(found.difference, found.lo, found.hi, units)

@@ -351,8 +351,8 @@ def _f1(side: Side, change: int, outcome: Outcome) -> float:
     match = side.judged.match
     tp, fp, fn = len(match.pairs), len(match.false_positives), len(match.misses)
     if outcome is Outcome.TP:
-        return f1_of(tp + change, fp, fn - change)
-    return f1_of(tp, fp + change, fn)
+        return f1_of(tp + change, fp, fn - change) or 0.0
+    return f1_of(tp, fp + change, fn) or 0.0
 
 
 def _swapped(a: Side, b: Side, outcome: Outcome) -> Detections:
