@@ -48,7 +48,6 @@ class Outcome(IntEnum):
 
     @property
     def label(self) -> str:
-        """Its name in files."""
         return self.name.lower()
 
 
@@ -63,7 +62,6 @@ class Fate(IntEnum):
 
     @property
     def label(self) -> str:
-        """Its name in files."""
         return self.name.lower()
 
 
@@ -90,58 +88,43 @@ class Outcomes:
     covered: IntArray
 
     def predictions(self, outcome: Outcome) -> IntArray:
-        """Rows of the detections with an outcome."""
         return np.flatnonzero(self.of_prediction == outcome)
 
     def truths(self, fate: Fate) -> IntArray:
-        """Rows of the labels with a fate."""
         return np.flatnonzero(self.of_truth == fate)
 
     def counts(self) -> dict[str, int]:
-        """Predictions by outcome."""
         found = np.bincount(self.of_prediction[self.of_prediction != NONE], minlength=len(Outcome)).tolist()
         return {outcome.label: found[outcome] for outcome in Outcome}
 
     def miss_counts(self) -> dict[str, int]:
-        """Missed labels by fate."""
         found = np.bincount(self.of_truth[self.of_truth != NONE], minlength=len(Fate)).tolist()
         return {fate.label: found[fate] for fate in MISSES}
 
 
 class Boxes(Protocol):
-    """Boxes of any number of images, as columns."""
+    """Boxes of any number of images, as columns: `[N]` image and class numbers, `[N, 4]` pixels."""
 
     @property
-    def image(self) -> IntArray:
-        """`[N]` number of the image."""
+    def image(self) -> IntArray: ...
 
     @property
-    def category(self) -> IntArray:
-        """`[N]` number of the class."""
+    def category(self) -> IntArray: ...
 
     @property
-    def bbox_xyxy(self) -> FloatArray:
-        """`[N, 4]` pixels."""
+    def bbox_xyxy(self) -> FloatArray: ...
 
 
 class Labels(Boxes, Protocol):
     """Labelled boxes, crowd regions among them."""
 
     @property
-    def iscrowd(self) -> NDArray[np.bool_]:
-        """`[N]`."""
+    def iscrowd(self) -> NDArray[np.bool_]: ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Columns:
-    """Both of the above, where nothing else is at hand.
-
-    Attributes:
-        image: `[N]`.
-        category: `[N]`.
-        bbox_xyxy: `[N, 4]`.
-        iscrowd: `[N]`.
-    """
+    """Boxes or labels that come in no other form."""
 
     image: IntArray
     category: IntArray
@@ -213,8 +196,8 @@ def label_outcomes(truth: Labels, detections: Boxes, match: SplitMatch, hidden: 
         truth: Labels.
         detections: Boxes.
         match: Of the two.
-        hidden: Instances that are there but not among the labels (`apiece.evaluate.complete`), where they are known,
-            with the images and classes of `truth`; without them no prediction is `unlabelled`.
+        hidden: Instances that are there but not labelled, where they are known, with the images and classes of
+            `truth`; without them no prediction is `unlabelled`.
     """
     edges = _overlaps(truth, detections, match.false_positives)
     of_prediction = np.full(len(detections.image), NONE, dtype=np.int8)
@@ -300,9 +283,3 @@ def _fates(truth: Labels, match: SplitMatch, unmatched: tuple[_Edges, ...], merg
     for edges in unmatched:
         give(edges.t[edges.same & (edges.iou >= NEAR) & (edges.iou < IOU_MIN)], Fate.NEAR_MISS)
     return fate
-
-
-# Outcomes as evaluation reads them: those of `apiece.outcomes`, which Channel-B shares.
-
-
-__all__ = ["COVERED", "INSIDE", "MISSES", "NEAR", "NONE", "Fate", "Outcome", "Outcomes", "label_outcomes"]

@@ -9,19 +9,20 @@ import pytest
 from worlds import ROW, STRIP, Beliefs, World
 
 from apiece.evaluate.detections import samples_to_ground_truth
-from apiece.study.evidence import FEWEST_IMAGES, Figure, Sampler, labelled_groups
-from apiece.study.explanations import NOTHING, Stand, Verdict, explain
+from apiece.stats.draws import ImageDraws
+from apiece.study.evidence import ENOUGH_IMAGES, Figure, labelled_groups, mean
+from apiece.study.explanations import NOTHING, Explained, Stand, explain
 from apiece.types import Instance, Sample
 
 AVERAGED = Beliefs(gap=30.0, modes=2)
 MIXED = Beliefs(chimeras=2, follow=(0.1, 0.7))
 
 
-def judge(world: World, training: Figure | None = None) -> Verdict:
-    return explain(world.evidence(), Sampler(len(world.samples())), training_groups=training)
+def judge(world: World, training: Figure | None = None) -> Explained:
+    return explain(world.evidence(), training_groups=training)
 
 
-def stands(verdict: Verdict) -> tuple[str, ...]:
+def stands(verdict: Explained) -> tuple[str, ...]:
     return tuple(str(e.stand) for e in verdict.explanations.values())
 
 
@@ -108,24 +109,20 @@ def test_an_image_without_labels_and_a_lone_object_change_nothing() -> None:
     assert not labelled_groups(samples_to_ground_truth([crowd])).any()
 
 
-def test_figures_have_no_interval_from_few_images() -> None:
-    sampler = Sampler(FEWEST_IMAGES)
-    image = np.arange(FEWEST_IMAGES)
-    assert sampler.mean(image[1:], np.ones(len(image) - 1)).lo is None
-    whole = sampler.mean(image, np.arange(10.0))
+def test_few_images_decide_nothing() -> None:
+    draws = ImageDraws(np.ones(ENOUGH_IMAGES, dtype=bool))
+    image = np.arange(ENOUGH_IMAGES)
+    few = mean(draws, image[1:], np.arange(1.0, 10.0))
+    assert few.lo is not None and few.interval is None
+    assert not few.above(few.lo - 1)
+    whole = mean(draws, image, np.arange(10.0))
     assert whole.value == 4.5
     assert whole.lo is not None and whole.hi is not None
     assert 1.5 < whole.lo < 4.5 < whole.hi < 7.5
-    assert sampler.mean(image[:0], []).as_dict() == {"value": None, "lo": None, "hi": None, "items": 0, "images": 0}
-    gaps = sampler.mean(image, np.where(image < 5, np.nan, 2.0))
+    assert whole.above(1.5) and whole.below(7.5)
+    assert mean(draws, image[:0], []).as_dict() == {"value": None, "lo": None, "hi": None, "items": 0, "images": 0}
+    gaps = mean(draws, image, np.where(image < 5, np.nan, 2.0))
     assert (gaps.value, gaps.items) == (2, 5)
-
-
-def test_means_of_groups() -> None:
-    sampler = Sampler(12)
-    image, group = np.repeat(np.arange(12), 2), np.tile([0, 2], 12)
-    found = sampler.means(image, group, group * 10.0, 3)
-    assert [f.value for f in found] == [0, None, 20]
 
 
 @pytest.mark.parametrize(

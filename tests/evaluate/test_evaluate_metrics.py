@@ -24,8 +24,9 @@ from apiece.evaluate.metrics import (
     print_table,
     write_metrics,
 )
-from apiece.evaluate.rates import CROWDING, POSITIONS
+from apiece.evaluate.rates import POSITIONS
 from apiece.outcomes import MISSES, Fate, Outcome
+from apiece.stats.ratio import CROWDING
 from apiece.types import FinishReason, ParsedObject, ParseResult, ParseStatus
 
 NESTED = {"by_class", "by_crowding", "by_position", "calibration_curve"}
@@ -50,7 +51,11 @@ def test_labels_as_detections_are_perfect_everywhere() -> None:
 def test_keys_and_types(tmp_path) -> None:
     metrics = evaluate_detections(*forms(*random_coco(0), tmp_path), policy="as_given")
     assert {f"coco/{name}" for name in FIGURES} <= set(metrics)
-    assert all(isinstance(value, int | float) for key, value in metrics.items() if key not in {*NESTED, "score_policy"})
+    assert all(
+        value is None or isinstance(value, int | float)
+        for key, value in metrics.items()
+        if key not in {*NESTED, "score_policy"}
+    )
     assert list(metrics["by_crowding"]) == list(CROWDING)
     for row in (*metrics["by_class"].values(), *metrics["by_crowding"].values()):
         assert {"f1", "precision", "recall", "mean_iou", "tp", "fp", "fn", "ignored", "AP", "AP50"} <= set(row)
@@ -93,7 +98,7 @@ def test_parse_rates() -> None:
     assert metrics["parse/zero_area"] == 2 / 8
     assert "zero_area 25.0%" in printed(metrics)
     assert "malformed" not in printed(metrics)
-    assert ParseCounts.of([]).rates()["parse/dropped"] == 0
+    assert ParseCounts.of([]).rates()["parse/dropped"] is None
     assert ParseCounts(0, 0, Counter(), Counter()).rates() == ParseCounts.of([]).rates()
 
 

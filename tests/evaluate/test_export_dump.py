@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -13,7 +12,7 @@ from apiece.cli import app, commands  # noqa: F401  registers the commands
 from apiece.dumps.folder import Dump, open_run
 from apiece.errors import UserError
 from apiece.evaluate.detections import load_coco_ground_truth, load_coco_results
-from apiece.evaluate.export import export_coco, export_fiftyone
+from apiece.evaluate.export import export_coco
 from apiece.evaluate.rates import match_split, total_scores
 from made_runs import Made, make_run
 
@@ -66,55 +65,10 @@ def test_a_score_that_is_not_known_is_zero_and_counted(dump: Dump, tmp_path: Pat
     assert json.loads((tmp_path / "results.json").read_text())[0]["score"] == 0
 
 
-def test_fiftyones_layout(dump: Dump, run: Path, tmp_path: Path) -> None:
-    done = export_fiftyone(dump, run, tmp_path / "out")
-    files: dict[str, Any] = {
-        name: json.loads((tmp_path / "out" / f"{name}.json").read_text()) for name in ("labels", "predictions")
-    }
-    images = sorted(path.stem for path in (tmp_path / "out" / "data").iterdir())
-    assert len(images) == done.images == 4
-    for content in files.values():
-        assert set(content) == {"classes", "labels"}
-        assert sorted(content["labels"]) == images
-        assert content["classes"] == files["labels"]["classes"]
-    record = dump.records[0]
-    row, first = files["predictions"]["labels"][images[0]][0], record["predictions"][0]
-    x1, y1, x2, y2 = first["bbox"]
-    width, height = record["width"], record["height"]
-    assert row["bounding_box"] == pytest.approx([x1 / width, y1 / height, (x2 - x1) / width, (y2 - y1) / height])
-    assert row["label"] == first["desc"]
-    assert row["confidence"] == first["score"]
-    assert row["attributes"]["outcome"] == first["outcome"]
-    assert len(files["labels"]["labels"][images[0]]) == len(record["objects"])
-
-
-def test_images_that_are_gone_are_left_out_and_named(dump: Dump, run: Path, tmp_path: Path) -> None:
-    dump.records[1]["image"] = "gone.png"
-    done = export_fiftyone(dump, run, tmp_path / "out")
-    assert done.missing == (dump.records[1]["id"],)
-    assert done.images == 3
-    for record in dump.records:
-        record["image"] = "gone.png"
-    with pytest.raises(UserError, match="none of the 4 images of the dump is there any more"):
-        export_fiftyone(dump, run, tmp_path / "other")
-    assert not (tmp_path / "other").exists()
-
-
-def test_a_folder_with_something_in_it_is_refused(dump: Dump, run: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"expected a new or empty folder\n  fix: choose another --fiftyone"):
-        export_fiftyone(dump, run, run)
-    export_fiftyone(dump, run, tmp_path / "new")
-
-
 def test_the_command(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "results.json"
     assert "step 200: " in apiece(run, "--coco", out, "--annotations", tmp_path / "labels.json")
     assert "which was not asked for" in apiece(run, "--coco", out, "--step", 100)
-    assert "on 4 images in" in apiece(run, "--fiftyone", tmp_path / "out")
-    with pytest.raises(UserError, match="nothing to write: name --coco FILE or --fiftyone DIR"):
-        apiece(run)
-    with pytest.raises(UserError, match="--annotations goes with --coco"):
-        apiece(run, "--fiftyone", tmp_path / "x", "--annotations", out)
     with pytest.raises(UserError, match="no dump of step 7; there are 2: 100, 200"):
         apiece(run, "--coco", out, "--step", 7)
     with pytest.raises(UserError, match="expected the folder of a run, found none"):

@@ -7,7 +7,6 @@ import pytest
 from splits import forms, grid_box, random_coco, split
 
 from apiece.evaluate.rates import (
-    CROWDING,
     class_scores,
     crowding_of_images,
     crowding_scores,
@@ -15,6 +14,7 @@ from apiece.evaluate.rates import (
     total_scores,
 )
 from apiece.match import inside_crowd, match_boxes, number_names
+from apiece.stats.ratio import CROWDING
 
 CUP = ("cup", grid_box(0))
 CROWD = ("cup", (100.0, 0.0, 200.0, 100.0), True)
@@ -63,9 +63,9 @@ def test_a_strip_over_instances_finds_none_of_them(instances) -> None:
     assert (found.tp, found.fp, found.fn, found.f1) == (0, 1, instances, 0.0)
 
 
-def test_nothing_to_divide_is_0() -> None:
+def test_nothing_to_divide_is_none() -> None:
     found = scores(([], []))
-    assert (found.f1, found.precision, found.recall, found.mean_iou) == (0.0, 0.0, 0.0, 0.0)
+    assert (found.f1, found.precision, found.recall, found.mean_iou) == (None, None, None, None)
 
 
 def test_min_score_leaves_lower_ones_out() -> None:

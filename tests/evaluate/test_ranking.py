@@ -1,4 +1,4 @@
-"""Scores compared in the metrics: AP by policy, its range over ties, calibration, and the table that is printed."""
+"""Scores compared in the metrics: AP by policy, calibration, and the table that is printed."""
 
 from __future__ import annotations
 
@@ -38,25 +38,6 @@ def test_ap_of_each_policy_side_by_side() -> None:
     assert found["score_policy"] == "coord_logprob"
 
 
-def test_range_of_each_policy() -> None:
-    found = metrics([0.9, 0.8, 0.7, 0.6], coord_mass=[0.9, 0.5, 0.5, 0.5])
-    assert found["coco/AP_tie_lo"] == found["coco/AP"] == found["coco/AP_tie_hi"]
-    assert (
-        found["coco_by_policy/constant/AP_tie_hi"] == found["coco_by_policy/coord_mass/AP_tie_hi"] == pytest.approx(1)
-    )
-    assert found["coco_by_policy/coord_mass/AP_tie_lo"] == pytest.approx((51 * 1 + 50 * 0.5) / 101)
-    assert found["coco_by_policy/constant/AP_tie_lo"] == pytest.approx(0.5)  # wrong, wrong, right, right
-    tied = metrics([0.5] * 4)
-    assert (tied["coco/AP_tie_lo"], tied["coco/AP_tie_hi"]) == pytest.approx((0.5, 1))
-
-
-def test_a_range_holds_the_ap(tmp_path) -> None:
-    found = evaluate_detections(*forms(*random_coco(0), tmp_path), policy="as_given")
-    for prefix in ("coco", "coco_by_policy/as_given", "coco_by_policy/constant"):
-        assert found[f"{prefix}/AP_tie_lo"] <= found[f"{prefix}/AP"] <= found[f"{prefix}/AP_tie_hi"]
-    assert found["coco_by_policy/constant/AP_tie_lo"] <= found["coco/AP_tie_lo"]  # one tie of all
-
-
 def test_calibration_of_each_policy() -> None:
     found = metrics([0.9, 0.8, 0.7, 0.6], coord_mass=[1.0, 0.0, 1.0, 0.0])
     assert found["calibration/coord_mass/ece"] == 0
@@ -89,12 +70,12 @@ def test_scores_of_another_kind_have_no_calibration() -> None:
 def test_table() -> None:
     rows = printed(metrics([0.9, 0.8, 0.7, 0.6], coord_mass=[0.9, 0.1, 0.8, 0.2]))
     assert rows[1:] == [
-        ["coord_logprob (used)", "0.835", "0.835", "no ties", "0.450"],
-        ["coord_mass", "1.000", "1.000", "no ties", "0.150"],
-        ["constant", "0.835", "0.835", "0.500 - 1.000", "0.500"],
+        ["coord_logprob (used)", "0.835", "0.835", "0.450"],
+        ["coord_mass", "1.000", "1.000", "0.150"],
+        ["constant", "0.835", "0.835", "0.500"],
     ]
     nothing = printed(evaluate_detections(*split(([], [])), policy="as_given"))
-    assert nothing[1] == ["as_given (used)", "-", "-", "no ties", "0.000"]
+    assert nothing[1] == ["as_given (used)", "-", "-", "-"]
 
 
 def printed(found: Metrics) -> list[list[str]]:
@@ -117,6 +98,6 @@ def test_a_policy_changes_scores_and_nothing_else(seed, tmp_path) -> None:
 
 def test_the_document_has_every_policy_and_key() -> None:
     document = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
-    keys = ("coco/AP_tie_lo", "coco/AP_tie_hi", "coco_by_policy/<policy>/AP", "calibration/<policy>/ece")
+    keys = ("coco_by_policy/<policy>/AP", "calibration/<policy>/ece")
     for name in (*ScorePolicy, *keys, "calibration_curve", "desc_positions", "coord_positions", "near_mass"):
         assert f"`{name}`" in document, name

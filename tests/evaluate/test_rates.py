@@ -7,14 +7,14 @@ import pytest
 from splits import forms, grid_box, random_coco, split
 
 from apiece.boxes import iou
-from apiece.evaluate.metrics import shape_figures
+from apiece.evaluate.metrics import evaluate_detections
 from apiece.evaluate.rates import (
-    Bootstrap,
     by_position,
+    image_ratios,
+    judge,
     lenient_f1,
     match_split,
     near_duplicates,
-    outcome_rates,
     places,
     strips,
     total_scores,
@@ -28,53 +28,22 @@ def outcomes_of(truth, detections):
     return label_outcomes(truth, detections, match_split(truth, detections))
 
 
-def test_intervals_equal_a_direct_loop() -> None:
-    rng = np.random.default_rng(0)
-    images, groups, values = 15, 3, 4
-    image = rng.integers(images - 3, size=200)  # three images without items
-    group, value = (image % 3 + rng.integers(0, 2, 200)) % 3, rng.integers(0, values, 200)
-    group[group == 2] = rng.integers(0, 2, (group == 2).sum())
-    group[image == 4] = 2  # a group that many draws do not have
-    bootstrap = Bootstrap(images, draws=150, seed=3)
-    rates = bootstrap.rates(image, group, value, groups=groups, values=values)
-    assert (bootstrap.weights.sum(1) == images).all()
-    for g in range(groups):
-        for v in range(values):
-            own = value[group == g] == v
-            assert rates.count[g, v] == own.sum()
-            assert rates.rate[g, v] == pytest.approx(own.mean())
-            drawn = []
-            for weights in bootstrap.weights:
-                chosen = [i for i, times in enumerate(weights.tolist()) for _ in range(times)]
-                items = [value[j] == v for i in chosen for j in np.flatnonzero((image == i) & (group == g))]
-                if items:
-                    drawn.append(np.mean(items))
-            low, high = np.percentile(drawn, [2.5, 97.5])
-            assert rates.lo[g, v] == pytest.approx(low)
-            assert rates.hi[g, v] == pytest.approx(high)
-    assert (rates.row(0, 1, "x")) == {"x": rates.rate[0, 1], "x_lo": rates.lo[0, 1], "x_hi": rates.hi[0, 1]}
-
-
-def test_equal_seeds_give_equal_draws_and_nothing_gives_zero() -> None:
-    assert (Bootstrap(9, seed=1).weights == Bootstrap(9, seed=1).weights).all()
-    assert (Bootstrap(9, seed=1).weights != Bootstrap(9, seed=2).weights).any()
-    nothing = np.zeros(0, dtype=np.int64)
-    for images in (0, 4):
-        rates = Bootstrap(images).rates(nothing, nothing, nothing, groups=2, values=3)
-        assert rates.rate.tolist() == rates.lo.tolist() == rates.hi.tolist() == [[0.0] * 3] * 2
-
-
 def test_rates_of_a_split(tmp_path) -> None:
     truth, detections = forms(*random_coco(1), tmp_path)
-    outcomes = outcomes_of(truth, detections)
-    rates = outcome_rates(truth, detections, outcomes, Bootstrap(len(truth.images)))
-    assert rates.overall.rate.sum() == pytest.approx(1)
-    assert rates.overall.count[0].tolist() == list(outcomes.counts().values())
-    for table in (rates.by_class, rates.by_crowding):
-        assert table.count.sum(0).tolist() == rates.overall.count[0].tolist()
-    assert (rates.overall.lo <= rates.overall.hi).all()
-    misses = outcomes.miss_counts()
-    assert rates.merged.rate[0, 1] == pytest.approx(misses["merged"] / sum(misses.values()))
+    judged = judge(truth, detections)
+    ratios = image_ratios(truth, detections, judged)
+    rates = [ratios[f"rates/{o.label}"] for o in Outcome if o is not Outcome.UNLABELLED]
+    assert sum(rate.value for rate in rates) == pytest.approx(1)
+    counts = judged.outcomes.counts()
+    assert [rate.part.sum() for rate in rates] == [n for label, n in counts.items() if label != "unlabelled"]
+    misses = judged.outcomes.miss_counts()
+    assert ratios["rates/merged"].value == pytest.approx(misses["merged"] / sum(misses.values()))
+    metrics = evaluate_detections(truth, detections, policy="x")
+    for table in (metrics["by_class"], metrics["by_crowding"]):
+        for label, count in counts.items():
+            assert sum(row[f"outcomes/{label}"] for row in table.values()) == count
+    for rows in (metrics, *metrics["by_class"].values()):
+        assert all(rows[f"{key}_lo"] is None or rows[f"{key}_lo"] <= rows[key] for key in rows if f"{key}_lo" in rows)
 
 
 def test_by_position() -> None:
@@ -91,7 +60,7 @@ def test_by_position() -> None:
         "recall": pytest.approx(2 / 3),
     }
     assert table["2-5"] == {"predictions": 2, "tp": 0.5, "duplicate": 0.5, "mean_iou": 1.0, "recall": 1.0}
-    assert table["41+"] == {"predictions": 0, "tp": 0.0, "duplicate": 0.0, "mean_iou": 0.0, "recall": 1.0}
+    assert table["41+"] == {"predictions": 0, "tp": None, "duplicate": None, "mean_iou": None, "recall": 1.0}
 
 
 def test_lenient_f1_leaves_out_confident_background() -> None:
@@ -145,15 +114,10 @@ def test_shape_figures() -> None:
     star = [(0, 0, 10, 10), (0, 0, 10, 9), (0, 1, 10, 10)]  # the last two are near the first, not each other
     rows = [("cup", box, 0.5) for box in (*star, (0, 100, 400, 110), (200, 200, 300, 300))]
     truth, detections = split(([], rows), ([], [(*CUP, 0.5)] * 4))
-    figures = shape_figures(truth, detections, np.arange(9), Bootstrap(2))
-    assert figures["shape/near_duplicate_pairs"] == 2 + 6
-    assert figures["shape/near_duplicate"] == pytest.approx((2 + 3) / 9)
-    assert figures["shape/strip"] == pytest.approx(1 / 9)
-    # The bootstrap draws whole images: an interval goes from one of them to the other.
-    assert (figures["shape/near_duplicate_lo"], figures["shape/near_duplicate_hi"]) == pytest.approx((2 / 5, 3 / 4))
-    assert (figures["shape/strip_lo"], figures["shape/strip_hi"]) == pytest.approx((0, 1 / 5))
-    some = shape_figures(truth, detections, np.array([0, 1, 3]), Bootstrap(2))
-    assert (some["shape/near_duplicate"], some["shape/strip"]) == pytest.approx((1 / 3, 1 / 3))
+    metrics = evaluate_detections(truth, detections, policy="x")
+    assert metrics["shape/near_duplicate_pairs"] == 2 + 6
+    assert metrics["shape/near_duplicate"] == pytest.approx((2 + 3) / 9)
+    assert metrics["shape/strip"] == pytest.approx(1 / 9)
 
 
 def test_strips() -> None:

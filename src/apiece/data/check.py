@@ -24,6 +24,7 @@ from apiece.data.lines import ImageError, Level, Line, Problem, ProblemKind, cou
 from apiece.errors import UserError
 from apiece.printed import table
 from apiece.progress import track
+from apiece.stats.ratio import CROWDING, crowding_of_counts
 from apiece.types import Instance, IntArray, Sample
 
 # Boxes of one class that lie on each other: counts for the checker, bounded in memory for any number of boxes.
@@ -111,7 +112,6 @@ MAX_OBJECTS = 60
 """Objects of an image beyond which training drops it (crowd regions not counted)."""
 MIN_SIDE = 32
 """Pixels of an image side below which it is no larger than one visual token of Qwen3-VL."""
-CROWDING = (("0", 0, 0), ("1-5", 1, 5), ("6-15", 6, 15), ("16+", 16, None))
 SIZES = (("small", 0, 32**2), ("medium", 32**2, 96**2), ("large", 96**2, None))
 """COCO's, by annotation area in square pixels, as the evaluator counts them."""
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95)
@@ -158,7 +158,7 @@ class CheckReport:
     crowd_regions: int = 0
     class_objects: Counter[str] = field(default_factory=Counter)
     class_images: Counter[str] = field(default_factory=Counter)
-    crowding: dict[str, int] = field(default_factory=lambda: {name: 0 for name, _, _ in CROWDING})
+    crowding: dict[str, int] = field(default_factory=lambda: dict.fromkeys(CROWDING, 0))
     most_objects: tuple[int, int] | None = None
     sizes: dict[str, int] = field(default_factory=lambda: {name: 0 for name, _, _ in SIZES})
     short_side: dict[str, float] = field(default_factory=dict)
@@ -377,8 +377,7 @@ class _Gatherer:
 
     def _count_objects(self, count: int, number: int) -> None:
         report = self._report
-        for name, low, high in CROWDING:
-            report.crowding[name] += low <= count and (high is None or count <= high)
+        report.crowding[CROWDING[int(crowding_of_counts(count))]] += 1
         if report.most_objects is None or count > report.most_objects[0]:
             report.most_objects = (count, number)
         if count > self._max_objects:

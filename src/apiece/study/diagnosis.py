@@ -7,18 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from apiece.codec.bins import COORDINATE_NAMES
 from apiece.data.jsonl import read_jsonl
+from apiece.dumps.beliefs import PASSES
 from apiece.evaluate.detections import samples_to_ground_truth
 from apiece.evaluate.forms import Detections, GroundTruth
 from apiece.evaluate.metrics import Metrics, evaluate_detections
-from apiece.evaluate.rates import CROWDING, POSITIONS, crowding_of_images, position_of
+from apiece.evaluate.rates import POSITIONS, crowding_of_images, position_of
 from apiece.outcomes import MISSES, NONE, Fate, Outcome
-from apiece.study.evidence import FOLLOW, Evidence, Figure, Sampler, labelled_groups
+from apiece.printed import stdout_console, table
+from apiece.stats.draws import ImageDraws
+from apiece.stats.ratio import CROWDING
+from apiece.study.evidence import Evidence, Figure, Probes, labelled_groups, mean, means
 from apiece.study.explanations import explain, several_peaks
 from apiece.types import IntArray
 
@@ -38,7 +43,7 @@ Row = dict[str, Any]
 def diagnose(
     truth: GroundTruth,
     detections: Detections,
-    probes: Mapping[str, Mapping[str, Any] | None],
+    probes: Probes,
     *,
     policy: str,
     complete: GroundTruth | None = None,
@@ -58,22 +63,22 @@ def diagnose(
         training: JSONL that the model was trained on; its labels are looked at if the file is there.
         seed: Of the bootstrap.
     """
-    evidence = Evidence.of(truth, detections, probes, complete)
-    sampler = Sampler(len(truth.images), seed=seed)
+    evidence = Evidence.of(truth, detections, probes, complete, seed)
     metrics = evaluate_detections(truth, detections, policy=policy, complete=complete)
     groups = training_groups(training, seed) if training is not None and training.is_file() else None
-    verdict = explain(evidence, sampler, sigma=sigma, training_groups=groups)
+    everywhere = np.ones(len(evidence.truth), dtype=bool)
+    verdict = explain(evidence, sigma=sigma, training_groups=groups)
     return {
         "schema": SCHEMA,
         "images": len(truth.images),
         "probed_images": sum(found is not None for found in probes.values()),
-        "probed_labels": len(evidence.probes.label),
+        "probed_labels": len(evidence.belief("flip", everywhere)[0]),
         "verdict": list(verdict.verdict),
         "long_boxes": verdict.rate.as_dict(),
         "explanations": {name: explanation.as_dict() for name, explanation in verdict.explanations.items()},
-        "fails": failures(evidence, sampler, metrics),
-        "misses": misses(evidence, sampler, metrics),
-        "probes": probe_tables(evidence, sampler),
+        "fails": failures(evidence, metrics),
+        "misses": misses(evidence, metrics),
+        "probes": probe_tables(evidence),
         "metrics": metrics,
     }
 
@@ -82,10 +87,11 @@ def training_groups(path: Path, seed: int = 0) -> Figure:
     """Labelled group boxes / labels of a training file, with an interval over its images."""
     truth = samples_to_ground_truth(read_jsonl(path))
     objects = ~truth.iscrowd
-    return Sampler(len(truth.images), seed=seed).mean(truth.image[objects], labelled_groups(truth)[objects])
+    draws = ImageDraws(truth.objects_per_image > 0, seed=seed)
+    return mean(draws, truth.image[objects], labelled_groups(truth)[objects])
 
 
-def failures(evidence: Evidence, sampler: Sampler, metrics: Metrics) -> list[Row]:
+def failures(evidence: Evidence, metrics: Metrics) -> list[Row]:
     """Every kind of wrong prediction that there is, the most frequent first: how often, where, what fixing it gives."""
     found, outcomes = evidence.detections, evidence.outcomes
     used = np.flatnonzero(outcomes.of_prediction != NONE)
@@ -96,10 +102,10 @@ def failures(evidence: Evidence, sampler: Sampler, metrics: Metrics) -> list[Row
         "position": (position_of(found.image)[used], POSITIONS),
     }
     kinds = [(outcome, outcome.label) for outcome in Outcome if outcome not in _FINE]
-    return _named(sampler, image, value, kinds, axes, metrics, "outcome")
+    return _named(evidence.draws, image, value, kinds, axes, metrics, "outcome")
 
 
-def misses(evidence: Evidence, sampler: Sampler, metrics: Metrics) -> list[Row]:
+def misses(evidence: Evidence, metrics: Metrics) -> list[Row]:
     """Every kind of missed label that there is, per label."""
     truth, fates = evidence.truth, evidence.outcomes.of_truth
     objects = np.flatnonzero(fates != NONE)
@@ -109,11 +115,11 @@ def misses(evidence: Evidence, sampler: Sampler, metrics: Metrics) -> list[Row]:
         "crowding": (crowding_of_images(truth)[image], CROWDING),
     }
     kinds = [(fate, fate.label) for fate in MISSES if fate is not Fate.MATCHED]
-    return _named(sampler, image, value, kinds, axes, metrics, "fate")
+    return _named(evidence.draws, image, value, kinds, axes, metrics, "fate")
 
 
 def _named(
-    sampler: Sampler,
+    draws: ImageDraws,
     image: IntArray,
     value: IntArray,
     kinds: Sequence[tuple[int, str]],
@@ -122,68 +128,72 @@ def _named(
     key: str,
 ) -> list[Row]:
     rows = []
-    tables = {
-        axis: sampler.bootstrap.rates(image, group, value, groups=max(len(names), 1), values=len(Outcome))
-        for axis, (group, names) in axes.items()
-    }
     for kind, label in kinds:
         count = int((value == kind).sum())
         if not count:
             continue
         worst = {}
-        for axis, (_, names) in axes.items():
-            table = tables[axis]
-            enough = table.count.sum(1) >= _FEWEST
-            if len(names) and (enough & (table.rate[:, kind] > 0)).any():
+        for axis, (group, names) in axes.items():
+            found = {
+                name: mean(draws, image[own], value[own] == kind)
+                for i, name in enumerate(names)
+                if (own := group == i).sum() >= _FEWEST and (value[own] == kind).any()
+            }
+            if found:
                 # The highest lower end: high, and known to be.
-                place = int(np.argmax(np.where(enough & (table.rate[:, kind] > 0), table.lo[:, kind], -1)))
-                worst[axis] = {"name": names[place], "count": int(table.count[place, kind])} | {
-                    end: round(float(getattr(table, end)[place, kind]), 5) for end in ("rate", "lo", "hi")
+                name, most = max(found.items(), key=lambda item: -1.0 if item[1].lo is None else item[1].lo)
+                ends = {"rate": most.value, "lo": most.lo, "hi": most.hi}
+                worst[axis] = {
+                    "name": name,
+                    "count": int(((group == names.index(name)) & (value == kind)).sum()),
+                    **{end: None if x is None else round(x, 5) for end, x in ends.items()},
                 }
-        rate = sampler.mean(image, value == kind).as_dict()
-        fix = {name: metrics.get(f"fix/{label}/{name}") for name in ("f1", "ap")}
-        rows.append({key: label, "count": count, "rate": rate, "fixed": fix, "most_often": worst})
+        fixed = {name: metrics.get(f"fix/{label}/{name}") for name in ("f1", "ap")}
+        rate = mean(draws, image, value == kind).as_dict()
+        rows.append({key: label, "count": count, "rate": rate, "fixed": fixed, "most_often": worst})
     return sorted(rows, key=lambda row: -row["count"])
 
 
-def probe_tables(evidence: Evidence, sampler: Sampler) -> Row:
+def probe_tables(evidence: Evidence) -> Row:
     """Probe figures over the split, by coordinate, by class and by crowding of the image."""
-    probes, truth = evidence.probes, evidence.truth
-    image = truth.image[probes.label]
-    bucket = crowding_of_images(truth)
+    truth = evidence.truth
+    everywhere = np.ones(len(truth), dtype=bool)
+    probed = evidence.belief("flip", everywhere)[0]
+    groups = {
+        "by_class": (truth.names, truth.category),
+        "by_crowding": (CROWDING, crowding_of_images(truth)[truth.image]),
+    }
     return {
-        "all": _probe_row(evidence, sampler, np.ones(len(truth), dtype=bool)),
-        "by_coordinate": {
-            name: {
-                figure: sampler.mean(image, values[:, coordinate]).as_dict() for figure, values in probes.slots.items()
+        "all": _probe_row(evidence, everywhere),
+        "by_coordinate": {name: _coordinate_row(evidence, i) for i, name in enumerate(COORDINATE_NAMES)},
+        **{
+            axis: {
+                name: _probe_row(evidence, chosen)
+                for i, name in enumerate(names)
+                if (chosen := group == i)[probed].any()
             }
-            for coordinate, name in enumerate(COORDINATE_NAMES)
-        },
-        "by_class": {
-            name: _probe_row(evidence, sampler, chosen)
-            for i, name in enumerate(truth.names)
-            if (chosen := truth.category == i)[probes.label].any()
-        },
-        "by_crowding": {
-            name: _probe_row(evidence, sampler, chosen)
-            for i, name in enumerate(CROWDING)
-            if (chosen := bucket[truth.image] == i)[probes.label].any()
+            for axis, (names, group) in groups.items()
         },
     }
 
 
-def _probe_row(evidence: Evidence, sampler: Sampler, chosen: np.ndarray[Any, np.dtype[np.bool_]]) -> Row:
+def _probe_row(evidence: Evidence, chosen: NDArray[np.bool_]) -> Row:
     """Means over the probed labels among those chosen `[M]`; flips and chimeras over those with a neighbour."""
-    probes, image = evidence.probes.objects(chosen), evidence.truth.image
-    crowd = evidence.probes.objects(chosen & evidence.has_neighbour)
-    slots = np.repeat(image[probes.label], 4)
-    row = {name: sampler.mean(slots, values.ravel()).as_dict() for name, values in probes.slots.items()}
-    row["several_peaks"] = sampler.mean(image[probes.label], several_peaks(probes)).as_dict()
-    for name, values in (("flip", crowd.flip), ("chimera", crowd.chimera)):
-        row[name] = sampler.mean(image[crowd.label], values).as_dict()
-    for name in FOLLOW:
-        row[f"follow/{name}"] = sampler.mean(image[probes.follow_label], probes.follow[name]).as_dict()
-    return row
+    image = evidence.truth.image
+    columns = {"several_peaks": several_peaks(evidence, chosen)}
+    for name in evidence.beliefs:
+        near = name in ("flip", "chimera")
+        columns[name] = evidence.belief(name, chosen & evidence.has_neighbour if near else chosen)
+    found = means(evidence.draws, {name: (image[label], value) for name, (label, value) in columns.items()})
+    return {name: figure.as_dict() for name, figure in found.items()}
+
+
+def _coordinate_row(evidence: Evidence, coordinate: int) -> Row:
+    """Means of the figures of a slot at one coordinate."""
+    slots = {name: column for name, column in evidence.beliefs.items() if name.split("/")[0] in (*PASSES, "drift")}
+    rows = {name: column.coordinate == coordinate for name, column in slots.items()}
+    columns = {name: (column.image[rows[name]], column.value[rows[name]]) for name, column in slots.items()}
+    return {name: figure.as_dict() for name, figure in means(evidence.draws, columns).items()}
 
 
 _FIGURES = (
@@ -206,7 +216,7 @@ _SHARES = {"several_peaks", "flip", "chimera"}
 
 def print_diagnosis(found: Mapping[str, Any], console: Console | None = None) -> None:
     """Print what fails, how often and where, what is believed, and which explanation the numbers support."""
-    console = console or Console()
+    console = console or stdout_console()
 
     def say(text: str = "") -> None:
         console.print(escape(text), highlight=False, soft_wrap=True)
@@ -239,10 +249,10 @@ def print_diagnosis(found: Mapping[str, Any], console: Console | None = None) ->
 
 def _failures(title: str, rows: Sequence[Mapping[str, Any]], key: str) -> Table:
     axes = ("class", "crowding", "position") if key == "outcome" else ("class", "crowding")
-    table = _table(title, "count", "rate", "95 % interval", "F1 if fixed", "most often at " + ", ".join(axes))
+    made = table(title, "count", "rate", "95 % interval", "F1 if fixed", "most often at " + ", ".join(axes))
     for row in rows:
         rate, fixed, most = row["rate"], row["fixed"]["f1"], row["most_often"]
-        table.add_row(
+        made.add_row(
             row[key],
             f"{row['count']:,}",
             f"{rate['value']:.3f}",
@@ -250,7 +260,7 @@ def _failures(title: str, rows: Sequence[Mapping[str, Any]], key: str) -> Table:
             "-" if fixed is None else f"{fixed:.3f}",
             ", ".join(escape(most[axis]["name"]) if axis in most else "-" for axis in axes),
         )
-    return table
+    return made
 
 
 def _probes(title: str, tables: Mapping[str, Any]) -> Table:
@@ -260,21 +270,13 @@ def _probes(title: str, tables: Mapping[str, Any]) -> Table:
         **tables["by_coordinate"],
         **tables["by_crowding"],
     }
-    table = _table(title, *columns)
+    made = table(title, *columns)
     for figure, name in _FIGURES:
-        table.add_row(name, *(_shown(row.get(figure), figure) for row in columns.values()))
-    return table
+        made.add_row(name, *(_shown(row.get(figure), figure) for row in columns.values()))
+    return made
 
 
 def _shown(figure: Mapping[str, Any] | None, name: str) -> str:
     if figure is None or figure["value"] is None:
         return "-"
     return f"{figure['value']:.0%}" if name in _SHARES else f"{figure['value']:.2f}"
-
-
-def _table(head: str, *columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column(head, no_wrap=True)
-    for column in columns:
-        table.add_column(column, justify="right", no_wrap=column[:4] != "most")
-    return table

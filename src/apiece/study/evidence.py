@@ -1,8 +1,13 @@
-"""What is diagnosed: the newest dump of a run, read as it is, or a checkpoint that is run over a split."""
+"""What a diagnosis is made from: a split with every box named, its probes, and figures of them with intervals.
+
+Read from the newest dump of a run as it is, or made by running a checkpoint over a split.
+
+Shapes: I images, N predictions, M labels, O probed labels.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -14,6 +19,7 @@ from apiece.boxes import FloatArray, area, paired_intersection
 from apiece.config.resolve import load_config
 from apiece.config.schema import Config, GenerateSection, ObjectOrder
 from apiece.data.check import same_class_overlaps
+from apiece.dumps.beliefs import Column, belief_columns
 from apiece.dumps.folder import dumped_steps, open_run
 from apiece.errors import UserError, nearest
 from apiece.evaluate.detections import (
@@ -24,28 +30,24 @@ from apiece.evaluate.detections import (
     samples_to_ground_truth,
 )
 from apiece.evaluate.forms import Detections, GroundTruth
-from apiece.evaluate.rates import LEVEL, Bootstrap, match_split, strips
+from apiece.evaluate.rates import counted_images, judge, strips
 from apiece.files import file_hash
 from apiece.match import pairs_in_groups
-from apiece.outcomes import COVERED, NONE, Outcome, Outcomes, label_outcomes
+from apiece.outcomes import COVERED, NONE, Outcome, Outcomes
 from apiece.progress import track
+from apiece.stats.draws import ImageDraws
+from apiece.stats.interval import Estimate
+from apiece.stats.ratio import Ratio, mean_ratio, per_image
 from apiece.study.arms import dump_source
 from apiece.types import IntArray, Sample
 
 if TYPE_CHECKING:
     from apiece.monitor.probing import ProbeSettings
 
-
-# Means and shares with their bootstrap intervals over images.
-#
-# A percentile interval of few images is too narrow, so below `FEWEST_IMAGES` images there is none: `lo` and `hi` are
-# then `None`, and whoever decides by them cannot tell.
-#
-# Shapes: I images, N items, G groups, B draws.
-
-
-FEWEST_IMAGES = 10
-"""Images with at least one of the items, below which no interval is given."""
+ENOUGH_IMAGES = 10
+"""Images with at least one of the items, below which a number decides nothing."""
+_SAMPLES_AT_ONCE = 16  # probed together: their beliefs are a few MB each
+Probes = Mapping[str, Mapping[str, Any] | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,7 @@ class Figure:
 
     Attributes:
         value: `None` where there was nothing to divide.
-        lo: Lower end of the 95 % interval.
+        lo: Lower end of the 95 % interval; `None` without one.
         hi: Upper end.
         items: How many items it is made of.
         images: In how many images they are.
@@ -66,18 +68,30 @@ class Figure:
     items: int
     images: int
 
+    @classmethod
+    def of(cls, found: Estimate, items: int) -> Self:
+        """From its estimate."""
+        return cls(found.value, found.lo, found.hi, items, found.units)
+
     def as_dict(self, digits: int = 5) -> dict[str, float | int | None]:
         """For JSON."""
         ends = (None if x is None else round(x, digits) for x in (self.value, self.lo, self.hi))
         return {**dict(zip(("value", "lo", "hi"), ends, strict=True)), "items": self.items, "images": self.images}
 
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Both ends, where there are enough images to decide by them."""
+        if self.lo is None or self.hi is None or self.images < ENOUGH_IMAGES:
+            return None
+        return self.lo, self.hi
+
     def above(self, limit: float) -> bool:
-        """The whole interval is above `limit`."""
-        return self.lo is not None and self.lo > limit
+        """The whole interval is above `limit`, on enough images."""
+        return self.interval is not None and self.interval[0] > limit
 
     def below(self, limit: float) -> bool:
-        """The whole interval is below `limit`."""
-        return self.hi is not None and self.hi < limit
+        """The whole interval is below `limit`, on enough images."""
+        return self.interval is not None and self.interval[1] < limit
 
     def text(self, unit: str = "", digits: int = 2, percent: bool = False) -> str:
         """`0.31 [0.25, 0.38]` with a unit, for sentences."""
@@ -91,162 +105,34 @@ class Figure:
         return f"{show(self.value)}{unit}{interval}"
 
 
-class Sampler:
-    """Figures of one split, all with the same draws of its images."""
-
-    def __init__(self, images: int, *, seed: int = 0) -> None:
-        self.bootstrap = Bootstrap(images, seed=seed)
-        self._weights = self.bootstrap.weights.astype(np.float64)
-
-    def mean(self, image: IntArray, value: ArrayLike) -> Figure:
-        """Mean of items; NaN ones are left out."""
-        return self.ratio(image, value, np.ones(len(image)))
-
-    def ratio(self, image: IntArray, part: ArrayLike, whole: ArrayLike) -> Figure:
-        """Sum of `part` over sum of `whole`."""
-        top, bottom, items, images = self._sums(image, part, whole)
-        return self._figure(top, bottom, None, items, images)
-
-    def difference(self, image: IntArray, value: ArrayLike, here: NDArray[np.bool_]) -> tuple[Figure, Figure, Figure]:
-        """Mean of the items that are `here`, of the others, and the first minus the second."""
-        values = np.asarray(value, dtype=np.float64)
-        sides = [self._sums(image[rows], values[rows], np.ones(int(rows.sum()))) for rows in (here, ~here)]
-        first, second = (self._figure(top, bottom, None, items, images) for top, bottom, items, images in sides)
-        items, images = sides[0][2] + sides[1][2], min(sides[0][3], sides[1][3])
-        apart = self._figure(sides[0][0], sides[0][1], (sides[1][0], sides[1][1]), items, images)
-        return first, second, apart
-
-    def means(self, image: IntArray, group: IntArray, value: ArrayLike, groups: int) -> list[Figure]:
-        """The mean in each of G groups."""
-        values = np.asarray(value, dtype=np.float64)
-        order = np.argsort(group, kind="stable")
-        bounds = np.searchsorted(group[order], np.arange(groups + 1))
-        return [
-            self.mean(image[order[bounds[g] : bounds[g + 1]]], values[order[bounds[g] : bounds[g + 1]]])
-            for g in range(groups)
-        ]
-
-    def _sums(self, image: IntArray, part: ArrayLike, whole: ArrayLike) -> tuple[FloatArray, FloatArray, int, int]:
-        """Sums of both for each image, `[I]`, and how many items and images are in them."""
-        top, bottom = np.asarray(part, dtype=np.float64), np.asarray(whole, dtype=np.float64)
-        known = np.isfinite(top) & np.isfinite(bottom)
-        place, size = image[known], self.bootstrap.images
-        sums = [np.bincount(place, weights=x[known], minlength=size).astype(np.float64) for x in (top, bottom)]
-        return sums[0], sums[1], int(known.sum()), len(np.unique(place))
-
-    def _figure(
-        self,
-        top: FloatArray,
-        bottom: FloatArray,
-        minus: tuple[FloatArray, FloatArray] | None,
-        items: int,
-        images: int,
-    ) -> Figure:
-        def share(a: FloatArray, b: FloatArray) -> FloatArray:
-            return np.divide(a, b, out=np.full(np.shape(a), np.nan), where=b > 0)
-
-        one = np.ones((1, len(top)))
-        value = share(one @ top, one @ bottom)[0]
-        if minus is not None:
-            value -= share(one @ minus[0], one @ minus[1])[0]
-        if not np.isfinite(value):
-            return Figure(None, None, None, items, images)
-        if images < FEWEST_IMAGES:
-            return Figure(float(value), None, None, items, images)
-        drawn = share(self._weights @ top, self._weights @ bottom)
-        if minus is not None:
-            drawn = drawn - share(self._weights @ minus[0], self._weights @ minus[1])
-        drawn = drawn[np.isfinite(drawn)]
-        lo, hi = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-        return Figure(float(value), float(lo), float(hi), items, images)
+def means(draws: ImageDraws, columns: Mapping[str, tuple[IntArray, ArrayLike]]) -> dict[str, Figure]:
+    """The mean of each column: the image and the value of its items; NaN ones are left out."""
+    values = {key: (image, np.asarray(value, dtype=np.float64)) for key, (image, value) in columns.items()}
+    found = draws.estimates({key: mean_ratio(*column, draws.images) for key, column in values.items()})
+    return {key: Figure.of(found[key], int(np.isfinite(value).sum())) for key, (_, value) in values.items()}
 
 
-# Outcomes and probes of a split side by side, as columns: what a diagnosis reads.
-#
-# Shapes: I images, N predictions, M labels, O probed labels, S their slots (4 O), F rows of `follow`.
+def mean(draws: ImageDraws, image: IntArray, value: ArrayLike) -> Figure:
+    """Mean of items; NaN ones are left out."""
+    return means(draws, {"": (image, value)})[""]
 
 
-SLOT_FIGURES = ("entropy", "modes", "own_mass", "cross_instance_mass", "exp_argmax_gap")
-PASSES = ("a1", "last")
-FOLLOW = ("near_neighbour", "near_own", "elsewhere")
+def quotient(draws: ImageDraws, image: IntArray, part: FloatArray, whole: FloatArray) -> Figure:
+    """Sum of `part` over sum of `whole`; items of which one is NaN are left out."""
+    known = np.isfinite(part) & np.isfinite(whole)
+    ratio = Ratio(*(per_image(x[known], image[known], draws.images) for x in (part, whole)))
+    return Figure.of(draws.estimates({"": ratio})[""], int(known.sum()))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class ProbeColumns:
-    """Probes of a split; `label` is a row of the ground truth.
-
-    Attributes:
-        label: `[O]` the probed labels.
-        slots: `a1/entropy`, ..., `last/exp_argmax_gap`, `drift` to `[O, 4]`.
-        flip: `[O]`.
-        chimera: `[O]`.
-        follow_label: `[F]` whose x1, y1 were replaced.
-        follow_coordinate: `[F]` 2 or 3.
-        follow: `near_neighbour`, `near_own`, `elsewhere` to `[F]`.
-    """
-
-    label: IntArray
-    slots: Mapping[str, FloatArray]
-    flip: NDArray[np.bool_]
-    chimera: NDArray[np.bool_]
-    follow_label: IntArray
-    follow_coordinate: IntArray
-    follow: Mapping[str, FloatArray]
-
-    @classmethod
-    def of(cls, truth: GroundTruth, probes: Mapping[str, Mapping[str, Any] | None]) -> Self:
-        """From `PROBES` of docs/records.md by sample id; a figure that is `null` there is NaN.
-
-        Args:
-            truth: Labels, in each image in the order of the data.
-            probes: Images without any are left out.
-        """
-        first = np.searchsorted(truth.image, np.arange(len(truth.images)))
-        images = [(int(first[i]), found) for i, image in enumerate(truth.images) if (found := probes.get(image.name))]
-        label = [start + i for start, found in images for i in found["objects"]["object"]]
-        place = {row: i for i, row in enumerate(label)}
-        # Where each slot goes: a label that has no row among the objects has none here either.
-        at = [
-            (place.get(start + i, -1), c)
-            for start, found in images
-            for i, c in zip(found["slots"]["object"], found["slots"]["coordinate"], strict=True)
-        ]
-        row, coordinate = np.array(at, dtype=np.int64).reshape(-1, 2).T
-
-        def slot_column(values: Iterable[Any]) -> FloatArray:
-            column = np.full((len(label), 4), np.nan)
-            column[row[row >= 0], coordinate[row >= 0]] = np.array(list(values), dtype=np.float64)[row >= 0]
-            return column
-
-        slots = {
-            f"{which}/{figure}": slot_column(v for _, found in images for v in found["slots"][which][figure])
-            for which in PASSES
-            for figure in SLOT_FIGURES
-        }
-        follow = [(start, line) for start, found in images for line in found["follow"]]
-        return cls(
-            label=np.array(label, dtype=np.int64),
-            slots={**slots, "drift": slot_column(v for _, found in images for v in found["slots"]["drift"])},
-            flip=np.array([v for _, found in images for v in found["objects"]["flip"]], dtype=bool),
-            chimera=np.array([v for _, found in images for v in found["objects"]["chimera"]], dtype=bool),
-            follow_label=np.array([start + line["object"] for start, line in follow], dtype=np.int64),
-            follow_coordinate=np.array([line["coordinate"] for _, line in follow], dtype=np.int64),
-            follow={name: np.array([line[name] for _, line in follow], dtype=np.float64) for name in FOLLOW},
-        )
-
-    def objects(self, chosen: NDArray[np.bool_]) -> Self:
-        """Those of some of the labels `[M]`."""
-        rows, follow = chosen[self.label], chosen[self.follow_label]
-        return replace(
-            self,
-            label=self.label[rows],
-            slots={name: values[rows] for name, values in self.slots.items()},
-            flip=self.flip[rows],
-            chimera=self.chimera[rows],
-            follow_label=self.follow_label[follow],
-            follow_coordinate=self.follow_coordinate[follow],
-            follow={name: values[follow] for name, values in self.follow.items()},
-        )
+def contrast(
+    draws: ImageDraws, image: IntArray, value: ArrayLike, here: NDArray[np.bool_]
+) -> tuple[Figure, Figure, Figure]:
+    """Mean of the items that are `here`, of the others, and the first minus the second."""
+    values = np.asarray(value, dtype=np.float64)
+    sides = means(draws, {name: (image[rows], values[rows]) for name, rows in (("here", here), ("off", ~here))})
+    ratios = [mean_ratio(image[rows], values[rows], draws.images) for rows in (~here, here)]
+    items = sides["here"].items + sides["off"].items
+    return sides["here"], sides["off"], Figure.of(draws.difference(*ratios), items)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -258,7 +144,9 @@ class Evidence:
         detections: Predictions.
         complete: Everything that is on the images, where it is known.
         outcomes: Of both.
-        probes: Of the labels; empty where none were run.
+        beliefs: Probe figures by name; empty where none were run.
+        first: `[I]` first label of each image.
+        draws: Of the images.
         long: `[N]` predictions to be explained: `group`, and strips that are no true positive.
         under_long: `[M]` labels that one of them covers by half or more.
         has_neighbour: `[M]` labels with another of their class in the image; crowd regions are none.
@@ -270,7 +158,9 @@ class Evidence:
     detections: Detections
     complete: GroundTruth | None
     outcomes: Outcomes
-    probes: ProbeColumns
+    beliefs: Mapping[str, Column]
+    first: IntArray
+    draws: ImageDraws
     long: NDArray[np.bool_]
     under_long: NDArray[np.bool_]
     has_neighbour: NDArray[np.bool_]
@@ -281,15 +171,16 @@ class Evidence:
         cls,
         truth: GroundTruth,
         detections: Detections,
-        probes: Mapping[str, Mapping[str, Any] | None],
+        probes: Probes,
         complete: GroundTruth | None = None,
+        seed: int = 0,
     ) -> Self:
-        """Name everything, and lay the probes beside it."""
+        """Name every box and match the probes (`PROBES` of docs/records.md by sample id) to the labels."""
         hidden = None
         if complete is not None:
             truth, complete = align_complete(complete, truth)
             hidden = hidden_instances(complete, truth)
-        outcomes = label_outcomes(truth, detections, match_split(truth, detections), hidden)
+        outcomes = judge(truth, detections, complete).outcomes
         harmless = np.isin(outcomes.of_prediction, (Outcome.TP, Outcome.IGNORED, NONE))
         long = (outcomes.of_prediction == Outcome.GROUP) | (strips(truth, detections) & ~harmless)
         group = truth.image * len(truth.categories) + truth.category
@@ -299,12 +190,37 @@ class Evidence:
             detections=detections,
             complete=complete,
             outcomes=outcomes,
-            probes=ProbeColumns.of(truth, probes),
+            beliefs=belief_columns([probes.get(image.name) for image in truth.images]),
+            first=np.searchsorted(truth.image, np.arange(len(truth.images))),
+            draws=ImageDraws(counted_images(truth, detections, complete), seed=seed),
             long=long,
             under_long=_covered(truth, detections, np.flatnonzero(long)),
             has_neighbour=(alike[group] >= 2) & ~truth.iscrowd,
             labelled_groups=labelled_groups(truth, hidden),
         )
+
+    def label_of(self, column: Column) -> IntArray:
+        """The label of each value of a column, `[N]`."""
+        return self.first[column.image] + column.object
+
+    def belief(self, name: str, chosen: NDArray[np.bool_]) -> tuple[IntArray, FloatArray]:
+        """Labels and values of a figure at the labels chosen `[M]`; nothing where no probes were run."""
+        if name not in self.beliefs:
+            return np.zeros(0, dtype=np.int64), np.zeros(0)
+        label = self.label_of(self.beliefs[name])
+        rows = chosen[label]
+        return label[rows], self.beliefs[name].value[rows]
+
+    def at_x2_y2(self, name: str, chosen: NDArray[np.bool_]) -> tuple[IntArray, FloatArray]:
+        """Probed labels `[O]` among those chosen `[M]`, and their values `[O, 2]` at x2 and y2; NaN where unknown."""
+        labels = np.unique(self.belief("flip", chosen)[0])
+        values = np.full((len(labels), 2), np.nan)
+        if name in self.beliefs:
+            column = self.beliefs[name]
+            label = self.label_of(column)
+            rows = np.flatnonzero((column.coordinate >= 2) & np.isin(label, labels))
+            values[np.searchsorted(labels, label[rows]), column.coordinate[rows] - 2] = column.value[rows]
+        return labels, values
 
 
 def labelled_groups(truth: GroundTruth, hidden: GroundTruth | None = None) -> NDArray[np.bool_]:
@@ -332,13 +248,9 @@ def _covered(truth: GroundTruth, detections: Detections, rows: IntArray) -> NDAr
     return found
 
 
-Probes = Mapping[str, Mapping[str, Any] | None]
-_SAMPLES_AT_ONCE = 16  # probed together: their beliefs are a few MB each
-
-
 @dataclass(frozen=True, slots=True, eq=False)
-class Source:
-    """What a diagnosis is made from.
+class Material:
+    """A split, what was predicted on it and the beliefs at its labels, before anything is named.
 
     Attributes:
         truth: Labels.
@@ -394,7 +306,7 @@ def reads_dump(request: Request) -> bool:
     return nothing_else and bool(dumped_steps(Path(request.target)))
 
 
-def from_dump(path: Path) -> Source:
+def from_dump(path: Path) -> Material:
     """The newest dump of a run.
 
     Raises:
@@ -408,7 +320,7 @@ def from_dump(path: Path) -> Source:
     remarks = list(dump.gaps)
     if not any(found is not None for found in probes.values()):
         remarks.append("the dump holds no probes: add --data to run the model")
-    return Source(
+    return Material(
         truth=read.truth,
         detections=read.detections,
         complete=read.complete,
@@ -431,7 +343,7 @@ def config_of(path: Path) -> Config | None:
 
 def from_model(
     request: Request, out: Path, warn: Callable[[str], None], tell: Callable[[str], None] = lambda _: None
-) -> Source:
+) -> Material:
     """Answer and probe a split; the answers are written to `out/predictions.jsonl`.
 
     Args:
@@ -471,7 +383,7 @@ def from_model(
     unfit = sum(found is None for found in probes.values())
     if unfit:
         remarks.append(f"{unfit} images have more labels than fit into the model's context: no probes of them")
-    return Source(
+    return Material(
         truth=truth,
         detections=detections,
         complete=complete,

@@ -12,10 +12,12 @@ from enum import StrEnum
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from apiece.boxes import FloatArray
 from apiece.probes.slots import reach
-from apiece.study.evidence import Evidence, Figure, ProbeColumns, Sampler
+from apiece.study.evidence import Evidence, Figure, contrast, mean, quotient
+from apiece.types import IntArray
 
 RATE_LOW = 0.01
 """Share of long boxes among predictions below which there is nothing to explain."""
@@ -25,13 +27,12 @@ CHIMERA_HIGH = 0.1
 """Share of context boxes that mix instances, from which on training on them could matter."""
 FOLLOW_HALF = 0.5
 """Share of the mass near either box that goes to the one that was begun: below it the model finishes another one."""
-FOLLOW_TOLD = 0.1
-"""Mass near either box, below which `follow` tells nothing."""
+FOLLOW_KNOWN = 0.1
+"""Mass near either box, below which `follow` decides nothing."""
 LABELS_ENOUGH = 0.5
 """Labelled group boxes / labels over long boxes / predictions, from which on the labels explain the predictions."""
 LABELS_TOO_FEW = 0.1
 """The same, below which they cannot."""
-X2_Y2 = slice(2, 4)
 
 
 class Stand(StrEnum):
@@ -69,7 +70,7 @@ class Explanation:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Explained:
     """What explains the long boxes.
 
     Attributes:
@@ -83,24 +84,21 @@ class Verdict:
     explanations: Mapping[str, Explanation]
 
 
-def explain(
-    evidence: Evidence, sampler: Sampler, *, sigma: float = 2.0, training_groups: Figure | None = None
-) -> Verdict:
-    """Hold every explanation against the numbers.
+def explain(evidence: Evidence, *, sigma: float = 2.0, training_groups: Figure | None = None) -> Explained:
+    """Check every explanation against the numbers.
 
     Args:
         evidence: Of the split.
-        sampler: Of its images.
         sigma: Width of the training target, bins.
         training_groups: Labelled group boxes / labels where the model was trained, if that is known.
     """
     found = evidence.detections
     used = evidence.outcomes.of_prediction >= 0
-    rate = sampler.mean(found.image[used], evidence.long[used])
+    rate = mean(evidence.draws, found.image[used], evidence.long[used])
     explanations = {
-        "averaging": averaging(evidence, sampler, reach(sigma)),
-        "chimera": chimera(evidence, sampler),
-        "labels": labels(evidence, sampler, rate, training_groups),
+        "averaging": averaging(evidence, reach(sigma)),
+        "chimera": chimera(evidence),
+        "labels": labels(evidence, rate, training_groups),
     }
     if not evidence.long.any() or rate.below(RATE_LOW):
         verdict: tuple[str, ...] = (NOTHING,)
@@ -108,30 +106,26 @@ def explain(
         verdict = tuple(name for name, e in explanations.items() if e.stand is Stand.SUPPORTED) or (
             str(Stand.CANNOT_TELL),
         )
-    return Verdict(verdict, rate, explanations)
+    return Explained(verdict, rate, explanations)
 
 
-def largest_gap(probes: ProbeColumns) -> FloatArray:
-    """Of each probed label, the larger gap of x2 and y2 in the first pass, bins."""
-    return probes.slots["a1/exp_argmax_gap"][:, X2_Y2].max(1, initial=0)
+def several_peaks(evidence: Evidence, chosen: NDArray[np.bool_]) -> tuple[IntArray, FloatArray]:
+    """Probed labels among those chosen; whether x2 or y2 has two or more modes in the first pass, NaN if unknown."""
+    label, modes = evidence.at_x2_y2("a1/modes", chosen)
+    return label, np.where(np.isnan(modes).any(1), np.nan, (modes >= 2).any(1))
 
 
-def several_peaks(probes: ProbeColumns) -> FloatArray:
-    """Whether x2 or y2 of each probed label has two modes or more in the first pass; NaN where it is not known."""
-    modes = probes.slots["a1/modes"][:, X2_Y2]
-    return np.where(np.isnan(modes).any(1), np.nan, (modes >= 2).any(1))
-
-
-def averaging(evidence: Evidence, sampler: Sampler, high: float) -> Explanation:
+def averaging(evidence: Evidence, high: float) -> Explanation:
     """Beliefs between instances: expectations far from peaks, and several peaks, where long boxes are.
 
     x2 and y2 of the first pass alone: the true x1, y1 stand before them, so several peaks there are not several objects
     that could come next.
     """
-    probes = evidence.probes.objects(evidence.has_neighbour)
-    image, here = evidence.truth.image[probes.label], evidence.under_long[probes.label]
-    gap, gap_off, gap_more = sampler.difference(image, largest_gap(probes), here)
-    multi, multi_off, multi_more = sampler.difference(image, several_peaks(probes), here)
+    label, gaps = evidence.at_x2_y2("a1/exp_argmax_gap", evidence.has_neighbour)
+    image, here = evidence.truth.image[label], evidence.under_long[label]
+    gap, gap_off, gap_more = contrast(evidence.draws, image, gaps.max(1, initial=0), here)
+    peaks = several_peaks(evidence, evidence.has_neighbour)[1]
+    multi, multi_off, multi_more = contrast(evidence.draws, image, peaks, here)
     numbers = {
         "gap": gap, "gap_elsewhere": gap_off, "gap_difference": gap_more,
         "several_peaks": multi, "several_peaks_elsewhere": multi_off, "several_peaks_difference": multi_more,
@@ -163,52 +157,53 @@ def _said_of_averaging(gap: Figure, gap_off: Figure, multi: Figure, multi_off: F
     )
 
 
-def chimera(evidence: Evidence, sampler: Sampler) -> Explanation:
+def chimera(evidence: Evidence) -> Explanation:
     """Contexts that mix instances, in a model that does not finish the box that was begun."""
-    probes = evidence.probes.objects(evidence.has_neighbour)
-    image = evidence.truth.image
-    mixed, mixed_off, _ = sampler.difference(image[probes.label], probes.chimera, evidence.under_long[probes.label])
-    rate = sampler.mean(image[probes.label], probes.chimera)
-    flip = sampler.mean(image[probes.label], probes.flip)
-    neighbour, own = probes.follow["near_neighbour"], probes.follow["near_own"]
-    told = sampler.mean(image[probes.follow_label], neighbour + own)
-    followed = sampler.ratio(image[probes.follow_label], neighbour, neighbour + own)
+    image, draws, chosen = evidence.truth.image, evidence.draws, evidence.has_neighbour
+    label, mixes = evidence.belief("chimera", chosen)
+    mixed, mixed_off, _ = contrast(draws, image[label], mixes, evidence.under_long[label])
+    rate = mean(draws, image[label], mixes)
+    flip = mean(draws, image[label], evidence.belief("flip", chosen)[1])
+    label, neighbour = evidence.belief("follow/near_neighbour", chosen)
+    own = evidence.belief("follow/near_own", chosen)[1]
+    near = mean(draws, image[label], neighbour + own)
+    followed = quotient(draws, image[label], neighbour, neighbour + own)
     numbers = {
         "chimera": rate, "chimera_under_long": mixed, "chimera_elsewhere": mixed_off, "flip": flip,
-        "follow": followed, "follow_mass": told,
+        "follow": followed, "follow_mass": near,
     }  # fmt: skip
     stand = Stand.CANNOT_TELL
-    knows = told.above(FOLLOW_TOLD)
+    knows = near.above(FOLLOW_KNOWN)
     if rate.above(CHIMERA_HIGH) and knows and followed.below(FOLLOW_HALF):
         stand = Stand.SUPPORTED
     elif rate.below(CHIMERA_HIGH) or (knows and followed.above(FOLLOW_HALF)):
         stand = Stand.REFUTED
-    return Explanation(stand, numbers, _said_of_chimeras(rate, followed, told))
+    return Explanation(stand, numbers, _said_of_chimeras(rate, followed, near))
 
 
-def _said_of_chimeras(rate: Figure, followed: Figure, told: Figure) -> str:
+def _said_of_chimeras(rate: Figure, followed: Figure, near: Figure) -> str:
     if rate.value is None:
         return "no box of the model's own context was probed"
     said = (
         f"{rate.text(percent=True)} of the boxes in the model's own context mix instances (high is {CHIMERA_HIGH:.0%})"
     )
-    if told.value is None:
+    if near.value is None:
         return f"{said}; no label was probed after a neighbour's x1, y1"
     if followed.value is not None:
         said += (
             f"; after a neighbour's x1, y1, {followed.text(percent=True)} of the mass near either box "
             f"finishes the neighbour's (low is under {FOLLOW_HALF:.0%})"
         )
-    if not told.above(FOLLOW_TOLD):
-        said += f"; only {told.text(percent=True)} of the mass is near either"
+    if not near.above(FOLLOW_KNOWN):
+        said += f"; only {near.text(percent=True)} of the mass is near either"
     return said
 
 
-def labels(evidence: Evidence, sampler: Sampler, rate: Figure, training_groups: Figure | None) -> Explanation:
+def labels(evidence: Evidence, rate: Figure, training_groups: Figure | None) -> Explanation:
     """Group boxes in the labels: the model writes what it was shown."""
     truth = evidence.truth
     objects = ~truth.iscrowd
-    shares = {"labelled_groups": sampler.mean(truth.image[objects], evidence.labelled_groups[objects])}
+    shares = {"labelled_groups": mean(evidence.draws, truth.image[objects], evidence.labelled_groups[objects])}
     if training_groups is not None:
         shares["labelled_groups_training"] = training_groups
     stands = [_labels_stand(share, rate) for share in shares.values()]
@@ -231,8 +226,9 @@ def labels(evidence: Evidence, sampler: Sampler, rate: Figure, training_groups: 
 
 
 def _labels_stand(share: Figure, rate: Figure) -> Stand:
-    if share.lo is None or share.hi is None or rate.lo is None or rate.hi is None:
+    if share.interval is None or rate.interval is None:
         return Stand.CANNOT_TELL
-    if rate.hi > 0 and share.lo >= LABELS_ENOUGH * rate.hi:
+    (low, high), (rate_low, rate_high) = share.interval, rate.interval
+    if rate_high > 0 and low >= LABELS_ENOUGH * rate_high:
         return Stand.SUPPORTED
-    return Stand.REFUTED if share.hi < LABELS_TOO_FEW * rate.lo else Stand.CANNOT_TELL
+    return Stand.REFUTED if high < LABELS_TOO_FEW * rate_low else Stand.CANNOT_TELL

@@ -81,7 +81,7 @@ def evaluate_step(
         return {}, []
     answers = in_order(shares)
     metrics, answers = write_scored(answers, samples, run / "eval" / f"step_{step:06d}", complete=complete)
-    return {f"eval/{key}": float(metrics[key]) for key in LOGGED if key in metrics}, answers
+    return {f"eval/{key}": float(value) for key in LOGGED if (value := metrics.get(key)) is not None}, answers
 
 
 def answered(
