@@ -150,7 +150,7 @@ LIBRARIES = 35e6
 
 def foretold(case: Case, arm: str) -> dict[str, float]:
     """Memory and FLOPs from shapes."""
-    shape, recipe = ModelShape.of(case.config().to_dict()), recipe_of(arm)
+    shape, recipe = ModelShape.of(case.config()), recipe_of(arm)
     work = work_of(case.batch(padded="padded" in arm))
     tensors = training_footprint(shape, work, recipe, 1, accumulates=False).total
     flops = step_flops(shape, work, recipe, causal=False).total
