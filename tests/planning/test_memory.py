@@ -130,5 +130,5 @@ def test_times() -> None:
 @pytest.mark.parametrize("gpu", GPUS.values(), ids=GPUS)
 def test_the_table_of_gpus(gpu: Gpu) -> None:
     assert 0.8 * gpu.memory_gib * GIB < gpu.room < gpu.memory_gib * GIB
-    assert gpu.single < gpu.half
+    assert gpu.peak_float32 < gpu.peak_bf16
     assert 0.05 < gpu.reaches < 0.6

@@ -30,25 +30,24 @@ class Gpu:
         name: As it is asked for.
         title: In words.
         memory_gib: That programs see, GiB.
-        half: Peak of dense bf16 products with float32 sums, FLOP/s.
-        single: Peak of float32 products outside the tensor cores, FLOP/s: what PyTorch uses for float32 by default.
-        moves: Peak of memory traffic, bytes/s.
-        link: To the other GPUs of a node, bytes/s in one direction.
-        reaches: Assumed share of `half` in training.
+        peak_bf16: Peak of dense bf16 products with float32 sums, FLOP/s.
+        peak_float32: Peak of float32 products outside the tensor cores, FLOP/s: PyTorch's default for float32.
+        bytes_per_s: Peak of memory traffic, bytes/s.
+        link_bytes_per_s: To the other GPUs of a node, bytes/s in one direction.
+        reaches: Assumed share of `peak_bf16` in training.
     """
 
     name: str
     title: str
     memory_gib: float
-    half: float
-    single: float
-    moves: float
-    link: float
+    peak_bf16: float
+    peak_float32: float
+    bytes_per_s: float
+    link_bytes_per_s: float
     reaches: float
 
     @property
     def room(self) -> float:
-        """Bytes that a run may use."""
         return (self.memory_gib - RESERVED_GIB) * GIB * USABLE
 
 
@@ -78,7 +77,7 @@ GPUS = {
 }
 _ALIASES = {"a100": "a100-80", "h100-sxm": "h100", "h200-sxm": "h200", "4090": "rtx4090", "3090": "rtx3090"}
 NODE = 8
-"""GPUs of a node, joined by `link`."""
+"""GPUs of a node, joined by `link_bytes_per_s`."""
 NETWORK = 50e9
 """Assumed between nodes for each GPU, bytes/s in one direction: one 400 Gbit/s adapter."""
 LINK_SHARE, MEMORY_SHARE, SINGLE_SHARE = 0.7, 0.7, 0.5
@@ -87,13 +86,7 @@ LINK_SHARE, MEMORY_SHARE, SINGLE_SHARE = 0.7, 0.7, 0.5
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What is planned for.
-
-    Attributes:
-        gpu: The kind.
-        count: How many, one process each.
-        reaches: Share of its peak that is assumed.
-    """
+    """GPUs of one kind, one process each, that reach an assumed share of their peak."""
 
     gpu: Gpu
     count: int
@@ -102,7 +95,9 @@ class Machine:
     @property
     def bus(self) -> float:
         """Bytes/s that a GPU exchanges with the others in one direction: as fast as the slowest link in the ring."""
-        return LINK_SHARE * (self.gpu.link if self.count <= NODE else min(NETWORK, self.gpu.link))
+        return LINK_SHARE * (
+            self.gpu.link_bytes_per_s if self.count <= NODE else min(NETWORK, self.gpu.link_bytes_per_s)
+        )
 
 
 def machine_of(text: str, reaches: float | None = None) -> Machine:
@@ -154,7 +149,6 @@ class Seconds:
 
     @property
     def total(self) -> float:
-        """All of it."""
         return self.compute + self.rollout + self.update + self.exchange
 
 
@@ -164,18 +158,15 @@ def step_seconds(
     """The time of a step: counts at assumed shares of peaks, not a measurement.
 
     Args:
-        shape: Of the model.
-        recipe: What is done.
-        machine: The GPUs.
         flops: Of all of a GPU's micro-batches.
         micro_steps: How many those are.
         rollout: Seconds of writing answers before.
     """
     gpu = machine.gpu
-    speed = gpu.half * machine.reaches if recipe.half else gpu.single * SINGLE_SHARE
+    speed = gpu.peak_bf16 * machine.reaches if recipe.half else gpu.peak_float32 * SINGLE_SHARE
     held, learnt = sum(recipe.held(shape).values()), sum(recipe.learnt(shape).values())
     compute = flops / speed
-    update = WEIGHT * MOVES * learnt / recipe.shards / (MEMORY_SHARE * gpu.moves)
+    update = WEIGHT * MOVES * learnt / recipe.shards / (MEMORY_SHARE * gpu.bytes_per_s)
     ring = (machine.count - 1) / machine.count / machine.bus
     if recipe.shards > 1:
         # Each micro-batch gathers all layers twice and hands their gradients on; the rest is gathered once.
@@ -195,7 +186,7 @@ def rollout_seconds(
     Answers are taken to be as long as the labels'; the places of those that end are given to the next images.
     """
     gpu, forward = machine.gpu, ForwardFlops(shape)
-    speed, traffic = gpu.single * SINGLE_SHARE, gpu.moves * MEMORY_SHARE
+    speed, traffic = gpu.peak_float32 * SINGLE_SHARE, gpu.bytes_per_s * MEMORY_SHARE
     reading = sum(
         times * (forward.vision([grid]) + forward.language(prefix, 0))
         for (grid, prefix), times in lengths.prefixes.items()
@@ -218,16 +209,16 @@ class Batching:
     """How a step's batch is cut.
 
     Attributes:
-        batch: Samples of a step.
-        micro: Of one forward pass on one GPU.
+        samples: Of a step.
+        micro: Samples of one forward pass on one GPU.
         micro_steps: Forward passes of a step on a GPU.
-        as_asked: Whether `train.batch_size` is as the config says: not, where it does not split evenly.
+        splits_evenly: Whether `train.batch_size` does; if not, `samples` is the next larger that does.
     """
 
-    batch: int
+    samples: int
     micro: int
     micro_steps: int
-    as_asked: bool
+    splits_evenly: bool
 
     @classmethod
     def of(cls, config: Config, processes: int) -> Batching:
@@ -240,15 +231,7 @@ class Batching:
 
 @dataclass(frozen=True, slots=True)
 class StepKind:
-    """One kind of step.
-
-    Attributes:
-        name: `A, N = 2`, or `B`.
-        asked: Whether the config has such steps.
-        flops: Of one step on all GPUs; writing answers left out.
-        footprint: Of the GPU with the heaviest micro-batch.
-        seconds: Estimated.
-    """
+    """One kind of step: `A, N = 2` or `B`; FLOPs are of all GPUs, those of writing answers left out."""
 
     name: str
     asked: bool
@@ -270,7 +253,6 @@ class Estimate:
 
     @property
     def fits(self) -> bool:
-        """Whether every kind of step of this run fits."""
         return self.need <= self.machine.gpu.room
 
 
@@ -285,7 +267,7 @@ def estimate(config: Config, source: PlanInput, machine: Machine, passes: Sequen
     shape, lengths, count = source.shape, source.lengths(config.data.max_pixels), machine.count
     cut, train, data = Batching.of(config, count), config.train, config.data
     order = (train.length_window, config.seed, data.shuffle, data.buffer_size)
-    sampled, heaviest = lengths.sampled(cut.batch, cut.micro, count, *order), lengths.heaviest(cut.micro)
+    sampled, heaviest = lengths.sampled(cut.samples, cut.micro, count, *order), lengths.heaviest(cut.micro)
     here, ratio, generate = cut.micro * cut.micro_steps, config.stage2_ab.b_ratio, config.generate
 
     def kind(name: str, asked: bool, recipe: Recipe, factor: float, rollout: float = 0.0) -> StepKind:

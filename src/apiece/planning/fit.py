@@ -51,7 +51,7 @@ def changes_that_fit(config: Config, source: PlanInput, machine: Machine) -> lis
             kept.append(one)
     shared: Settings = {} if config.train.parallel is Parallel.FSDP else {"train.parallel": Parallel.FSDP}
     counts = (machine.count << k for k in range(1, MOST.bit_length()) if machine.count << k <= MOST)
-    more = (tried(shared, replace(machine, count=n)) for n in counts if Batching.of(config, n).as_asked)
+    more = (tried(shared, replace(machine, count=n)) for n in counts if Batching.of(config, n).splits_evenly)
     larger = sorted((g for g in GPUS.values() if g.memory_gib > machine.gpu.memory_gib), key=lambda g: g.memory_gib)
     others = (tried({}, Machine(gpu, machine.count, gpu.reaches)) for gpu in larger)
     for group in (more, others):
@@ -62,7 +62,7 @@ def changes_that_fit(config: Config, source: PlanInput, machine: Machine) -> lis
 def _candidates(config: Config, machine: Machine) -> Iterator[Settings]:
     """Changes of settings, the least first: those that change nothing about the result before those that do."""
     now = Batching.of(config, machine.count)
-    each = now.batch // machine.count
+    each = now.samples // machine.count
     smaller: list[dict[str, Any]] = [
         {"train.micro_batch_size": size} for size in range(now.micro - 1, 0, -1) if each % size == 0
     ]

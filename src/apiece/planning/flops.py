@@ -44,12 +44,10 @@ class Work:
 
     @property
     def samples(self) -> int:
-        """B."""
         return len(self.grids)
 
     @property
     def patches(self) -> int:
-        """Patches of all images."""
         return sum(t * h * w for t, h, w in self.grids)
 
     @property
@@ -171,7 +169,6 @@ class Recipe:
         return {part: count + self.added(shape).get(part, 0) for part, count in shape.parameters.items()}
 
     def learnt(self, shape: ModelShape) -> dict[Part, int]:
-        """Trained parameters by part."""
         if self.rank:
             added = self.added(shape)
             return {part: added.get(part, 0) * (part is not Part.COORD or self.rows) for part in Part}
@@ -196,7 +193,6 @@ class ForwardFlops:
     causal: bool = True
 
     def patches(self, grids_thw: Sequence[Grid]) -> float:
-        """Patches to hidden states."""
         return 2.0 * _count(grids_thw) * self.shape.patch_values * self.shape.vision.hidden_size
 
     def blocks(self, grids_thw: Sequence[Grid]) -> float:
@@ -209,12 +205,10 @@ class ForwardFlops:
         return 2.0 * _count(grids_thw) * self.shape.matrices[Part.VISION] + 4.0 * v.hidden_size * pairs
 
     def mergers(self, grids_thw: Sequence[Grid]) -> float:
-        """Patches to image tokens."""
         merge = self.shape.vision.spatial_merge_size
         return 2.0 * _count(grids_thw) / merge**2 * self.shape.matrices[Part.MERGER]
 
     def vision(self, grids_thw: Sequence[Grid]) -> float:
-        """The tower and its mergers."""
         return self.patches(grids_thw) + self.blocks(grids_thw) + self.mergers(grids_thw)
 
     def layers(self, queries: int) -> float:
@@ -258,7 +252,6 @@ class StepFlops:
 
     @property
     def total(self) -> float:
-        """All of it."""
         return sum(sum(part.values()) for part in (self.forward, self.backward, self.again))
 
 
@@ -267,12 +260,6 @@ def step_flops(shape: ModelShape, work: Work, recipe: Recipe, *, causal: bool = 
 
     A product costs as much again for the gradient of its input, and again for that of its weights: each only where it
     is needed. Attention has no weights: its backward pass is counted as twice the forward pass.
-
-    Args:
-        shape: Of the model.
-        work: The micro-batch.
-        recipe: What is done with it.
-        causal: Whether attention leaves out pairs that causality masks, see `ForwardFlops`.
     """
     count = ForwardFlops(shape, causal)
     vision, language, head = _vision(count, work, recipe), _language(count, work, recipe), _head(count, work, recipe)

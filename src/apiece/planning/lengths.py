@@ -109,7 +109,8 @@ class Lengths:
         # Each rank takes every `ranks`-th sample of a batch.
         cut = batches.reshape(len(batches), -1, ranks).swapaxes(1, 2).reshape(-1, micro)
         cut = cut[np.argsort(self.total[cut].sum(axis=1), kind="stable")]
-        return [self.work(rows) for rows in cut[:: max(len(cut) // COUNTED, 1)]]
+        each = max(len(cut) // COUNTED, 1)
+        return [self.work(rows) for rows in cut[each // 2 :: each]]
 
 
 @dataclass(frozen=True, eq=False)

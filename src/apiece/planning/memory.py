@@ -32,16 +32,9 @@ TARGETS = 2 * NUM_BINS**2 * 4
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """The highest point of a kind of step.
+    """What fills a GPU at the highest point of a kind of step; there gradients need not be complete.
 
-    Attributes:
-        weights: All of them, or this GPU's share.
-        optimizer: Moments.
-        gradients: At that point.
-        activations: Layers' tensors, inputs, keys and values of answers.
-        logits: Logits and what losses make of them.
-        exchange: Buckets of gradients, gathered layers, a gathered model, working memory of the update.
-        highest_in: Which part of the step it is.
+    `exchange`: buckets of gradients, gathered layers, a gathered model, working memory of the update.
     """
 
     weights: float
@@ -54,7 +47,6 @@ class Footprint:
 
     @property
     def total(self) -> float:
-        """All of it."""
         return self.weights + self.optimizer + self.gradients + self.activations + self.logits + self.exchange
 
 
@@ -81,7 +73,6 @@ class Resident:
         return self.weights + self.optimizer + self.exchange
 
     def at(self, where: str, gradients: float, activations: float, logits: float, exchange: float) -> Footprint:
-        """The footprint at a point of the step."""
         moved = self.exchange + exchange
         return Footprint(self.weights, self.optimizer, gradients, activations, logits, moved, where)
 
@@ -94,12 +85,7 @@ def training_footprint(
     In the backward pass gradients grow as what the layers keep shrinks, so the highest point lies where one of the two
     changes its pace: at the logits, or at either end of the language model or the tower.
 
-    Args:
-        shape: Of the model.
-        work: The heaviest micro-batch.
-        recipe: What is done with it.
-        processes: GPUs, one process each.
-        accumulates: Whether a step has several micro-batches on a GPU.
+    `work` is the heaviest micro-batch; `accumulates`: whether a step has several of them on a GPU.
     """
     rest, t, v, n = Resident.of(shape, recipe, processes), shape.text, shape.vision, work.patches
     learnt, half = recipe.learnt(shape), recipe.compute_bytes
@@ -245,13 +231,7 @@ def rollout_footprint(
 ) -> Footprint:
     """While Channel-B's answers are written: float32, no gradients; a shared model is gathered whole on every GPU.
 
-    Args:
-        shape: Of the model.
-        work: The heaviest micro-batch; its longest prefix is taken for every row.
-        recipe: Of the run.
-        processes: GPUs.
-        rows: Answers written at once.
-        new_tokens: Of the longest answer.
+    `rows` answers are written at once, up to `new_tokens` long, behind the longest prefix of the heaviest micro-batch.
     """
     rest, t, v = Resident.of(shape, recipe, processes), shape.text, shape.vision
     copy = WEIGHT * float(sum(shape.parameters.values())) if recipe.shards > 1 else 0.0

@@ -50,23 +50,8 @@ def make_plan(config: Config, source: PlanInput, machine: Machine) -> dict[str, 
         "remarks": list(source.remarks),
         "samples": _samples(source.lengths(config.data.max_pixels), source.dropped),
         "parameters": _parameters(config, source, machine),
-        "gpu": {
-            "name": gpu.name,
-            "title": gpu.title,
-            "count": machine.count,
-            "memory_gib": gpu.memory_gib,
-            "room": gpu.room,
-            "peak_bf16": gpu.half,
-            "peak_float32": gpu.single,
-            "bytes_per_s": gpu.moves,
-            "link_bytes_per_s": gpu.link,
-        },
-        "batch": {
-            "samples": own.batching.batch,
-            "micro": own.batching.micro,
-            "micro_steps": own.batching.micro_steps,
-            "splits_evenly": own.batching.as_asked,
-        },
+        "gpu": {**asdict(gpu), "count": machine.count, "room": gpu.room},
+        "batch": asdict(own.batching),
         "parallel": str(own.parallel) if machine.count > 1 else "one process",
         "steps": [_step(kind, own) for kind in own.kinds],
         "fits": own.fits,
@@ -130,7 +115,7 @@ def _step(kind: StepKind, own: Estimate) -> dict[str, Any]:
         "memory": {**asdict(memory), "total": memory.total},
         "fits": memory.total <= own.machine.gpu.room,
         "seconds": {**asdict(seconds), "total": seconds.total},
-        "samples_per_s": own.batching.batch / seconds.total,
+        "samples_per_s": own.batching.samples / seconds.total,
     }
 
 
@@ -143,13 +128,13 @@ def _scaling(config: Config, source: PlanInput, machine: Machine) -> Iterator[di
             yield {
                 "gpus": count,
                 "parallel": str(parallel) if count > 1 else "one process",
-                "batch": done.batching.batch,
-                "batch_as_asked": done.batching.as_asked,
+                "batch": done.batching.samples,
+                "batch_as_asked": done.batching.splits_evenly,
                 "always": Resident.of(source.shape, recipe_on(changed, count), count).total,
                 "needs": done.need,
                 "fits": done.fits,
                 "seconds_per_step": done.seconds,
-                "samples_per_s": done.batching.batch / done.seconds,
+                "samples_per_s": done.batching.samples / done.seconds,
             }
 
 

@@ -66,17 +66,14 @@ class ModelShape:
 
     @property
     def vision(self) -> Any:
-        """The config of the vision tower."""
         return self.config.vision_config
 
     @property
     def text(self) -> Any:
-        """The config of the language model."""
         return self.config.text_config
 
     @property
     def tied(self) -> bool:
-        """Whether the head is the embedding."""
         return bool(self.config.tie_word_embeddings)
 
     @property
@@ -86,7 +83,6 @@ class ModelShape:
 
     @property
     def table(self) -> int:
-        """Numbers in the embedding."""
         return int(self.text.vocab_size * self.text.hidden_size)
 
     @property
@@ -102,7 +98,6 @@ class ModelShape:
 
     @property
     def patch_values(self) -> int:
-        """Numbers in a patch."""
         v = self.vision
         return int(v.in_channels * v.temporal_patch_size * v.patch_size**2)
 
