@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice, product
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
+from apiece.config.rules import trained_parts
 from apiece.config.schema import Config, Parallel, Part
 from apiece.planning.estimate import GPUS, MOST, Batching, Estimate, Machine, estimate
 from apiece.planning.lengths import PlanInput
@@ -55,48 +58,36 @@ def changes_that_fit(config: Config, source: PlanInput, machine: Machine) -> lis
     larger = sorted((g for g in GPUS.values() if g.memory_gib > machine.gpu.memory_gib), key=lambda g: g.memory_gib)
     others = (tried({}, Machine(gpu, machine.count, gpu.reaches)) for gpu in larger)
     for group in (more, others):
-        kept += [one for one in [next((one for one in group if one.estimate.fits), None)] if one is not None]
+        kept += islice((one for one in group if one.estimate.fits), 1)
     return kept[:SHOWN]
 
 
 def _candidates(config: Config, machine: Machine) -> Iterator[Settings]:
     """Changes of settings, the least first: those that change nothing about the result before those that do."""
-    now = Batching.of(config, machine.count)
+    now, model = Batching.of(config, machine.count), config.model
     each = now.samples // machine.count
-    smaller: list[dict[str, Any]] = [
-        {"train.micro_batch_size": size} for size in range(now.micro - 1, 0, -1) if each % size == 0
-    ]
-    recompute: list[dict[str, Any]] = (
-        [] if config.model.gradient_checkpointing else [{"model.gradient_checkpointing": True}]
-    )
+    smaller = [{"train.micro_batch_size": size} for size in range(now.micro - 1, 0, -1) if each % size == 0]
+    recompute = [] if model.gradient_checkpointing else [{"model.gradient_checkpointing": True}]
     shared = machine.count > 1 and config.train.parallel is Parallel.DDP
-    share: list[dict[str, Any]] = [{"train.parallel": Parallel.FSDP}] if shared else []
+    axes: list[list[dict[str, Any]]] = [[{"train.parallel": Parallel.FSDP}] if shared else [], recompute, smaller]
+    free = [dict(ChainMap(*several)) for several in product(*([{}, *axis] for axis in axes))]
+    yield from sorted(filter(None, free), key=len)
     sizes = (config.data.max_pixels >> k for k in range(1, 8))
-    pixels: list[dict[str, Any]] = [{"data.max_pixels": size} for size in sizes if size >= LEAST_PIXELS]
-    yield from (*smaller, *recompute, *share)
-    yield from (one | two for one in recompute for two in smaller)
-    yield from (one | two for one in share for two in (*recompute, *smaller))
-    yield from (one | two | three for one in share for two in recompute for three in smaller)
+    pixels = [{"data.max_pixels": size} for size in sizes if size >= LEAST_PIXELS]
     adapters = _adapters(config)
     yield from (*adapters, *pixels)
-    last: dict[str, Any] = {}
-    for part in (share, recompute, smaller[-1:]):
-        last |= part[0] if part else {}
-    yield from (last | one for one in (*adapters, *pixels, *(a | p for a in adapters for p in pixels)))
+    most = dict(ChainMap(*(axis[-1] for axis in axes if axis)))
+    yield from (most | one for one in (*adapters, *pixels, *(a | p for a in adapters for p in pixels)))
 
 
 def _adapters(config: Config) -> list[dict[str, Any]]:
     """Adapters instead of all weights, where the other settings go with them."""
-    optim, frozen = config.optim, config.model.freeze
-    targets = [
-        p for p in (Part.MERGER, Part.LANGUAGE) if p not in frozen and (p is Part.LANGUAGE or optim.lr_merger != 0)
-    ]
-    if config.model.lora.rank or optim.name != "adamw" or optim.lr_vision or not targets:
+    optim, model = config.optim, config.model
+    targets = tuple(part for part in (Part.MERGER, Part.LANGUAGE) if part in trained_parts(config))
+    if model.lora.rank or optim.name != "adamw" or optim.lr_vision or not targets:
         return []
-    settings: dict[str, Any] = {"model.lora.rank": LORA_RANK}
-    if targets != list(config.model.lora.targets):
-        settings["model.lora.targets"] = tuple(targets)
-    return [settings]
+    own = {} if targets == tuple(model.lora.targets) else {"model.lora.targets": targets}
+    return [{"model.lora.rank": LORA_RANK, **own}]
 
 
 def with_settings(config: Config, settings: Settings) -> Config:
