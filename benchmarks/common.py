@@ -265,7 +265,7 @@ def middle_floors(each: Sequence[Mapping[str, Floor]]) -> dict[str, Floor]:
 
 def counts_of(model: Any) -> ForwardFlops:
     """Arithmetic of one forward pass through parts of a Qwen3-VL."""
-    return ForwardFlops(ModelShape.of(model.config.to_dict()))
+    return ForwardFlops(ModelShape.of(model.config))
 
 
 # ---------------------------------------------------------------- output

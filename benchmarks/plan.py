@@ -8,9 +8,6 @@ shapes alone (`apiece.planning`), for models of several sizes in float32:
 
 - `tensors`: the most bytes in tensors at any moment of the second step, weights and optimizer state included: what a
   GPU's allocator would report. Counted storage by storage as operations return.
-- `process`: the most that the second step added to the process since before the model was built, each in a process of
-  its own, with every large block of memory given back at once. Working memory of the CPU's math libraries is in it,
-  which no GPU has: `LIBRARIES` is added to what is foretold.
 - `flops`: what torch's own counter counts in forward and backward pass, with eager attention, whose products it sees;
   the count then takes all pairs, as that does.
 
@@ -22,12 +19,9 @@ tower, `_lora` with adapters of rank 8, `_half` under bf16 autocast, `_padded` w
 from __future__ import annotations
 
 import argparse
-import ctypes
-import multiprocessing
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -105,15 +99,8 @@ CASES = {
     "narrow-384": Case(Proportions(384, 5, 6, 160, 4, 20_000, (1, 2)), (200, 240, 140), (260, 310, 60)),
     "narrow-2.5": Case(Proportions(deepstack=(2,), family="qwen2_5_vl"), (360, 280), (160, 110)),
 }
-_PR_SET_THP_DISABLE = 41  # of Linux
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
-SMALLEST = Case(Proportions(64, 1, 2, 32, 1, 1_700, (0,)), (60, 50), (40, 30))
 QUICK = Case(Proportions(128, 3, 2, 64, 2, 4_000, (0,)), (140, 100), (110, 60))
 QUICK_OTHER = Case(Proportions(128, 3, 2, 64, 3, 4_000, (1,), "qwen2_5_vl"), (140, 100), (110, 60))
-
-
-def case_of(name: str) -> Case:
-    return CASES.get(name, QUICK)
 
 
 # ---------------------------------------------------------------- foretold
@@ -144,17 +131,13 @@ def work_of(batch: Batch) -> Work:
     )
 
 
-LIBRARIES = 35e6
-"""Bytes that a process holds beyond its tensors: the least difference of the two in these measurements."""
-
-
 def foretold(case: Case, arm: str) -> dict[str, float]:
     """Memory and FLOPs from shapes."""
-    shape, recipe = ModelShape.of(case.config().to_dict()), recipe_of(arm)
+    shape, recipe = ModelShape.of(case.config()), recipe_of(arm)
     work = work_of(case.batch(padded="padded" in arm))
     tensors = training_footprint(shape, work, recipe, 1, accumulates=False).total
     flops = step_flops(shape, work, recipe, causal=False).total
-    return {"tensors": tensors, "process": tensors + LIBRARIES, "flops": flops}
+    return {"tensors": tensors, "flops": flops}
 
 
 # ---------------------------------------------------------------- measured
@@ -190,14 +173,6 @@ class Setup:
         dtype = torch.bfloat16 if self.half else None
         world = World(0, 1, CPU)
         train_step(self.channel, self.objective, optimizers, [self.batch], world, clip_norm=1.0, dtype=dtype)
-
-
-def warm_up() -> None:
-    """Steps of a very small model: the code that they load must not be counted as memory of a step."""
-    torch.set_num_threads(1)  # processes start as copies of this one, which threads would not survive
-    for arm in ("n2_padded", "n2_half_recompute"):
-        setup = Setup.of(SMALLEST, arm, "sdpa")
-        setup.step(build_optimizers(setup.model, optim_of(arm)))
 
 
 def optim_of(arm: str) -> OptimSection:
@@ -259,51 +234,13 @@ def count_tensors(case: Case, arm: str) -> float:
     return float(watch.peak)
 
 
-def measure_memory(case: Case, arm: str) -> float:
-    """The most that the second step held, beyond what the process had before the model was built."""
-    before = _status("VmRSS")
-    setup = Setup.of(case, arm, "sdpa")
-    optimizers = build_optimizers(setup.model, optim_of(arm))
-    setup.step(optimizers)
-    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark (Linux)
-    setup.step(optimizers)
-    return 1e3 * (_status("VmHWM") - before)
-
-
-def _status(name: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1.024 * float(next(line.split()[1] for line in lines if line.startswith(f"{name}:")))
-
-
-def in_a_process(what: Callable[[Case, str], float], case: Case, arm: str) -> float:
-    """A figure that a process of its own worked out; it starts as a copy of this one, which has done nothing yet."""
-    context = multiprocessing.get_context("fork")
-    results = context.SimpleQueue()
-
-    def work() -> None:
-        # Blocks above 64 KB are mapped by themselves, so that what is freed leaves the process.
-        library = ctypes.CDLL(None)
-        library.mallopt(_M_MMAP_THRESHOLD, 1 << 16)
-        library.prctl(_PR_SET_THP_DISABLE, 1, 0, 0, 0)  # no huge pages, which blocks would be rounded up to
-        library.mallopt(_M_TRIM_THRESHOLD, 1 << 16)
-        results.put(what(case, arm))
-
-    process = context.Process(target=work)
-    process.start()
-    process.join()
-    if process.exitcode:
-        raise SystemExit(f"{what.__name__} of {arm} ended with exit code {process.exitcode}")
-    return results.get()
-
-
 def measure(name: str, arm: str) -> Row:
     """One arm of a case, foretold and measured."""
-    case = case_of(name)
-    ways = {"tensors": count_tensors, "process": measure_memory, "flops": count_flops}
-    found = {what: in_a_process(way, case, arm) for what, way in ways.items()}
+    case = CASES.get(name, QUICK)
+    found = {"tensors": count_tensors(case, arm), "flops": count_flops(case, arm)}
     plan = foretold(case, arm)
     row: Row = {"case": name, "arm": arm}
-    for what, scale in (("tensors", 1e6), ("process", 1e6), ("flops", 1e9)):
+    for what, scale in (("tensors", 1e6), ("flops", 1e9)):
         row |= {
             f"{what}_plan": plan[what] / scale,
             what: found[what] / scale,
@@ -316,12 +253,11 @@ def main() -> None:
     p: argparse.ArgumentParser = parser((__doc__ or "").strip(), list(CASES), list(ARMS))
     options = p.parse_args()
     results: list[Row] = []
-    warm_up()
     for case in ["quick"] if options.quick else options.cases:
         rows = [measure(case, arm) for arm in (options.arms[:1] if options.quick else options.arms)]
         print_rows(f"{case}: foretold and measured", [{k: v for k, v in r.items() if k != "case"} for r in rows])
         results += rows
-    where = conditions(CPU, machine_speed(CPU))  # last: the processes above start as copies of this one
+    where = conditions(CPU, machine_speed(CPU))
     print_conditions(where)
     write_report(options.json, "plan", where, results)
 

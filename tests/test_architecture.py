@@ -20,10 +20,11 @@ LAYERS = (
     ("dumps", "outcomes"),
     ("data.collate",),  # the first that knows tensors
     ("losses", "model", "probes", "report"),
-    ("rollout", "planning"),
+    ("rollout",),
     ("channels", "evaluate"),
     ("monitor",),
     ("train",),
+    ("planning",),  # counts lengths and cuts batches as training does
     ("study",),
     ("cli",),
     ("__main__",),
@@ -32,8 +33,8 @@ LAYERS = (
 # Which units may import a library, wherever in the file. `if TYPE_CHECKING` is free.
 LIBRARIES = {
     "torch": (
-        *("data.collate", "losses", "model", "probes", "rollout", "channels", "monitor", "train", "cli"),
-        *("evaluate.predict", "study.compute", "study.measure", "study.work"),
+        *("data.collate", "losses", "model", "probes", "rollout", "channels", "monitor", "train", "planning"),
+        *("cli", "evaluate.predict", "study.compute", "study.measure", "study.work"),
     ),
     "torch.distributed": ("train",),
     "transformers": ("model", "rollout"),

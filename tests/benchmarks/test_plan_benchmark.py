@@ -48,7 +48,6 @@ def test_counts_of_the_other_family(bench: Any, arm: str) -> None:
 
 @pytest.mark.slow
 def test_the_script(tmp_path: Path) -> None:
-    # In a process of its own: those that it measures start as copies of it, and pytest's has free memory to lend.
     script = [sys.executable, str(FOLDER / "plan.py"), "--quick", "--json", str(tmp_path / "out.json")]
     done = subprocess.run(script, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -58,5 +57,4 @@ def test_the_script(tmp_path: Path) -> None:
     for row in report["results"]:
         assert row["flops_ratio"] == pytest.approx(1)
         assert row["tensors_ratio"] == pytest.approx(1, abs=0.1)
-        assert row["process"] > row["tensors"] > 0
     assert "foretold and measured" in done.stdout

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from published import published_config
+from transformers import Qwen2VLImageProcessorPil
 
 TEXT_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "preprocessor_config.json")
 
@@ -30,7 +31,7 @@ def without_weights(source: Path, folder: Path) -> Path:
 def published_with_tiny_text(name: str, tiny: Path, folder: Path) -> Path:
     """A full-size model's config with the tiny tokenizer, and the image placeholder of that."""
     text_files(tiny, folder)
-    (folder / "preprocessor_config.json").unlink()
+    Qwen2VLImageProcessorPil(patch_size=16, merge_size=2).save_pretrained(folder)
     config: dict[str, Any] = published_config(name).to_dict()
     config["image_token_id"] = json.loads((tiny / "config.json").read_text())["image_token_id"]
     (folder / "config.json").write_text(json.dumps(config))

@@ -1,20 +1,21 @@
-"""Peaks, footprints and times: the walk through the parts by hand, and how figures move with settings."""
+"""Footprints, FLOPs and times: what is exact, and how figures move with settings."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from published import published_config
 
 from apiece.config.schema import Part
-from apiece.planning.estimate import GPUS, machine_of, rollout_seconds, step_seconds
+from apiece.planning.estimate import GIB, GPUS, Gpu, machine_of, rollout_seconds, step_seconds
 from apiece.planning.flops import Recipe, Work, step_flops
-from apiece.planning.memory import Node, Peak, Resident, peak_of, rollout_footprint, timeline, training_footprint
-from apiece.planning.recipe import Length
+from apiece.planning.lengths import Lengths
+from apiece.planning.memory import Resident, rollout_footprint, training_footprint
 from apiece.planning.shapes import ModelShape
 
-SHAPE = ModelShape.of(published_config("2b").to_dict()).with_rows(152_704)
+SHAPE = ModelShape.of(published_config("2b"), rows=152_704)
 WORK = Work(
     grids=((1, 60, 60),) * 4,
     prefix=940,
@@ -29,33 +30,11 @@ EMPTY = Work(((1, 2, 2),), 20, 1, 1, 0, 0, 0, False)
 FROZEN = {part: part is Part.LANGUAGE for part in Part}
 
 
-def test_nothing_has_no_peak() -> None:
-    assert peak_of([]) == Peak(0, 0, 0, "")
-    assert peak_of([], gradients=7).gradients == 7
-
-
-@pytest.mark.parametrize(
-    ("nodes", "gradients", "expected"),
-    [
-        ([Node("a", kept=10)], 0, Peak(10, 0, 0, "a")),
-        ([Node("a", kept=10), Node("b", kept=5, forward=3)], 0, Peak(18, 0, 0, "b")),
-        ([Node("a", kept=10), Node("b", kept=5, logits=True, backward=9)], 0, Peak(10, 14, 0, "b")),
-        # Gradients grow as what is kept shrinks: the peak is where the sum is highest.
-        ([Node("a", kept=2, gradient=30), Node("b", kept=9, gradient=1)], 0, Peak(2, 0, 31, "a")),
-        # What waits for the turn is gone in the backward pass.
-        ([Node("a", kept=4, until_turn=20), Node("b", kept=1, backward=3)], 0, Peak(25, 0, 0, "b")),
-        # A second micro-batch finds the gradients there, and makes each of them once more.
-        ([Node("a", kept=4, gradient=10)], 10, Peak(4, 0, 20, "a")),
-        # Gradients that wait for another part.
-        ([Node("a", kept=1, takes=8, backward=2), Node("b", kept=3, leaves=8)], 0, Peak(12, 0, 0, "b")),
-    ],
-)
-def test_the_walk(nodes: list[Node], gradients: float, expected: Peak) -> None:
-    assert peak_of(nodes, gradients=gradients) == expected
-
-
-def peak(**changes: object) -> float:
-    return peak_of(timeline(SHAPE, WORK, replace(Recipe(), **changes))).total  # type: ignore[arg-type]
+def peak(work: Work = WORK, **changes: object) -> float:
+    """Beyond what is always there."""
+    recipe = replace(Recipe(), **changes)  # type: ignore[arg-type]
+    found = training_footprint(SHAPE, work, recipe, 1, accumulates=False)
+    return found.gradients + found.activations + found.logits
 
 
 def test_memory_moves_as_it_should() -> None:
@@ -68,9 +47,10 @@ def test_memory_moves_as_it_should() -> None:
     assert peak(text_gate=True) > peak()
     assert peak(passes=2, flash=True) < peak(passes=2)
     assert peak(shards=8) < peak()
-    padded = replace(WORK, padded=True)
-    assert peak_of(timeline(SHAPE, padded, Recipe())).total > peak()
-    assert peak_of(timeline(SHAPE, EMPTY, Recipe(passes=2))).total > 0
+    assert peak(replace(WORK, padded=True)) > peak()
+    assert peak(EMPTY, passes=2) > 0
+    several = training_footprint(SHAPE, WORK, Recipe(), 1, accumulates=True)
+    assert several.gradients == Resident.of(SHAPE, Recipe(), 1).learnt + 4 * SHAPE.table  # all, and the table's again
 
 
 def test_flops_move_as_they_should() -> None:
@@ -95,9 +75,9 @@ def test_adapters() -> None:
     # q, k, v, o, gate, up, down of the 2B model: inputs and outputs of 28 layers.
     sides = 28 * ((2048 + 2048) * 2 + (2048 + 1024) * 2 + (2048 + 6144) * 3)
     assert recipe.learnt(SHAPE)[Part.LANGUAGE] == 16 * sides
-    assert recipe.learnt(SHAPE)[Part.COORD] == SHAPE.coordinate_rows() == 1000 * 2048
+    assert recipe.learnt(SHAPE)[Part.COORD] == SHAPE.coordinate_rows == 1000 * 2048
     assert recipe.learnt(SHAPE)[Part.VISION] == 0
-    assert sum(recipe.held(SHAPE).values()) == sum(SHAPE.parameters().values()) + sum(recipe.learnt(SHAPE).values())
+    assert sum(recipe.held(SHAPE).values()) == sum(SHAPE.parameters.values()) + sum(recipe.learnt(SHAPE).values())
     whole, adapted = (training_footprint(SHAPE, WORK, r, 1, accumulates=False) for r in (Recipe(), recipe))
     assert adapted.optimizer < 0.05 * whole.optimizer
     assert adapted.total < whole.total
@@ -107,24 +87,24 @@ def test_adapters() -> None:
 
 
 def test_what_is_always_there() -> None:
-    count = sum(SHAPE.parameters().values())
+    count = sum(SHAPE.parameters.values())
     alone, ddp = Resident.of(SHAPE, Recipe(), 1), Resident.of(SHAPE, Recipe(), 8)
     shared = Resident.of(SHAPE, Recipe(shards=8), 8)
     assert (alone.weights, alone.optimizer, alone.exchange) == (4 * count, 8 * count, 0)
     assert (ddp.weights, ddp.exchange) == (4 * count, 4 * count)  # buckets
     assert (shared.weights, shared.optimizer, shared.exchange) == (count / 2, count, 0)
     muon = Resident.of(SHAPE, Recipe(muon=True), 1)
-    matrices = sum(n for part, n in SHAPE.matrices().items() if part is not Part.COORD)
+    matrices = sum(n for part, n in SHAPE.matrices.items() if part is not Part.COORD)
     assert muon.optimizer == 8 * count - 4 * matrices
 
 
 def test_the_update_can_be_the_highest_point() -> None:
-    assert training_footprint(SHAPE, EMPTY, Recipe(), 1, accumulates=False).where == "update"
-    assert training_footprint(SHAPE, WORK, Recipe(half=False), 1, accumulates=False).where != "update"
+    assert training_footprint(SHAPE, EMPTY, Recipe(), 1, accumulates=False).highest_in == "update"
+    assert training_footprint(SHAPE, WORK, Recipe(half=False), 1, accumulates=False).highest_in != "update"
 
 
 def test_a_shared_model_is_whole_while_answers_are_written() -> None:
-    count = sum(SHAPE.parameters().values())
+    count = sum(SHAPE.parameters.values())
     alone = rollout_footprint(SHAPE, WORK, Recipe(), 1, 16, 400)
     shared = rollout_footprint(SHAPE, WORK, Recipe(shards=8), 8, 16, 400)
     assert (alone.exchange, shared.exchange) == (0, 4 * count)
@@ -140,17 +120,15 @@ def test_times() -> None:
     assert step_seconds(SHAPE, Recipe(half=False), machine_of("h100"), flops, 1).compute > one.compute
     # A handful of samples on cards without NVLink: the gradients of 2B weights take longer than computing them.
     assert step_seconds(SHAPE, Recipe(), machine_of("rtx4090:8"), flops / 10, 1).exchange > 0
-    samples = [Length((1, 60, 60), 900, 40, 25 * n + 6, 2 * n, n, 15, (960, 960)) for n in (2, 30)]
+    objects = np.array([2, 30])
+    samples = Lengths(np.full((2, 2), 60), np.full(2, 900), 40, 25 * objects + 6, 2 * objects, objects, np.full(2, 15))
     slow, held = (rollout_seconds(SHAPE, samples, machine_of("h100"), 8, 8, grammar=g) for g in (False, True))
     assert 0 < held < slow
     assert rollout_seconds(SHAPE, samples, machine_of("h100"), 16, 8, grammar=True) > held
 
 
 @pytest.mark.parametrize("gpu", GPUS.values(), ids=GPUS)
-def test_the_table_of_gpus(gpu: object) -> None:
-    from apiece.planning.estimate import GIB, Gpu
-
-    assert isinstance(gpu, Gpu)
+def test_the_table_of_gpus(gpu: Gpu) -> None:
     assert 0.8 * gpu.memory_gib * GIB < gpu.room < gpu.memory_gib * GIB
-    assert gpu.single < gpu.half
+    assert gpu.peak_float32 < gpu.peak_bf16
     assert 0.05 < gpu.reaches < 0.6

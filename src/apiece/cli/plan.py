@@ -34,11 +34,11 @@ def plan(
         Path | None, typer.Option("--json", metavar="OUT", help="Also write the plan here.", show_default=False)
     ] = None,
 ) -> None:
-    """Work out what a run needs, before anything is loaded.
+    """Work out what a run needs, before a GPU is rented or a weight downloaded.
 
-    Tokens of a sample, parameters, memory of a GPU by kind of step, arithmetic and estimated time, on 1 to 512 GPUs.
-    Reads the config, the data file, and of the checkpoint only `config.json` and the tokenizer; weights may be missing.
-    Exits with 1 where the run does not fit, after listing what would make it fit.
+    Tokens of a sample, parameters, memory of a GPU by kind of step, FLOPs and estimated time, on 1 to 512 GPUs.
+    Reads the config, the data file, and of the checkpoint everything but the weights, which may be missing.
+    Exits with 1 if the run does not fit, after listing what would make it fit.
 
     Examples:
 
@@ -51,16 +51,16 @@ def plan(
         fix = f"apiece plan CONFIG.yaml {' '.join([str(config), *(overrides or [])])}"
         raise UserError(f"CONFIG comes first, then settings; found the setting {config}", fix=fix, exit_code=2)
     from apiece.config.resolve import load_config, require_data
-    from apiece.planning.estimate import machine_of
 
-    machine = machine_of(gpu, utilisation)
     loaded = load_config(config, overrides or [])
     require_data(loaded)
     from apiece.files import write_json
-    from apiece.planning.plan import GIB, make_plan, print_plan
-    from apiece.planning.recipe import Source
+    from apiece.planning.estimate import GIB, machine_of
+    from apiece.planning.lengths import PlanInput
+    from apiece.planning.plan import make_plan, print_plan
 
-    made = make_plan(loaded.config, Source.of(loaded.config), machine)
+    machine = machine_of(gpu, utilisation)
+    made = make_plan(loaded.config, PlanInput.of(loaded.config), machine)
     if out is not None:
         write_json(out, made)
     print_plan(made)

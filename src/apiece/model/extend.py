@@ -73,6 +73,12 @@ class Extended:
     tied: bool
 
 
+def add_coord_tokens(tokenizer: Any) -> None:
+    """Add the coordinate tokens to a tokenizer that has none."""
+    tokens = [AddedToken(coord_token(k), special=True, normalized=False) for k in range(NUM_BINS)]
+    tokenizer.add_tokens(tokens, special_tokens=True)
+
+
 def extend_checkpoint(source: str, out: Path) -> Extended:
     """Write a copy of a checkpoint that knows the coordinate tokens.
 
@@ -87,9 +93,7 @@ def extend_checkpoint(source: str, out: Path) -> Extended:
         raise UserError("the checkpoint has coordinate tokens already", where=source, fix="use it as it is")
     rows_before = model.get_input_embeddings().weight.shape[0]
     used = len(tokenizer)
-    tokenizer.add_tokens(
-        [AddedToken(coord_token(k), special=True, normalized=False) for k in range(NUM_BINS)], special_tokens=True
-    )
+    add_coord_tokens(tokenizer)
     vocab = CoordVocab.of(tokenizer, where=source)
     # Published checkpoints are padded already: new tokens take the unused rows first.
     rows = max(rows_before, -(-len(tokenizer) // PAD_MULTIPLE) * PAD_MULTIPLE)

@@ -9,14 +9,11 @@ from dataclasses import dataclass, replace
 from apiece.config.schema import Config, Parallel, Part, Precision
 from apiece.errors import UserError, nearest
 from apiece.planning.flops import ForwardFlops, Recipe, step_flops
+from apiece.planning.lengths import Lengths, PlanInput
 from apiece.planning.memory import WEIGHT, Footprint, rollout_footprint, training_footprint
-from apiece.planning.recipe import Length, Source, heaviest, micro_batches, work_of
 from apiece.planning.shapes import ModelShape
 
-# GPUs by name: what their makers state, and how much of it a run is assumed to reach.
-
-
-GIB, TERA = 1 << 30, 1e12
+GIB = 1 << 30
 MOST = 512
 """GPUs that a plan is made for at most."""
 RESERVED_GIB = 1.5
@@ -33,25 +30,24 @@ class Gpu:
         name: As it is asked for.
         title: In words.
         memory_gib: That programs see, GiB.
-        half: Peak of dense bf16 products with float32 sums, FLOP/s.
-        single: Peak of float32 products outside the tensor cores, FLOP/s: what PyTorch uses for float32 by default.
-        moves: Peak of memory traffic, bytes/s.
-        link: To the other GPUs of a node, bytes/s in one direction.
-        reaches: Assumed share of `half` in training.
+        peak_bf16: Peak of dense bf16 products with float32 sums, FLOP/s.
+        peak_float32: Peak of float32 products outside the tensor cores, FLOP/s: PyTorch's default for float32.
+        bytes_per_s: Peak of memory traffic, bytes/s.
+        link_bytes_per_s: To the other GPUs of a node, bytes/s in one direction.
+        reaches: Assumed share of `peak_bf16` in training.
     """
 
     name: str
     title: str
     memory_gib: float
-    half: float
-    single: float
-    moves: float
-    link: float
+    peak_bf16: float
+    peak_float32: float
+    bytes_per_s: float
+    link_bytes_per_s: float
     reaches: float
 
     @property
     def room(self) -> float:
-        """Bytes that a run may use."""
         return (self.memory_gib - RESERVED_GIB) * GIB * USABLE
 
 
@@ -81,7 +77,7 @@ GPUS = {
 }
 _ALIASES = {"a100": "a100-80", "h100-sxm": "h100", "h200-sxm": "h200", "4090": "rtx4090", "3090": "rtx3090"}
 NODE = 8
-"""GPUs of a node, joined by `link`."""
+"""GPUs of a node, joined by `link_bytes_per_s`."""
 NETWORK = 50e9
 """Assumed between nodes for each GPU, bytes/s in one direction: one 400 Gbit/s adapter."""
 LINK_SHARE, MEMORY_SHARE, SINGLE_SHARE = 0.7, 0.7, 0.5
@@ -90,13 +86,7 @@ LINK_SHARE, MEMORY_SHARE, SINGLE_SHARE = 0.7, 0.7, 0.5
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What is planned for.
-
-    Attributes:
-        gpu: The kind.
-        count: How many, one process each.
-        reaches: Share of its peak that is assumed.
-    """
+    """GPUs of one kind, one process each, that reach an assumed share of their peak."""
 
     gpu: Gpu
     count: int
@@ -105,7 +95,9 @@ class Machine:
     @property
     def bus(self) -> float:
         """Bytes/s that a GPU exchanges with the others in one direction: as fast as the slowest link in the ring."""
-        return LINK_SHARE * (self.gpu.link if self.count <= NODE else min(NETWORK, self.gpu.link))
+        return LINK_SHARE * (
+            self.gpu.link_bytes_per_s if self.count <= NODE else min(NETWORK, self.gpu.link_bytes_per_s)
+        )
 
 
 def machine_of(text: str, reaches: float | None = None) -> Machine:
@@ -134,29 +126,21 @@ def machine_of(text: str, reaches: float | None = None) -> Machine:
     return Machine(gpu, int(number) if colon else 1, gpu.reaches if reaches is None else reaches)
 
 
-# Estimated time of a step: arithmetic at an assumed share of the peak, memory traffic, and what GPUs exchange.
-#
-# These are estimates from counts and stated assumptions, not measurements; `gpus.py` has the assumptions.
-
-
 MOVES = 2 * 7
 """Times that the update moves each trained number: weight, gradient and moments, read and written, in two sweeps."""
 FORWARDS = 5.5
 """Forward passes for an object while answers are held to the format (docs/performance.md); a token each without."""
 LAUNCH = 0.8e-3
-"""Assumed seconds that a layer takes at least while answers are written, whatever it computes: starting its kernels."""
+"""Assumed seconds that a layer takes at least while answers are written: starting its kernels."""
+PASSES = (1, 2, 4)
+"""Passes of Channel-A that every plan shows."""
+TARGET_LENGTH = 1.5
+"""Assumed length of Channel-B's targets in lengths of the labels' answers: they begin with what the model wrote."""
 
 
 @dataclass(frozen=True, slots=True)
 class Seconds:
-    """Estimated time of one optimizer step.
-
-    Attributes:
-        compute: Forward and backward passes.
-        rollout: Writing answers, where the step is Channel-B's.
-        update: The optimizer.
-        exchange: Between GPUs, as far as computing does not hide it.
-    """
+    """Estimated time of one optimizer step: passes, writing answers, the optimizer, what GPUs wait for each other."""
 
     compute: float
     rollout: float
@@ -165,75 +149,59 @@ class Seconds:
 
     @property
     def total(self) -> float:
-        """All of it."""
         return self.compute + self.rollout + self.update + self.exchange
 
 
 def step_seconds(
     shape: ModelShape, recipe: Recipe, machine: Machine, flops: float, micro_steps: int, rollout: float = 0.0
 ) -> Seconds:
-    """The time of a step.
+    """The time of a step: counts at assumed shares of peaks, not a measurement.
 
     Args:
-        shape: Of the model.
-        recipe: What is done.
-        machine: The GPUs.
         flops: Of all of a GPU's micro-batches.
         micro_steps: How many those are.
         rollout: Seconds of writing answers before.
     """
     gpu = machine.gpu
-    speed = gpu.half * machine.reaches if recipe.half else gpu.single * SINGLE_SHARE
-    compute, learnt = flops / speed, sum(recipe.learnt(shape).values())
-    update = WEIGHT * MOVES * learnt / recipe.shards / (MEMORY_SHARE * gpu.moves)
+    speed = gpu.peak_bf16 * machine.reaches if recipe.half else gpu.peak_float32 * SINGLE_SHARE
+    held, learnt = sum(recipe.held(shape).values()), sum(recipe.learnt(shape).values())
+    compute = flops / speed
+    update = WEIGHT * MOVES * learnt / recipe.shards / (MEMORY_SHARE * gpu.bytes_per_s)
     ring = (machine.count - 1) / machine.count / machine.bus
-    if machine.count == 1:
-        exchange = 0.0
-    elif recipe.shared:
+    if recipe.shards > 1:
         # Each micro-batch gathers all layers twice and hands their gradients on; the rest is gathered once.
-        moved = sum(recipe.held(shape).values()) * 2 * recipe.compute_bytes + WEIGHT * learnt
+        moved = held * 2 * recipe.compute_bytes + WEIGHT * learnt
         exchange = max(0.0, micro_steps * moved * ring - compute)
+        exchange += WEIGHT * held * ring * (rollout > 0)
     else:
         exchange = max(0.0, 2 * WEIGHT * learnt * micro_steps * ring - 2 / 3 * compute)
-    if recipe.shared and rollout:
-        exchange += WEIGHT * sum(recipe.held(shape).values()) * ring
     return Seconds(compute, rollout, update, exchange)
 
 
 def rollout_seconds(
-    shape: ModelShape, samples: Sequence[Length], machine: Machine, count: int, rows: int, *, grammar: bool
+    shape: ModelShape, lengths: Lengths, machine: Machine, count: int, rows: int, *, grammar: bool
 ) -> float:
     """Seconds that a GPU takes to answer `count` images like these, in float32, `rows` at once.
 
     Answers are taken to be as long as the labels'; the places of those that end are given to the next images.
     """
-    gpu, forward, number = machine.gpu, ForwardFlops(shape), len(samples)
-    speed, traffic = gpu.single * SINGLE_SHARE, gpu.moves * MEMORY_SHARE
-    reading = sum(forward.vision([one.grid]) + forward.language(one.prefix, 0) for one in samples) / number
-    objects, tokens = (sum(getattr(one, name) for one in samples) / number for name in ("objects", "answer"))
+    gpu, forward = machine.gpu, ForwardFlops(shape)
+    speed, traffic = gpu.peak_float32 * SINGLE_SHARE, gpu.bytes_per_s * MEMORY_SHARE
+    reading = sum(
+        times * (forward.vision([grid]) + forward.language(prefix, 0))
+        for (grid, prefix), times in lengths.prefixes.items()
+    ) / len(lengths.image)
+    objects, tokens = float(lengths.objects.mean()), float(lengths.answer.mean())
     at_once = max(1, min(rows, count))
     # Rows go on until the last is done: the longest answer is a floor, however many there are.
-    longest = max(one.objects for one in samples) * FORWARDS if grammar else max(one.answer for one in samples)
+    longest = lengths.objects.max() * FORWARDS if grammar else lengths.answer.max()
     passes = max(count * (max(objects, 1) * FORWARDS if grammar else tokens) / at_once, min(longest, tokens))
-    prefix = sum(one.prefix for one in samples) / number
-    weights = shape.matrices()
-    moved = WEIGHT * (weights[Part.LANGUAGE] + weights[Part.COORD])
-    moved += 2 * 4 * at_once * (prefix + tokens / 2) * shape.language.key_width * shape.language.layers
+    moved = float(WEIGHT * (shape.matrices[Part.LANGUAGE] + shape.table))
+    depth = shape.text.num_hidden_layers
+    moved += 2 * 4 * at_once * (float(lengths.image.mean()) + lengths.prompt + tokens / 2) * shape.key_width * depth
     fed = at_once * tokens / max(passes * at_once / count, 1)
-    each = max(
-        moved / traffic,
-        (forward.layers(max(1, round(fed))) + forward.head(max(fed, 1.0))) / speed,
-        LAUNCH * shape.language.layers,
-    )
-    return count * reading / speed + passes * each
-
-
-PASSES = (1, 2, 4)
-"""Passes of Channel-A that every plan shows."""
-TARGET_LENGTH = 1.5
-"""Assumed length of Channel-B's targets beside the labels' answers: they begin with what the model wrote."""
-_COUNTED = 64
-"""Micro-batches whose FLOPs are averaged."""
+    computed = forward.layers(max(1, round(fed))) + forward.head(max(fed, 1.0))
+    return count * reading / speed + passes * max(moved / traffic, computed / speed, LAUNCH * depth)
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,16 +209,16 @@ class Batching:
     """How a step's batch is cut.
 
     Attributes:
-        batch: Samples of a step.
-        micro: Of one forward pass on one GPU.
+        samples: Of a step.
+        micro: Samples of one forward pass on one GPU.
         micro_steps: Forward passes of a step on a GPU.
-        as_asked: Whether `train.batch_size` is as the config says: not, where it does not split evenly.
+        splits_evenly: Whether `train.batch_size` does; if not, `samples` is the next larger that does.
     """
 
-    batch: int
+    samples: int
     micro: int
     micro_steps: int
-    as_asked: bool
+    splits_evenly: bool
 
     @classmethod
     def of(cls, config: Config, processes: int) -> Batching:
@@ -262,16 +230,8 @@ class Batching:
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
-    """One kind of step.
-
-    Attributes:
-        name: `A, N = 2`, or `B`.
-        asked: Whether the config has such steps.
-        flops: Of one step on all GPUs; writing answers left out.
-        footprint: Of the GPU with the heaviest micro-batch.
-        seconds: Estimated.
-    """
+class StepKind:
+    """One kind of step: `A, N = 2` or `B`; FLOPs are of all GPUs, those of writing answers left out."""
 
     name: str
     asked: bool
@@ -282,101 +242,54 @@ class Kind:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A config on a machine.
-
-    Attributes:
-        machine: GPUs.
-        parallel: What they do with the model.
-        batching: Of a step.
-        kinds: Kinds of steps.
-        seconds: Of a step of this run, over its kinds.
-    """
+    """A config on a machine: its kinds of steps, the most bytes that one of this run needs, and seconds of a step."""
 
     machine: Machine
     parallel: Parallel
     batching: Batching
-    kinds: tuple[Kind, ...]
+    kinds: tuple[StepKind, ...]
+    need: float
     seconds: float
 
     @property
-    def heaviest(self) -> Kind:
-        """The kind of step of this run that needs the most memory."""
-        return max((kind for kind in self.kinds if kind.asked), key=lambda kind: kind.footprint.total)
-
-    @property
-    def need(self) -> float:
-        """Bytes that it needs."""
-        return self.heaviest.footprint.total
-
-    @property
     def fits(self) -> bool:
-        """Whether every kind of step of this run fits."""
         return self.need <= self.machine.gpu.room
 
 
 def recipe_on(config: Config, processes: int) -> Recipe:
     """What a step does on GPUs, all of which compute in bf16."""
-    recipe = Recipe.of(config, half=config.model.precision is not Precision.FP32)
     shards = processes if config.train.parallel is Parallel.FSDP else 1
-    return replace(recipe, shards=shards)
+    return Recipe.of(config, half=config.model.precision is not Precision.FP32, shards=shards)
 
 
-def estimate(config: Config, source: Source, machine: Machine, passes: Sequence[int] = PASSES) -> Estimate:
+def estimate(config: Config, source: PlanInput, machine: Machine, passes: Sequence[int] = PASSES) -> Estimate:
     """Memory and time of a config on a machine, and those of the same with other numbers of passes."""
-    batching, lengths = Batching.of(config, machine.count), source.under(config.data.max_pixels).each
-    own, ratio = config.stage2_ab.n_softctx_iter, config.stage2_ab.b_ratio
-    recipe = recipe_on(config, machine.count)
-    window, ranks = config.train.length_window, machine.count
-    cut = micro_batches(lengths, batching.batch, batching.micro, window, config.seed, ranks)
-    sampled = cut[:: max(len(cut) // _COUNTED, 1)]
-    job = _Job(config, source, machine, batching, sampled, heaviest(lengths, batching.micro))
+    shape, lengths, count = source.shape, source.lengths(config.data.max_pixels), machine.count
+    cut, train, data = Batching.of(config, count), config.train, config.data
+    order = (train.length_window, config.seed, data.shuffle, data.buffer_size)
+    sampled, heaviest = lengths.sampled(cut.samples, cut.micro, count, *order), lengths.heaviest(cut.micro)
+    here, ratio, generate = cut.micro * cut.micro_steps, config.stage2_ab.b_ratio, config.generate
+
+    def kind(name: str, asked: bool, recipe: Recipe, factor: float, rollout: float = 0.0) -> StepKind:
+        each = [step_flops(shape, work.longer(factor), recipe).total for work in sampled]
+        flops = cut.micro_steps * sum(each) / len(each)
+        seconds = step_seconds(shape, recipe, machine, flops, cut.micro_steps, rollout)
+        work = heaviest.longer(factor)
+        footprint = training_footprint(shape, work, recipe, count, accumulates=cut.micro_steps > 1)
+        if rollout:
+            new = min(generate.max_new_tokens, round(factor * int(lengths.answer.max())))
+            writing = rollout_footprint(shape, work, recipe, count, rows, new)
+            footprint = max(footprint, writing, key=lambda one: one.total)
+        return StepKind(name, asked, flops * count, footprint, seconds)
+
+    recipe, rows = recipe_on(config, count), min(generate.batch_size, here)
+    writing = rollout_seconds(shape, lengths, machine, here, rows, grammar=generate.grammar)
     kinds = [
-        job.channel_a(replace(recipe, passes=number), asked=number == own and ratio < 1)
-        for number in sorted({*passes, own})
+        kind(f"A, N = {number}", number == recipe.passes and ratio < 1, replace(recipe, passes=number), 1.0)
+        for number in sorted({*passes, recipe.passes})
     ]
-    kinds.append(job.channel_b(replace(recipe, passes=1), lengths, asked=ratio > 0))
-    seconds = sum(kind.seconds.total * (ratio if kind.name == "B" else 1 - ratio) for kind in kinds if kind.asked)
-    return Estimate(machine, config.train.parallel, batching, tuple(kinds), seconds)
-
-
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """What all kinds of steps of an estimate share."""
-
-    config: Config
-    source: Source
-    machine: Machine
-    batching: Batching
-    sampled: list[list[Length]]
-    longest: list[Length]
-
-    def channel_a(self, recipe: Recipe, *, asked: bool) -> Kind:
-        flops = self._flops(recipe, 1.0)
-        seconds = step_seconds(self.source.shape, recipe, self.machine, flops, self.batching.micro_steps)
-        name = f"A, N = {recipe.passes}"
-        return Kind(name, asked, flops * self.machine.count, self._training(recipe, 1.0), seconds)
-
-    def channel_b(self, recipe: Recipe, lengths: Sequence[Length], *, asked: bool) -> Kind:
-        generate, shape, here = self.config.generate, self.source.shape, self.batching.micro * self.batching.micro_steps
-        flops, rows = self._flops(recipe, TARGET_LENGTH), min(generate.batch_size, here)
-        new = min(generate.max_new_tokens, round(TARGET_LENGTH * max(one.answer for one in lengths)))
-        work = work_of(self.longest, TARGET_LENGTH)
-        writing = rollout_footprint(shape, work, recipe, self.machine.count, rows, new)
-        wait = rollout_seconds(shape, lengths, self.machine, here, rows, grammar=generate.grammar)
-        seconds = step_seconds(shape, recipe, self.machine, flops, self.batching.micro_steps, wait)
-        footprint = max(writing, self._training(recipe, TARGET_LENGTH), key=lambda one: one.total)
-        return Kind("B", asked, flops * self.machine.count, footprint, seconds)
-
-    def _flops(self, recipe: Recipe, factor: float) -> float:
-        """Of all micro-batches of a step on one GPU."""
-        each = [step_flops(self.source.shape, work_of(rows, factor), recipe).total for rows in self.sampled]
-        return self.batching.micro_steps * sum(each) / len(each)
-
-    def _training(self, recipe: Recipe, factor: float) -> Footprint:
-        return training_footprint(
-            self.source.shape,
-            work_of(self.longest, factor),
-            recipe,
-            self.machine.count,
-            accumulates=self.batching.micro_steps > 1,
-        )
+    kinds.append(kind("B", ratio > 0, replace(recipe, passes=1), TARGET_LENGTH, writing))
+    asked = [one for one in kinds if one.asked]
+    need = max(one.footprint.total for one in asked)
+    seconds = sum(one.seconds.total * (ratio if one.name == "B" else 1 - ratio) for one in asked)
+    return Estimate(machine, train.parallel, cut, tuple(kinds), need, seconds)

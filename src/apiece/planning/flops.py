@@ -1,4 +1,4 @@
-"""Arithmetic of a forward pass through parts of a model, by count.
+"""Arithmetic of a step of training by count: what runs, how often, and what of it is needed for gradients.
 
 A multiplication and an addition are two FLOPs. Norms, activations and rotations are left out: they are small.
 """
@@ -6,7 +6,7 @@ A multiplication and an addition are two FLOPs. Norms, activations and rotations
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 from apiece.codec.bins import NUM_BINS
@@ -14,19 +14,18 @@ from apiece.config.rules import trained_parts
 from apiece.config.schema import Config, Part, SoftContextGrad
 from apiece.planning.shapes import ModelShape
 
-# What an optimizer step computes: the sizes of its batches, and the settings that decide what is kept and how often.
-#
-# Shapes: B samples, P prefix tokens, T answer tokens, S slots.
+Grid = tuple[int, int, int]
+"""Patches of an image by time, rows and columns."""
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """One forward pass of training: a micro-batch.
+    """One forward pass of training: a micro-batch of B samples.
 
     Attributes:
         grids: Patches of each image.
-        prefix: P, padding included.
-        answer: T, padding included.
+        prefix: P, prefix tokens of a row, padding included.
+        answer: T, answer tokens of a row, padding included.
         text_rows: Text tokens with a loss, over all samples.
         name_rows: Those of names among them.
         slots: S, over all samples.
@@ -45,12 +44,10 @@ class Work:
 
     @property
     def samples(self) -> int:
-        """B."""
         return len(self.grids)
 
     @property
     def patches(self) -> int:
-        """Patches of all images."""
         return sum(t * h * w for t, h, w in self.grids)
 
     @property
@@ -62,6 +59,10 @@ class Work:
     def again(self) -> int:
         """Tokens of a row that every later pass computes again: from the first slot on."""
         return max(self.answer - 1 - self.first_slot, 1)
+
+    def longer(self, factor: float) -> Work:
+        """The same with answers that are so many times as long."""
+        return replace(self, answer=round(factor * self.answer))
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,7 @@ class Recipe:
         recompute: Gradient checkpointing.
         half: bf16 autocast.
         flash: FlashAttention: no masks, and keys are never repeated.
-        cuda: On a GPU, where autocast computes norms of the tower in float32.
+        cuda: On a GPU, where the update takes the root of all second moments at once.
         muon: Matrices of layers have one moment instead of two.
         shards: Processes that share weights, gradients and optimizer state (FSDP); 1: nothing is shared.
         rank: Of low-rank adapters; 0: none.
@@ -107,14 +108,8 @@ class Recipe:
     dora: bool = False
 
     @classmethod
-    def of(cls, config: Config, *, half: bool, cuda: bool = True) -> Self:
-        """What a config asks for.
-
-        Args:
-            config: Of the run.
-            half: Whether the device computes in bf16 under its `model.precision`.
-            cuda: Whether it is a GPU.
-        """
+    def of(cls, config: Config, *, half: bool, shards: int = 1) -> Self:
+        """What a config asks for; `half`: whether the device computes in bf16 under its `model.precision`."""
         stage2, reg, geo = config.stage2_ab, config.objective.coord_reg, config.objective.bbox_geo
         learning, lora = trained_parts(config), config.model.lora
         anchors = reg.weight * (reg.config.a1_soft_ce_weight + reg.config.a1_w1_weight)
@@ -130,8 +125,8 @@ class Recipe:
             recompute=config.model.gradient_checkpointing,
             half=half,
             flash=config.model.attention == "flash_attention_2",
-            cuda=cuda,
             muon=config.optim.name == "muon",
+            shards=shards,
             rank=lora.rank,
             adapted=frozenset(lora.targets) if lora.rank else frozenset(),
             rows=lora.rank > 0 and Part.COORD in learning,
@@ -149,9 +144,14 @@ class Recipe:
         return self.image_gradients or self.trained[Part.COORD] or self.rows
 
     @property
-    def shared(self) -> bool:
-        """Whether processes share the model."""
-        return self.shards > 1
+    def later_gradients(self) -> int:
+        """Passes after the first that gradients flow through."""
+        return self.passes - 1 if self.unroll else min(self.passes - 1, 1)
+
+    @property
+    def compute_bytes(self) -> int:
+        """Bytes of a number in matrix products."""
+        return 2 if self.half else 4
 
     def learns(self, part: Part) -> bool:
         """Whether anything of a part is trained: its weights, or adapters beside them."""
@@ -161,38 +161,27 @@ class Recipe:
         """Parameters of adapters by part; with them the coordinate rows are parameters of their own."""
         if not self.rank:
             return {}
-        sides, outputs = shape.linear_sides(), shape.linear_outputs()
-        own = {part: self.rank * sides[part] + outputs[part] * self.dora for part in self.adapted}
-        return own | {Part.COORD: shape.coordinate_rows()}
+        own = {part: self.rank * shape.sides[part] + shape.outputs[part] * self.dora for part in self.adapted}
+        return own | {Part.COORD: shape.coordinate_rows}
 
     def held(self, shape: ModelShape) -> dict[Part, int]:
         """Parameters in memory by part, adapters included."""
-        return {part: count + self.added(shape).get(part, 0) for part, count in shape.parameters().items()}
+        return {part: count + self.added(shape).get(part, 0) for part, count in shape.parameters.items()}
 
     def learnt(self, shape: ModelShape) -> dict[Part, int]:
-        """Trained parameters by part."""
         if self.rank:
             added = self.added(shape)
             return {part: added.get(part, 0) * (part is not Part.COORD or self.rows) for part in Part}
-        return {part: count * self.trained[part] for part, count in shape.parameters().items()}
+        return {part: count * self.trained[part] for part, count in shape.parameters.items()}
 
     def muon_matrices(self, shape: ModelShape) -> int:
         """Numbers in the matrices that Muon trains."""
-        return sum(n for part, n in shape.matrices().items() if self.trained[part] and part is not Part.COORD)
-
-    @property
-    def compute_bytes(self) -> int:
-        """Bytes of a number in matrix products."""
-        return 2 if self.half else 4
-
-
-Grid = tuple[int, int, int]
-"""Patches of an image by time, rows and columns."""
+        return sum(n for part, n in shape.matrices.items() if self.trained[part] and part is not Part.COORD)
 
 
 @dataclass(frozen=True, slots=True)
 class ForwardFlops:
-    """FLOPs of parts of one model.
+    """FLOPs of a forward pass through parts of one model.
 
     Attributes:
         shape: Of the model.
@@ -204,36 +193,32 @@ class ForwardFlops:
     causal: bool = True
 
     def patches(self, grids_thw: Sequence[Grid]) -> float:
-        """Patches to hidden states."""
-        return 2.0 * _count(grids_thw) * self.shape.vision.patch_values * self.shape.vision.width
+        return 2.0 * _count(grids_thw) * self.shape.patch_values * self.shape.vision.hidden_size
 
     def blocks(self, grids_thw: Sequence[Grid]) -> float:
         """The blocks of the tower; every image attends to itself, in some models within windows."""
-        v = self.shape.vision
-        pairs = v.whole * sum((t * h * w) ** 2 for t, h, w in grids_thw)
-        if v.window:
-            windows = sum(t * _squares(h, v.window) * _squares(w, v.window) for t, h, w in grids_thw)
-            pairs += (v.depth - v.whole) * windows
-        return 2.0 * _count(grids_thw) * v.depth * v.block_matrices + 4.0 * v.width * pairs
+        v, (window, whole) = self.shape.vision, self.shape.windows
+        pairs = whole * sum((t * h * w) ** 2 for t, h, w in grids_thw)
+        if window:
+            windows = sum(t * _squares(h, window) * _squares(w, window) for t, h, w in grids_thw)
+            pairs += (v.depth - whole) * windows
+        return 2.0 * _count(grids_thw) * self.shape.matrices[Part.VISION] + 4.0 * v.hidden_size * pairs
 
     def mergers(self, grids_thw: Sequence[Grid]) -> float:
-        """Patches to image tokens."""
-        v = self.shape.vision
-        return 2.0 * _count(grids_thw) / v.merge**2 * v.mergers * v.merger_matrices
+        merge = self.shape.vision.spatial_merge_size
+        return 2.0 * _count(grids_thw) / merge**2 * self.shape.matrices[Part.MERGER]
 
     def vision(self, grids_thw: Sequence[Grid]) -> float:
-        """The tower and its mergers."""
         return self.patches(grids_thw) + self.blocks(grids_thw) + self.mergers(grids_thw)
 
     def layers(self, queries: int) -> float:
         """The weight matrices of the language model's layers, for `queries` tokens."""
-        return 2.0 * queries * self.shape.language.layers * self.shape.language.layer_matrices
+        return 2.0 * queries * self.shape.matrices[Part.LANGUAGE]
 
     def attention(self, queries: int, before: int) -> float:
         """The language model's attention, for `queries` tokens behind `before` tokens that were computed already."""
-        t = self.shape.language
         pairs = queries * before + (queries * (queries + 1) / 2 if self.causal else queries**2)
-        return 4.0 * t.query_width * t.layers * pairs
+        return 4.0 * self.shape.query_width * self.shape.text.num_hidden_layers * pairs
 
     def language(self, queries: int, before: int) -> float:
         """The language model's layers, for `queries` tokens behind `before` tokens."""
@@ -241,11 +226,11 @@ class ForwardFlops:
 
     def head(self, rows: float) -> float:
         """Logits of `rows` hidden states over the whole vocabulary."""
-        return 2.0 * rows * self.shape.language.table
+        return 2.0 * rows * self.shape.table
 
     def coordinates(self, rows: float) -> float:
         """Logits of `rows` hidden states over the coordinate tokens, or as many means of their embeddings."""
-        return 2.0 * rows * NUM_BINS * self.shape.language.width
+        return 2.0 * rows * NUM_BINS * self.shape.text.hidden_size
 
 
 def _count(grids_thw: Sequence[Grid]) -> int:
@@ -257,21 +242,9 @@ def _squares(side: int, window: int) -> int:
     return side // window * window**2 + (side % window) ** 2
 
 
-# Arithmetic of one micro-batch of training, forward and backward, by part.
-#
-# A product costs as much again for the gradient of its input, and again for that of its weights: each only where it is
-# needed. Attention has no weights: its backward pass is counted as twice the forward pass.
-
-
 @dataclass(frozen=True, slots=True)
 class StepFlops:
-    """FLOPs by part: `vision`, `language`, `head`.
-
-    Attributes:
-        forward: Of the forward pass.
-        backward: Of the backward pass.
-        again: Of what is computed a second time, under gradient checkpointing.
-    """
+    """FLOPs of one micro-batch by part (`vision`, `language`, `head`); `again`: what checkpointing computes twice."""
 
     forward: Mapping[str, float]
     backward: Mapping[str, float]
@@ -279,78 +252,68 @@ class StepFlops:
 
     @property
     def total(self) -> float:
-        """All of it."""
         return sum(sum(part.values()) for part in (self.forward, self.backward, self.again))
 
 
 def step_flops(shape: ModelShape, work: Work, recipe: Recipe, *, causal: bool = True) -> StepFlops:
     """FLOPs of one micro-batch; padding is computed, so it counts.
 
-    Args:
-        shape: Of the model.
-        work: The micro-batch.
-        recipe: What is done with it.
-        causal: Whether attention leaves out pairs that causality masks, see `ForwardFlops`.
+    A product costs as much again for the gradient of its input, and again for that of its weights: each only where it
+    is needed. Attention has no weights: its backward pass is counted as twice the forward pass.
     """
     count = ForwardFlops(shape, causal)
     vision, language, head = _vision(count, work, recipe), _language(count, work, recipe), _head(count, work, recipe)
-    rows = {"vision": vision, "language": language, "head": head}
-    forward, backward, again = ({name: row[i] for name, row in rows.items()} for i in range(3))
-    return StepFlops(forward, backward, again)
+    parts = {"vision": vision, "language": language, "head": head}
+    return StepFlops(*({name: figures[i] for name, figures in parts.items()} for i in range(3)))
 
 
 def _vision(count: ForwardFlops, work: Work, recipe: Recipe) -> tuple[float, float, float]:
-    tower, trained = recipe.learns(Part.VISION), recipe.trained[Part.VISION]
+    """Forward, backward and computed again."""
+    shape, v = count.shape, count.shape.vision
+    tower, trained, merger = recipe.learns(Part.VISION), recipe.trained[Part.VISION], recipe.trained[Part.MERGER]
     patches, blocks, mergers = (f(work.grids) for f in (count.patches, count.blocks, count.mergers))
-    v, (products, merger_products) = count.shape.vision, _adapters(count, work, recipe)
-    own = 2.0 * work.patches * v.depth * v.block_matrices
-    backward = patches * trained + tower * (2 * blocks - own * (not trained)) + 2 * products
+    tokens = work.patches / v.spatial_merge_size**2
+    # Products of adapters in the tower and in the mergers.
+    in_tower = 2.0 * recipe.rank * shape.sides[Part.VISION] * work.patches * (Part.VISION in recipe.adapted)
+    in_mergers = 2.0 * recipe.rank * shape.sides[Part.MERGER] * tokens * (Part.MERGER in recipe.adapted)
+    own = 2.0 * work.patches * shape.matrices[Part.VISION]
+    backward = patches * trained + tower * (2 * blocks - own * (not trained)) + 2 * in_tower
     # Gradients reach a merger's first product for the norm before it, its second one for what lies before that.
-    merger = recipe.trained[Part.MERGER]
-    second = 2.0 * work.patches / v.merge**2 * v.mergers * v.merged * v.out
+    second = 2.0 * tokens * shape.mergers * shape.merged * v.out_hidden_size
     backward += mergers * merger + (mergers - second) * (merger or tower)
     backward += second * (tower or recipe.learns(Part.MERGER))
-    backward += 2 * merger_products
+    backward += 2 * in_mergers
     # Nor do the first adapters need a gradient of their input where nothing before them learns.
     if not tower:
-        backward -= 2.0 * work.patches / v.merge**2 * v.mergers * v.merged * recipe.rank * (merger_products > 0)
+        backward -= 2.0 * tokens * shape.mergers * shape.merged * recipe.rank * (in_mergers > 0)
     elif not trained:
-        backward -= 2.0 * work.patches * v.width * (3 * v.width + recipe.rank)
+        backward -= 2.0 * work.patches * v.hidden_size * (3 * v.hidden_size + recipe.rank)
     # Recomputing stops at the last thing that is kept: the input of the block's last product, or of its adapter's.
-    last = 2 * work.patches * v.depth * v.width * (v.inner if trained else recipe.rank)
-    forward = patches + blocks + mergers + products + merger_products
-    return forward, backward, (blocks - last + products) * (tower and recipe.recompute)
-
-
-def _adapters(count: ForwardFlops, work: Work, recipe: Recipe) -> tuple[float, float]:
-    """Forward products of adapters in the tower and in the mergers."""
-    sides, tokens = count.shape.linear_sides(), work.patches / count.shape.vision.merge**2
-    parts = ((Part.VISION, work.patches), (Part.MERGER, tokens))
-    tower, merger = (2.0 * recipe.rank * sides[part] * rows * (part in recipe.adapted) for part, rows in parts)
-    return tower, merger
+    last = 2 * work.patches * v.depth * v.hidden_size * (v.intermediate_size if trained else recipe.rank)
+    forward = patches + blocks + mergers + in_tower + in_mergers
+    return forward, backward, (blocks - last + in_tower) * (tower and recipe.recompute)
 
 
 def _language(count: ForwardFlops, work: Work, recipe: Recipe) -> tuple[float, float, float]:
-    trained, below = recipe.trained[Part.LANGUAGE], recipe.input_gradients
-    adapted = Part.LANGUAGE in recipe.adapted
-    learnt, t = trained or adapted or below, count.shape.language
-    with_gradients = recipe.passes - 1 if recipe.unroll else min(recipe.passes - 1, 1)
+    """Forward, backward and computed again."""
+    trained, below, adapted = recipe.trained[Part.LANGUAGE], recipe.input_gradients, Part.LANGUAGE in recipe.adapted
+    learnt, shape, t = trained or adapted or below, count.shape, count.shape.text
     forward = backward = again = 0.0
     for tokens, before, times, learning in (
         (work.length, 0, 1, 1),
-        (work.again, work.length - work.again, recipe.passes - 1, with_gradients),
+        (work.again, work.length - work.again, recipe.passes - 1, recipe.later_gradients),
     ):
         products, attention = (work.samples * one for one in (count.layers(tokens), count.attention(tokens, before)))
-        sides = count.shape.linear_sides()[Part.LANGUAGE]
-        beside = 2.0 * recipe.rank * sides * work.samples * tokens * adapted
+        beside = 2.0 * recipe.rank * shape.sides[Part.LANGUAGE] * work.samples * tokens * adapted
         forward += times * (products + attention + beside)
         backward += learning * learnt * (products * (1 + trained) + 2 * attention + 2 * beside)
-        last = 2 * work.samples * tokens * t.layers * t.width * (recipe.rank if adapted else t.inner)
+        inner = recipe.rank if adapted else t.intermediate_size
+        last = 2 * work.samples * tokens * t.num_hidden_layers * t.hidden_size * inner
         again += learning * learnt * recipe.recompute * (products + attention + beside - last)
     if not below and not trained:
         # Nothing below the first layer's products learns, not even its norm: they need no gradient of their input.
-        outputs = t.query_width + 2 * t.key_width + 3 * recipe.rank * adapted
-        backward -= learnt * 2 * work.samples * work.length * t.width * outputs
+        outputs = shape.query_width + 2 * shape.key_width + 3 * recipe.rank * adapted
+        backward -= learnt * 2 * work.samples * work.length * t.hidden_size * outputs
     return forward, backward, again
 
 
