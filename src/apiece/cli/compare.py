@@ -72,7 +72,7 @@ def compare(
     from apiece.study.arms import Arm, read_sources
     from apiece.study.comparison import compare as compare_arms
     from apiece.study.comparison import compare_paths, comparison_json
-    from apiece.study.verdicts import print_comparison
+    from apiece.study.tables import print_comparison
 
     may_differ = ("score_policy",) if score_policies else ()
     if arm:

@@ -143,7 +143,8 @@ def _finish(asked: LadderFile, jobs: list[Job]) -> None:
     from apiece.study.jobs import State
     from apiece.study.results import read_result
     from apiece.study.summary import summarise
-    from apiece.study.tables import comparison_json, print_summary, write_page
+    from apiece.study.comparison import comparison_json
+    from apiece.study.tables import print_summary, write_page
 
     done = [job for job in jobs if job.state()[0] is State.DONE]
     arms = {job.arm for job in done}
@@ -166,7 +167,7 @@ def _finish(asked: LadderFile, jobs: list[Job]) -> None:
 def _summarise(folders: list[Path], arms: list[str], against: list[str], out: Path | None, json: Path | None) -> None:
     """Tables of results that are there; of several ladders, of the arms that all of them have."""
     from apiece.files import write_json, write_text
-    from apiece.study.summary import read_results
+    from apiece.study.results import read_results
     from apiece.study.tables import across, across_brief, brief, print_summary, put_in, to_markdown
 
     results = [read_results(folder) for folder in folders]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -17,6 +16,7 @@ from apiece.config.schema import Config
 from apiece.errors import UserError, require_file
 from apiece.files import file_hash
 from apiece.model.find import resolve_checkpoint
+from apiece.study.results import stored_result
 from apiece_scenes.benchmark import prepare, split_files, undrawn
 
 SCHEMA = 1
@@ -278,15 +278,12 @@ def _made_from_files(ladder: LadderFile, files: LadderFiles) -> dict[str, Any]:
 
 
 def _made_from(path: Path) -> Any:
-    """What a file says it was made from; `None` without the file."""
-    if not path.is_file():
-        return None
+    """What a result (its own file or in a packed one) or the note of a run that was begun says; `None` without one."""
+    stored = stored_result(path)
     try:
-        return filled(json.loads(path.read_text(encoding="utf-8"))["made_from"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"cannot be read: {error!r}", where=path, fix="remove it; its run is then begun anew"
-        ) from error
+        return None if stored is None else filled(stored["made_from"])
+    except (KeyError, TypeError) as error:
+        raise UserError(f"cannot be read: {error!r}", where=path, fix="remove it to begin its run again") from error
 
 
 def filled(made_from: Mapping[str, Any]) -> dict[str, Any]:
