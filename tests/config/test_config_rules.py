@@ -86,7 +86,7 @@ def test_a_config_made_in_python_is_held_against_the_rules() -> None:
 
 
 def test_importing_the_models_alone_brings_the_rules() -> None:
-    code = "import apiece.config.schema; from apiece.config.pairs import RULES; print(len(RULES))"
+    code = "import apiece.config.schema; from apiece.config.describe import RULES; print(len(RULES))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(done.stdout) == len(RULES) > 0
 

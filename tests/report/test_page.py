@@ -34,7 +34,7 @@ from apiece.report.payload import (
 from apiece.report.serve import make_server
 from made_runs import HOSTILE, Made, make_run
 
-TEMPLATES = Path(build_module.__file__).parents[1] / "templates"
+TEMPLATES = Path(build_module.__file__).parent / "templates"
 SMALL = Made(samples=2, steps=(100, 200))
 
 

@@ -140,10 +140,10 @@ def _list(jobs: list[Job]) -> None:
 def _finish(asked: LadderFile, jobs: list[Job]) -> None:
     """The comparison and the page, of the arms that are done."""
     from apiece.files import write_json
+    from apiece.study.comparison import comparison_json
     from apiece.study.jobs import State
     from apiece.study.results import read_result
-    from apiece.study.summary import summarise
-    from apiece.study.comparison import comparison_json
+    from apiece.study.summary import comparisons, summarise
     from apiece.study.tables import print_summary, write_page
 
     done = [job for job in jobs if job.state()[0] is State.DONE]
@@ -155,7 +155,7 @@ def _finish(asked: LadderFile, jobs: list[Job]) -> None:
     found = summarise([read_result(job.result) for job in done], references, arms=list(asked.arms))
     print_summary(found)
     folder = Path(asked.dir) / asked.name
-    comparison = comparison_json(found, asked.reference)
+    comparison = comparison_json(comparisons(found, asked.reference))
     write_json(folder / "comparison.json", comparison)
     built = write_page(done, comparison, folder / "report")
     typer.echo(f"\nresults: {done[0].results}; comparison: {folder / 'comparison.json'}")

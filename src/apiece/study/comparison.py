@@ -9,7 +9,6 @@ Shapes: I images that count, B draws, S seeds of an arm, R rows (logged steps).
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,17 +21,18 @@ from apiece.boxes import FloatArray
 from apiece.dumps.folder import DUMPS
 from apiece.evaluate.ap import ap_of_draws, coco_scores
 from apiece.evaluate.forms import Detections, GroundTruth
-from apiece.evaluate.rates import CROWDING, crowding_of_counts, f1_of
+from apiece.evaluate.rates import f1_of
 from apiece.outcomes import Outcome
 from apiece.progress import track
-from apiece.stats.interval import LEVEL, Difference, Drawn, compare_drawn
+from apiece.stats.draws import DRAWS, RatioDraws, block_draws, draw_ratios, image_draws, seeds_rng
+from apiece.stats.interval import LEVEL, Difference, Drawn, Estimate, compare_drawn, estimate
+from apiece.stats.ratio import CROWDING, crowding_of_counts
 from apiece.study.align import align, group_seeds, probes_in_common, require_comparable, require_two
 from apiece.study.arms import Arm, Source, read_sources
-from apiece.study.counts import FIGURES, TRUE, Counts, Figure, Judged, count_split, figure_of, lenient_draws
+from apiece.study.counts import FIGURES, TRUE, Counts, Figure, Side, count_split, figure_of, lenient_draws
 from apiece.types import IntArray
 
 SCHEMA = 1
-DRAWS = 1000
 CHANGED = 20
 """How many of the images that changed most are kept, each way."""
 AP = ("coco/AP", "coco/AP50")
@@ -165,15 +165,6 @@ def comparison_json(comparisons: Sequence[Comparison]) -> dict[str, Any]:
     return {"schema": SCHEMA, "runs": runs, "pairs": blocks}
 
 
-class _OneDrawn(NamedTuple):
-    """A figure of one run: its value, `[B]` drawn, `[I]` which images it rests on, `[I]` their numerators."""
-
-    point: float
-    draws: FloatArray
-    bearing: NDArray[np.bool_]
-    part: FloatArray | None = None
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Table:
     """All figures of all arms in the same draws of the images of one scope.
@@ -201,7 +192,7 @@ class Table:
         drawn: dict[str, dict[str, Drawn]] = {}
         bearing: dict[str, dict[str, NDArray[np.bool_]]] = {}
         for arm, group in arms.items():
-            runs: list[dict[str, _OneDrawn]] = [{} for _ in group]
+            runs: list[dict[str, RatioDraws]] = [{} for _ in group]
             for run, figures in zip(group, runs, strict=True):
                 for counts, chosen, weight in zip(run.counts, rows, weights, strict=True):
                     if len(chosen):
@@ -217,20 +208,18 @@ class Table:
         """Figures that all of these arms have."""
         return [key for key in self.drawn[arms[0]] if all(key in self.drawn[arm] for arm in arms)]
 
-    def mean(self, arm: str, key: str) -> Difference:
-        """A figure of an arm with its interval: its difference to nothing."""
-        own = self.drawn[arm][key]
-        nothing = Drawn(np.zeros(1), np.zeros((1, own.draws.shape[1])))
-        units = int(self.bearing[arm][key].sum())
-        return compare_drawn(nothing, own, units, _seeds_rng(self.seed, key), higher_is_better=None)
+    def mean(self, arm: str, key: str) -> Estimate:
+        """A figure of an arm with its interval."""
+        return estimate(self.drawn[arm][key], int(self.bearing[arm][key].sum()), seeds_rng(self.seed, key))
 
     def difference(self, a: str, b: str, key: str) -> Row:
         """B minus A."""
         units = int((self.bearing[a][key] | self.bearing[b][key]).sum())
         found = compare_drawn(
-            *(self.drawn[arm][key] for arm in (a, b)),
+            self.drawn[a][key],
+            self.drawn[b][key],
             units,
-            _seeds_rng(self.seed, key),
+            seeds_rng(self.seed, key),
             higher_is_better=figure_of(key).higher_is_better,
         )
         return Row(key, found, units, len(self.images))
@@ -253,33 +242,24 @@ def _images_of(same: Sequence[Counts], scope: str) -> IntArray:
     return np.flatnonzero(some)
 
 
-def _draw(counts: Counts, rows: IntArray, weights: NDArray[np.uint16], with_ap: bool) -> dict[str, _OneDrawn]:
+def _draw(counts: Counts, rows: IntArray, weights: NDArray[np.uint16], with_ap: bool) -> dict[str, RatioDraws]:
     """Every figure of one run, by key."""
-    floats = weights.astype(np.float64)
-    tops, bottoms = (
-        np.stack([getattr(ratio, name)[rows] for ratio in counts.ratios.values()], axis=1) for name in ("part", "whole")
+    found = dict(
+        zip(counts.ratios, draw_ratios([ratio.of(rows) for ratio in counts.ratios.values()], weights), strict=True)
     )
-    whole = floats @ bottoms
-    drawn = np.divide(floats @ tops, whole, out=np.full(whole.shape, np.nan), where=whole > 0)
-    total = bottoms.sum(0)
-    point = np.divide(tops.sum(0), total, out=np.full(total.shape, np.nan), where=total > 0)
-    found = {
-        key: _OneDrawn(float(point[i]), drawn[:, i], bottoms[:, i] > 0, tops[:, i])
-        for i, key in enumerate(counts.ratios)
-    }
     full = np.zeros((len(weights) + 1, counts.images), dtype=np.uint16)
     full[:-1, rows], full[-1, rows] = weights, 1  # the last draw is every image once: the figure itself
-    if counts.judged is not None:
-        values = lenient_draws(counts.ratios["f1/f1"], counts.judged, full.astype(np.float64))
-        found["f1/lenient"] = _OneDrawn(float(values[-1]), values[:-1], found["f1/f1"].bearing)
+    if counts.side is not None:
+        values = lenient_draws(counts.ratios["f1/f1"], counts.side, full.astype(np.float64))
+        found["f1/lenient"] = RatioDraws(float(values[-1]), values[:-1], found["f1/f1"].bearing)
     if with_ap:
         for prefix, matches in counts.ap.items():
             for key, values in zip(AP, ap_of_draws(matches, full), strict=True):
-                found[f"{prefix}{key}"] = _OneDrawn(float(values[-1]), values[:-1], np.ones(len(rows), dtype=bool))
+                found[f"{prefix}{key}"] = RatioDraws(float(values[-1]), values[:-1], np.ones(len(rows), dtype=bool))
     return found
 
 
-def _stacked(runs: Sequence[_OneDrawn], seeds: tuple[int, ...] | None) -> Drawn:
+def _stacked(runs: Sequence[RatioDraws], seeds: tuple[int, ...] | None) -> Drawn:
     """A figure of all seeds of an arm."""
     parts = [run.part for run in runs if run.part is not None]
     return Drawn(
@@ -288,19 +268,6 @@ def _stacked(runs: Sequence[_OneDrawn], seeds: tuple[int, ...] | None) -> Drawn:
         np.stack(parts) if parts else None,
         seeds,
     )
-
-
-def _seeds_rng(seed: int, key: str) -> np.random.Generator:
-    """Draws the seeds for one figure: its interval does not depend on which others are computed."""
-    return np.random.default_rng([seed, 1, zlib.crc32(key.encode())])
-
-
-def image_draws(images: int, draws: int, seed: int) -> NDArray[np.uint16]:
-    """`[B, I]` how often each image is in each draw."""
-    if not images:
-        return np.zeros((draws, 0), dtype=np.uint16)
-    rng = np.random.default_rng([seed, 0])
-    return rng.multinomial(images, np.full(images, 1 / images), size=draws).astype(np.uint16)
 
 
 def compare(
@@ -349,12 +316,12 @@ def compare(
                 b=b,
                 runs=tuple((name, run) for name, group in both.items() for run in group),
                 rows=(*rows, *steady),
-                changed=_changed(*both.values(), table.images, aligned[0].ids),
+                changed=_changed(runs[a], runs[b], table.images, aligned[0].ids),
                 remarks=(
                     *said,
                     *unsteady,
                     *_seed_remarks(both),
-                    *_disagreement(rows, aligned[0].truth, *both.values()),
+                    *_disagreement(rows, aligned[0].truth, runs[a], runs[b]),
                 ),
                 protocol={
                     "draws": draws,
@@ -488,13 +455,13 @@ def telemetry_rows(
         rows = [np.array([run.telemetry[key][step] for step in steps]) for run in runs]
         window = max(run.telemetry_window or DEFAULT_WINDOW for run in runs)
         length = _block(steps, window)
-        weights = _weights(len(steps), length, draws, seed)
+        weights = block_draws(len(steps), length, draws, seed)
         points, values = np.array([float(row.mean()) for row in rows]), np.array([weights @ row for row in rows])
         arms = Drawn(points[: len(a)], values[: len(a)]), Drawn(points[len(a) :], values[len(a) :])
         blocks = len(steps) // length
         enough = blocks >= LEAST_BLOCKS
         difference = compare_drawn(
-            *arms, blocks, _seeds_rng(seed, key), higher_is_better=figure_of(key).higher_is_better, interval=enough
+            *arms, blocks, seeds_rng(seed, key), higher_is_better=figure_of(key).higher_is_better, interval=enough
         )
         found.append(Row(key, difference, blocks, 0))
         if not enough:
@@ -513,17 +480,6 @@ def _block(steps: list[int], window: int) -> int:
     """How many logged rows a window spans, at most all."""
     apart = float(np.median(np.diff(steps))) if len(steps) > 1 else float(window)
     return min(max(math.ceil(window / max(apart, 1.0)), 1), len(steps))
-
-
-def _weights(rows: int, length: int, draws: int, seed: int) -> FloatArray:
-    """`[B, R]` shares of the rows in each draw: blocks of `length` rows from anywhere, the end joined to the start."""
-    rng = np.random.default_rng([seed, 2])
-    blocks = math.ceil(rows / length)
-    start = rng.integers(rows, size=(draws, blocks))
-    taken = (start[:, :, None] + np.arange(length)) % rows
-    counts = np.zeros((draws, rows))
-    np.add.at(counts, (np.arange(draws)[:, None, None], taken), 1.0)
-    return counts / (blocks * length)
 
 
 # Why F1 and AP disagree: which outcomes of predictions account for the change of each.
@@ -558,22 +514,21 @@ def _disagreement(
     up, down = f1.difference, ap.difference
     if up is None or down is None or not up * down < 0:
         return ()
-    judged = [[run.counts[0].judged for run in group] for group in (a, b)]
-    sides = [[one for one in group if one is not None] for group in judged]
+    sides = [[side for run in group if (side := run.counts[0].side) is not None] for group in (a, b)]
     worth = _effects(truth, *sides)
-    iou = [float(np.mean([one.match.iou.mean() if len(one.match.iou) else 0.0 for one in group])) for group in sides]
+    iou = [float(np.mean([_mean_iou(side) for side in group])) for group in sides]
     head = f"F1 {'rises' if up > 0 else 'falls'} by {abs(up):.4f} while AP {'rises' if down > 0 else 'falls'} by "
     in_f1 = _sentence("F1", f1.b, up, [(e, e.f1) for e in worth], iou)
     in_ap = _sentence("AP", ap.b, down, [(e, e.ap) for e in worth], iou)
     return (f"{head}{abs(down):.4f}. {in_f1} {in_ap}",)
 
 
-def _effects(truth: GroundTruth, a: Sequence[Judged], b: Sequence[Judged]) -> list[_Effect]:
+def _effects(truth: GroundTruth, a: Sequence[Side], b: Sequence[Side]) -> list[_Effect]:
     """What the change of every outcome is worth, for runs paired in order (the shorter arm ends it)."""
     pairs = list(zip(a, b, strict=False))
     found = []
     for outcome in (o for o in Outcome if o is not Outcome.IGNORED):
-        counts = [tuple(len(side.outcomes.predictions(outcome)) for side in pair) for pair in pairs]
+        counts = [tuple(len(side.judged.outcomes.predictions(outcome)) for side in pair) for pair in pairs]
         if any(map(any, counts)):
             f1 = [_f1(y, 0, outcome) - _f1(y, m - n, outcome) for (_, y), (m, n) in zip(pairs, counts, strict=True)]
             ap = [_ap(truth, y.detections) - _ap(truth, _swapped(x, y, outcome)) for x, y in pairs]
@@ -597,16 +552,17 @@ def _sentence(name: str, value: float, change: float, worth: list[tuple[_Effect,
     return f"{name}, {value:.4f} in B: accounted for by {' and '.join(parts)}."
 
 
-def _f1(side: Judged, change: int, outcome: Outcome) -> float:
+def _f1(side: Side, change: int, outcome: Outcome) -> float:
     """F1 with `change` more predictions of an outcome."""
-    tp, fp, fn = len(side.match.pairs), len(side.match.false_positives), len(side.match.misses)
+    match = side.judged.match
+    tp, fp, fn = len(match.pairs), len(match.false_positives), len(match.misses)
     return f1_of(tp + change, fp, fn - change) if outcome is Outcome.TP else f1_of(tp, fp + change, fn)
 
 
-def _swapped(a: Judged, b: Judged, outcome: Outcome) -> Detections:
+def _swapped(a: Side, b: Side, outcome: Outcome) -> Detections:
     """The predictions of B, with those of an outcome taken from A."""
-    rows_a = a.outcomes.predictions(outcome)
-    rows_b = np.flatnonzero(b.outcomes.of_prediction != outcome)
+    rows_a = a.judged.outcomes.predictions(outcome)
+    rows_b = np.flatnonzero(b.judged.outcomes.of_prediction != outcome)
     columns = ("image", "category", "bbox_xywh", "score")
     return Detections(
         **{c: np.concatenate([getattr(b.detections, c)[rows_b], getattr(a.detections, c)[rows_a]]) for c in columns}
@@ -615,3 +571,8 @@ def _swapped(a: Judged, b: Judged, outcome: Outcome) -> Detections:
 
 def _ap(truth: GroundTruth, detections: Detections) -> float:
     return coco_scores(truth, detections).figures["AP"]
+
+
+def _mean_iou(side: Side) -> float:
+    iou = side.judged.match.iou
+    return float(iou.mean()) if len(iou) else 0.0

@@ -11,16 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 
 from apiece.boxes import FloatArray
 from apiece.evaluate.ap import CocoMatches, coco_matches
-from apiece.evaluate.detections import hidden_instances
 from apiece.evaluate.forms import Detections, GroundTruth
-from apiece.evaluate.rates import SplitMatch, match_split, near_duplicates, strips
-from apiece.outcomes import MISSES, NONE, Fate, Outcome, Outcomes, label_outcomes
-from apiece.study.arms import Ratio
+from apiece.evaluate.rates import Judged, image_ratios, judge
+from apiece.outcomes import MISSES, Outcome
+from apiece.stats.ratio import Ratio
 from apiece.types import IntArray
 
 TRUE = "true/"
@@ -85,7 +85,7 @@ FIGURES: dict[str, Figure] = {
 
 
 def figure_of(key: str) -> Figure:
-    """What the figure of a key is; also of probes (`probes/a1/entropy`), telemetry (`window_var/...`) and `true/...`."""
+    """What the figure of a key is; also of probes (`probes/...`), telemetry (`window_var/...`) and `true/...`."""
     if key.startswith(TRUE):
         figure = figure_of(key.removeprefix(TRUE))
         return replace(figure, label=f"{figure.label}, complete truth")
@@ -100,13 +100,11 @@ def figure_of(key: str) -> Figure:
     return Figure(f"variance of {rest}", TELEMETRY, False)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Judged:
-    """Predictions matched to labels, with the outcome of each."""
+class Side(NamedTuple):
+    """The predictions of a run, and what each of them is."""
 
     detections: Detections
-    match: SplitMatch
-    outcomes: Outcomes
+    judged: Judged
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -117,27 +115,18 @@ class Counts:
         objects: `[I]` how many objects each has: of the complete truth where it is known, else labels.
         ratios: Figures by key.
         ap: Matches of AP: by `""` for the labels, by `TRUE` for the complete truth.
-        judged: The predictions themselves, where they are at hand: `f1/lenient` needs their scores.
+        side: The predictions themselves, where they are at hand: `f1/lenient` needs their scores.
     """
 
     objects: IntArray
     ratios: Mapping[str, Ratio]
     ap: Mapping[str, CocoMatches] = field(default_factory=dict)
-    judged: Judged | None = None
+    side: Side | None = None
 
     @property
     def images(self) -> int:
         """I."""
         return len(self.objects)
-
-
-def judge(
-    truth: GroundTruth, detections: Detections, complete: GroundTruth | None = None, *, min_score: float = 0.0
-) -> Judged:
-    """Match a split and name every prediction and label, as `apiece evaluate` does."""
-    match = match_split(truth, detections, min_score=min_score)
-    hidden = None if complete is None else hidden_instances(complete, truth)
-    return Judged(detections, match, label_outcomes(truth, detections, match, hidden))
 
 
 def count_split(
@@ -160,70 +149,29 @@ def count_split(
         on_truth: Give every figure under `TRUE` too.
     """
     judged = judge(truth, detections, complete, min_score=min_score)
-    ratios = image_ratios(truth, judged, complete, min_score=min_score)
+    ratios = image_ratios(truth, detections, judged, complete, min_score=min_score)
     if dropped is not None:
         ratios["parse/dropped"] = dropped
     ap = {"": coco_matches(truth, detections)}
     if complete is not None and on_truth:
-        of_all = image_ratios(complete, judge(complete, detections))
+        of_all = image_ratios(complete, detections, judge(complete, detections))
         ratios |= {f"{TRUE}{key}": ratio for key, ratio in of_all.items()}
         ap[TRUE] = coco_matches(complete, detections)
     everything = truth if complete is None else complete
-    return Counts(everything.objects_per_image.astype(np.int64), ratios, ap, judged)
+    return Counts(everything.objects_per_image.astype(np.int64), ratios, ap, Side(detections, judged))
 
 
-def image_ratios(
-    truth: GroundTruth, judged: Judged, complete: GroundTruth | None = None, *, min_score: float = 0.0
-) -> dict[str, Ratio]:
-    """Every figure that is a ratio of sums over images, by key."""
-    images, detections = len(truth.images), judged.detections
-
-    def count(image: IntArray, weights: FloatArray | None = None) -> FloatArray:
-        return np.bincount(image, weights=weights, minlength=images).astype(np.float64)
-
-    def counts(match: SplitMatch, labels: GroundTruth) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """True positives, false positives and misses."""
-        tp, fp, fn = match.pairs[:, 1], match.false_positives, match.misses
-        return count(labels.image[tp]), count(detections.image[fp]), count(labels.image[fn])
-
-    tp, fp, fn = counts(judged.match, truth)
-    named = np.flatnonzero(judged.outcomes.of_prediction != NONE)
-    predicted, labels = count(detections.image[named]), tp + fn
-    fate = {f: count(truth.image[judged.outcomes.truths(f)]) for f in MISSES}
-    pairs, long = near_duplicates(truth, detections, named), strips(truth, detections)
-    ratios = {
-        "f1/f1": Ratio(2 * tp, 2 * tp + fp + fn),
-        "f1/precision": Ratio(tp, tp + fp),
-        "f1/recall": Ratio(tp, labels),
-        "f1/mean_iou": Ratio(count(detections.image[judged.match.pairs[:, 0]], judged.match.iou), tp),
-        **{
-            f"rates/{o.label}": Ratio(count(detections.image[judged.outcomes.predictions(o)]), predicted)
-            for o in Outcome
-            if complete is not None or o is not Outcome.UNLABELLED
-        },
-        "count/per_image": Ratio(predicted, np.ones(images)),
-        **{f"miss_rate/{f.label}": Ratio(fate[f], labels) for f in MISSES},
-        "rates/merged": Ratio(fate[Fate.MERGED], fn),
-        "shape/near_duplicate": Ratio(count(detections.image[np.unique(pairs[:, 1])]), predicted),
-        "shape/strip": Ratio(count(detections.image[named[long[named]]]), predicted),
-    }
-    if complete is not None:
-        tp, fp, fn = counts(match_split(complete, detections, min_score=min_score), complete)
-        ratios["f1/true"] = Ratio(2 * tp, 2 * tp + fp + fn)
-    return ratios
-
-
-def lenient_draws(ratio: Ratio, judged: Judged, weights: FloatArray, *, block: int = 1 << 22) -> FloatArray:
+def lenient_draws(ratio: Ratio, side: Side, weights: FloatArray, *, block: int = 1 << 22) -> FloatArray:
     """`f1/lenient` of every draw `[B]`: the median score of the true positives is that of the draw.
 
     Args:
         ratio: Of `f1/f1`.
-        judged: The predictions.
+        side: The predictions.
         weights: `[B, I]` how often each image is in each draw.
         block: Draws times detections held in memory at a time.
     """
-    detections = judged.detections
-    found, doubtful = (judged.outcomes.predictions(o) for o in (Outcome.TP, Outcome.BACKGROUND))
+    detections, outcomes = side.detections, side.judged.outcomes
+    found, doubtful = (outcomes.predictions(o) for o in (Outcome.TP, Outcome.BACKGROUND))
     found = found[np.argsort(detections.score[found])]
     doubtful = doubtful[np.argsort(-detections.score[doubtful])]
     score, rising = detections.score[found], -detections.score[doubtful]

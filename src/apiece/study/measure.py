@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import time
@@ -16,20 +17,30 @@ import numpy as np
 import torch
 
 from apiece.config.schema import Config
+from apiece.dumps.beliefs import probe_ratios
 from apiece.errors import UserError
 from apiece.evaluate.detections import align_complete, load_complete, predictions_to_detections, samples_to_ground_truth
-from apiece.evaluate.metrics import evaluate_detections
-from apiece.evaluate.predict import evaluate_checkpoint, load_predictor, read_split
+from apiece.evaluate.metrics import METRICS_FILE, evaluate_detections, write_metrics
+from apiece.evaluate.predict import (
+    Predictor,
+    data_protocol,
+    evaluate_samples,
+    load_predictor,
+    read_split,
+    write_coco_files,
+)
 from apiece.files import write_json
 from apiece.monitor.probing import Prober, ProbeSettings
-from apiece.study.arms import Source, evaluation_source, probe_ratios
+from apiece.study.arms import dropped_ratio, evaluation_protocol
+from apiece.study.counts import TRUE, Counts, count_split
 from apiece.study.diagnosis import diagnose
 from apiece.study.jobs import Job
-from apiece.study.results import TRUE, Result, Split, judged_split, write_result
+from apiece.study.results import Result, write_result
 from apiece.train.loop import train
 from apiece.train.run import git_state
 from apiece.types import Sample
 
+log = logging.getLogger("apiece")
 VARIANCES = "window_var/"
 SPEED = "speed/samples_per_s"
 _PROBED_AT_ONCE = 16
@@ -53,10 +64,12 @@ def do_job(job: Job) -> bool:
 def measure(job: Job) -> Result:
     """Evaluate and probe a finished run."""
     started = time.perf_counter()
-    source = _evaluated(job)
-    test = judged_split(source.truth, source.detections, source.complete, dropped=source.dropped)
+    predictor, warning = load_predictor(str(job.run), job.config.generate, device=job.config.train.device)
+    if warning:
+        log.warning(warning)
+    test, metrics, protocol = _evaluated(job, predictor)
     evaluated = time.perf_counter()
-    panel, diagnosis = _probed(job)
+    panel, diagnosis = _probed(job, predictor)
     probed = time.perf_counter()
     rows = [json.loads(line) for line in (job.run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return Result(
@@ -66,11 +79,7 @@ def measure(job: Job) -> Result:
         arm=job.arm,
         seed=job.seed,
         made_from=job.made_from,
-        protocol={
-            **{key: value for key, value in source.protocol.items() if not isinstance(value, tuple)},
-            "probes": job.made_from["probes"],
-            "panel": job.made_from["data"]["panel"],
-        },
+        protocol={**protocol, "probes": job.made_from["probes"], "panel": job.made_from["data"]["panel"]},
         match=str(job.match),
         steps=job.config.train.steps,
         batch_size=job.config.train.batch_size,
@@ -78,7 +87,7 @@ def measure(job: Job) -> Result:
         telemetry=variances(rows, job.config),
         telemetry_window=job.config.train.telemetry_window,
         speed=_speed(rows),
-        metrics=_metrics(source),
+        metrics=metrics,
         seconds={"evaluate": evaluated - started, "probe": probed - evaluated},
         machine=_machine(),
         test=test,
@@ -87,38 +96,38 @@ def measure(job: Job) -> Result:
     )
 
 
-def _evaluated(job: Job) -> Source:
-    """The test set, answered and read back as `apiece compare` reads it."""
-    out = job.run / "test"
-    evaluate_checkpoint(
-        str(job.run),
-        job.files.test,
-        out,
-        settings=job.config.generate,
-        device=job.config.train.device,
-        pictures=0,
-        complete=job.files.test_complete,
-    )
-    return evaluation_source(out)
+def _evaluated(job: Job, predictor: Predictor) -> tuple[Counts, dict[str, float], dict[str, Any]]:
+    """The test set by image, its figures (with those of AP on complete truth under `true/`), what they depend on.
 
-
-def _metrics(source: Source) -> dict[str, float]:
-    """Flat figures of `metrics.json`, and those of AP on complete truth under `true/`."""
-    stored = json.loads((source.path / "metrics.json").read_text(encoding="utf-8"))
-    figures = {key: value for key, value in stored.items() if isinstance(value, int | float)}
-    if source.complete is not None:
-        of_all = evaluate_detections(source.complete, source.detections, policy=stored["score_policy"])
+    Everything that `apiece evaluate` writes lies in the run's `test` folder afterwards.
+    """
+    out, data, whole = job.run / "test", job.files.test, job.files.test_complete
+    samples = read_split(data)
+    labels = samples_to_ground_truth(samples)
+    complete = None if whole is None else load_complete(whole, labels)[1]
+    metrics, answers = evaluate_samples(predictor, samples, out, complete=complete)
+    metrics["protocol"] = {**predictor.protocol, **data_protocol(data, whole)}
+    write_coco_files(samples, answers, out)
+    write_metrics(out / METRICS_FILE, metrics)
+    truth, detections = predictions_to_detections(labels, {a.sample.id: a.detections for a in answers})
+    figures = {key: value for key, value in metrics.items() if isinstance(value, int | float)}
+    if complete is not None:
+        truth, complete = align_complete(complete, truth)  # with the classes that only answers name
+        of_all = evaluate_detections(complete, detections, policy=metrics["score_policy"])
         figures |= {f"{TRUE}{key}": v for key, v in of_all.items() if isinstance(v, int | float)}
-    return figures
+    by_id = {answer.sample.id: answer for answer in answers}
+    in_order = [by_id[image.name] for image in truth.images]
+    dropped = dropped_ratio([(len(a.detections), a.parsed.dropped.values()) for a in in_order])
+    counts = count_split(truth, detections, complete, dropped=dropped, on_truth=True)
+    return counts, figures, evaluation_protocol(metrics)
 
 
-def _probed(job: Job) -> tuple[Split, dict[str, Any]]:
-    """Beliefs at the labels of the panel, under the reference's settings, and what they say of long boxes there.
+def _probed(job: Job, predictor: Predictor) -> tuple[Counts, dict[str, Any]]:
+    """Beliefs at the labels of the panel, and what they say of long boxes there.
 
-    One ruler for all arms.
+    The run has dumped beliefs under its own settings; the reference's are one ruler for all arms.
     """
     settings = replace(ProbeSettings.of(job.reference), seed=0, batch_size=_PROBED_AT_ONCE)
-    predictor, _ = load_predictor(str(job.run), job.config.generate, device=job.config.train.device)
     samples = read_split(job.files.panel)
     prober = Prober(predictor.engine.model, predictor.encoder, settings)  # type: ignore[attr-defined]
     probes: dict[str, Any] = {
@@ -131,7 +140,7 @@ def _probed(job: Job) -> tuple[Split, dict[str, Any]]:
     answers = list(predictor.answers(samples))
     truth, detections = predictions_to_detections(truth, {a.sample.id: a.detections for a in answers})
     if complete is not None:
-        truth, complete = align_complete(complete, truth)  # with the classes that only answers name
+        truth, complete = align_complete(complete, truth)
     found = diagnose(
         truth,
         detections,
@@ -142,11 +151,9 @@ def _probed(job: Job) -> tuple[Split, dict[str, Any]]:
         training=job.files.train,
     )
     everything = truth if complete is None else complete
-    split = Split(
-        everything.objects_per_image.astype(np.int64),
-        probe_ratios([(_objects(sample), probes[sample.id]) for sample in samples]),
-    )
-    return split, {key: found[key] for key in ("verdict", "long_boxes", "explanations")}
+    ratios = probe_ratios([(_objects(sample), probes[sample.id]) for sample in samples])
+    counts = Counts(everything.objects_per_image.astype(np.int64), ratios)
+    return counts, {key: found[key] for key in ("verdict", "long_boxes", "explanations")}
 
 
 def _objects(sample: Sample) -> list[Any]:

@@ -22,9 +22,8 @@ from numpy.typing import NDArray
 
 from apiece.errors import UserError
 from apiece.evaluate.ap import CocoMatches, ap_of_draws
-from apiece.evaluate.rates import CROWDING, crowding_of_counts
 from apiece.files import atomic_open, write_json
-from apiece.study.arms import Ratio
+from apiece.stats.ratio import CROWDING, Ratio, crowding_of_counts
 from apiece.study.comparison import AP, Measured
 from apiece.study.counts import Counts
 from apiece.types import IntArray

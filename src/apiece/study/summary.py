@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from apiece.errors import UserError
-from apiece.evaluate.rates import CROWDING
 from apiece.progress import track
+from apiece.stats.draws import DRAWS
 from apiece.stats.interval import LEVEL
-from apiece.study.comparison import ALL, DRAWS, LEFT_OUT, Comparison, Row, Table, ordered, telemetry_rows
+from apiece.stats.ratio import CROWDING
+from apiece.study.comparison import ALL, LEFT_OUT, Comparison, Row, Table, ordered, telemetry_rows
 from apiece.study.jobs import differences, filled
 from apiece.study.results import Result, same_images
 
@@ -75,13 +76,13 @@ class Summary:
             for arm, rows in self.results.items()
         }
         for (arm, scope, key), mean in self.means.items():
-            row = {"value": mean.value, "lo": mean.lo, "hi": mean.hi}
+            row: dict[str, Any] = {"value": mean.value, "lo": mean.lo, "hi": mean.hi}
             row["by_seed"] = [v if math.isfinite(v) else None for v in mean.by_seed]
             arms[arm]["figures"].setdefault(scope, {})[key] = row
         pairs: dict[str, Any] = {}
         for (reference, arm, scope, key), found in self.differences.items():
-            row = found.as_json()
-            kept = {name: row[name] for name in ("difference", "lo", "hi", "verdict")}
+            told = found.as_json()
+            kept = {name: told[name] for name in ("difference", "lo", "hi", "verdict")}
             pairs.setdefault(reference, {}).setdefault(arm, {}).setdefault(scope, {})[key] = kept
         return {
             "ladder": self.ladder,
@@ -159,7 +160,7 @@ def summarise(
         for arm in grouped:
             for key in table.keys(arm):
                 found, own = table.mean(arm, key), table.drawn[arm][key]
-                means[arm, scope, key] = Mean(own.value, found.lo, found.hi, tuple(own.point.tolist()))
+                means[arm, scope, key] = Mean(found.value, found.lo, found.hi, tuple(own.point.tolist()))
             for reference in references:
                 if arm != reference:
                     for key in table.keys(arm, reference):
@@ -222,7 +223,7 @@ def _plain_means(grouped: Mapping[str, Sequence[Result]]) -> dict[tuple[str, str
     means = {}
     for arm, group in grouped.items():
         rows = {SPEED: [result.speed for result in group]}
-        for key in set.intersection(*(set(result.telemetry) for result in group)):
+        for key in sorted(set.intersection(*(set(result.telemetry) for result in group))):
             rows[key] = [
                 float(np.mean([v for step, v in result.telemetry[key].items() if step > result.steps / 2] or [np.nan]))
                 for result in group

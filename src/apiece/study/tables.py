@@ -16,11 +16,12 @@ from scipy import stats
 
 from apiece.boxes import FloatArray
 from apiece.errors import UserError
-from apiece.evaluate.rates import CROWDING
 from apiece.files import locked
 from apiece.printed import table
 from apiece.report.page import Built, build_report
+from apiece.stats.draws import unit_draws
 from apiece.stats.interval import LEVEL, Difference, Verdict
+from apiece.stats.ratio import CROWDING
 from apiece.study.comparison import ALL, Comparison, Row
 from apiece.study.counts import GROUPS, TRUE, figure_of
 from apiece.study.jobs import Job
@@ -150,7 +151,7 @@ def to_markdown(summary: Summary) -> str:
     def means(title: str, scope: str, keys: Sequence[str]) -> str:
         columns = [(scope, key) for key in keys if any((arm, scope, key) in summary.means for arm in summary.results)]
         rows = [[arm, *_means(summary, arm, columns)] for arm in summary.results]
-        return f"### {title}\n\n{_grid(['arm', *_labels(columns)], rows) if columns else '(none)'}"
+        return f"### {title}\n\n{_grid(['arm', *(label(key) for _, key in columns)], rows) if columns else '(none)'}"
 
     def against(reference: str, scope: str, parts: Iterable[Sequence[str]]) -> str:
         blocks = [f"### Against {reference}, {where(scope)}"]
@@ -159,7 +160,7 @@ def to_markdown(summary: Summary) -> str:
             columns = [(scope, k) for k in keys if any((reference, a, scope, k) in summary.differences for a in arms)]
             rows = [[arm, *_differences(summary, reference, arm, columns)] for arm in arms]
             if columns:
-                blocks.append(_grid(["arm", *_labels(columns)], rows))
+                blocks.append(_grid(["arm", *(label(key) for _, key in columns)], rows))
         return "\n\n".join(blocks)
 
     blocks = [f"## {summary.ladder}", _about(summary), _arms(summary), means("F1 and AP", ALL, headline)]
@@ -317,12 +318,11 @@ def _over_arms(summary: Summary) -> list[str]:
     rates = _by_arm(summary, outcome)
     if len(rates) < LEAST_ARMS:
         return []
-    draws = np.random.default_rng(0).integers(len(rates), size=(summary.draws, len(rates)))
     rows = []
     for key in PROBES:
         values = _by_arm(summary, key)
         if len(values) == len(rates) and np.ptp(values):
-            drawn = [_ranked(values[chosen], rates[chosen]) for chosen in draws]
+            drawn = [_ranked(values[chosen], rates[chosen]) for chosen in unit_draws(len(rates), summary.draws)]
             lo, hi = np.nanquantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
             rows.append([label(key), f"{_ranked(values, rates):+.2f} [{lo:+.2f}, {hi:+.2f}]"])
     return [
