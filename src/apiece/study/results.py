@@ -211,7 +211,7 @@ def pack_results(folder: Path) -> Path:
     _read_pack.cache_clear()
     for path in files:
         path.unlink()
-    if not any(folder.iterdir()):
+    if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
     return packed
 
