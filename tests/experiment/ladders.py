@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 from apiece.evaluate.detections import samples_to_ground_truth
 from apiece.evaluate.forms import Detections, GroundTruth
 from apiece.stats.ratio import Ratio
-from apiece.study.arms import Source
+from apiece.study.arms import RunBoxes
 from apiece.study.counts import Counts, count_split
 from apiece.study.results import Result
 from compared import Picture, split_of
@@ -64,10 +63,10 @@ def write_ladder(root: Path, start: Path) -> Path:
     return root / "ladder.yaml"
 
 
-def source_of(pictures: Sequence[Picture], name: str, seed: int) -> Source:
+def source_of(pictures: Sequence[Picture], name: str, seed: int) -> RunBoxes:
     """Pictures as `apiece compare` takes them."""
     truth, detections = split_of(pictures)
-    return Source(
+    return RunBoxes(
         name=name, path=Path(name), kind="evaluation", truth=truth, detections=detections, protocol={},
         complete=complete_of(pictures, truth), seed=seed, config={},
     )  # fmt: skip

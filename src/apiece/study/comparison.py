@@ -27,8 +27,8 @@ from apiece.progress import track
 from apiece.stats.draws import DRAWS, RatioDraws, block_draws, draw_ratios, image_draws, seeds_rng
 from apiece.stats.interval import LEVEL, Difference, Drawn, Estimate, compare_drawn, estimate
 from apiece.stats.ratio import CROWDING, crowding_of_counts
-from apiece.study.align import align, group_seeds, probes_in_common, require_comparable, require_two
-from apiece.study.arms import Arm, Source, read_sources
+from apiece.study.align import align, probes_in_common, require_comparable, require_two
+from apiece.study.arms import Arm, RunBoxes
 from apiece.study.counts import FIGURES, TRUE, Counts, Figure, Side, count_split, figure_of, lenient_draws
 from apiece.types import IntArray
 
@@ -337,31 +337,7 @@ def compare(
     return found
 
 
-def compare_paths(
-    paths: Sequence[Path],
-    *,
-    step: int | None = None,
-    draws: int = DRAWS,
-    seed: int = 0,
-    may_differ: Collection[str] = (),
-) -> list[Comparison]:
-    """Compare the folders of runs, of dumps or of evaluations; those that differ in their seed alone are one arm.
-
-    Args:
-        paths: Two or more.
-        step: Of the runs' dumps; the newest that all of them have if `None`.
-        draws: Bootstrap draws.
-        seed: Of the draws.
-        may_differ: As in `compare`.
-
-    Raises:
-        UserError: A folder cannot be read, or the figures do not mean the same.
-    """
-    arms, remarks = group_seeds(read_sources(paths, step))
-    return compare(arms, draws=draws, seed=seed, remarks=remarks, may_differ=may_differ)
-
-
-def _measured(source: Source, probes: Collection[str]) -> Measured:
+def _measured(source: RunBoxes, probes: Collection[str]) -> Measured:
     counts = count_split(
         source.truth, source.detections, source.complete, min_score=source.min_score, dropped=source.dropped
     )

@@ -1,4 +1,4 @@
-"""One job in this process: train or go on, evaluate, probe, and write its result file."""
+"""One job in this process: train or resume, evaluate, probe, and write its result file."""
 
 from __future__ import annotations
 
@@ -38,7 +38,6 @@ from apiece.study.jobs import Job
 from apiece.study.results import Result, write_result
 from apiece.train.loop import train
 from apiece.train.run import git_state
-from apiece.types import Sample
 
 log = logging.getLogger("apiece")
 VARIANCES = "window_var/"
@@ -47,7 +46,7 @@ _PROBED_AT_ONCE = 16
 
 
 def do_job(job: Job) -> bool:
-    """Do what is left of a job; false if it was interrupted, and goes on from there the next time."""
+    """Do what is left of a job; false if it was interrupted, and resumes from there the next time."""
     job.run.parent.mkdir(parents=True, exist_ok=True)
     if not job.begun.is_file():
         if job.run.exists():
@@ -89,7 +88,14 @@ def measure(job: Job) -> Result:
         speed=_speed(rows),
         metrics=metrics,
         seconds={"evaluate": evaluated - started, "probe": probed - evaluated},
-        machine=_machine(),
+        machine={
+            "platform": platform.platform(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "git": git_state(),
+            "load": round(os.getloadavg()[0], 1),
+        },
         test=test,
         panel=panel,
         diagnosis=diagnosis,
@@ -151,14 +157,10 @@ def _probed(job: Job, predictor: Predictor) -> tuple[Counts, dict[str, Any]]:
         training=job.files.train,
     )
     everything = truth if complete is None else complete
-    ratios = probe_ratios([(_objects(sample), probes[sample.id]) for sample in samples])
+    objects: list[list[Any]] = [[{"desc": o.desc, "iscrowd": o.iscrowd} for o in sample.objects] for sample in samples]
+    ratios = probe_ratios([(own, probes[sample.id]) for own, sample in zip(objects, samples, strict=True)])
     counts = Counts(everything.objects_per_image.astype(np.int64), ratios)
     return counts, {key: found[key] for key in ("verdict", "long_boxes", "explanations")}
-
-
-def _objects(sample: Sample) -> list[Any]:
-    """What the probes' figures need to know of a sample's labels."""
-    return [{"desc": o.desc, "iscrowd": o.iscrowd} for o in sample.objects]
 
 
 def variances(rows: Sequence[Mapping[str, Any]], config: Config) -> dict[str, dict[int, float]]:
@@ -185,14 +187,3 @@ def _speed(rows: Sequence[Mapping[str, Any]]) -> float:
     """Samples a second in training, on average over the logged lines but the first, in which everything starts."""
     seen = [float(row[SPEED]) for row in rows if SPEED in row]
     return 1 / fmean(1 / speed for speed in seen[1:] or seen)
-
-
-def _machine() -> dict[str, Any]:
-    return {
-        "platform": platform.platform(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "git": git_state(),
-        "load": round(os.getloadavg()[0], 1),
-    }

@@ -43,24 +43,17 @@ class Result:
     """What became of one arm and seed.
 
     Attributes:
-        ladder: Name of the ladder.
         arms: All arms of the ladder, in order.
         references: Arms that the others are compared with.
-        arm: Name of the arm.
-        seed: Of the run.
         made_from: All that decided it.
         protocol: What its figures depend on besides the model: must be equal in all that is compared.
         match: `steps` or `compute`.
-        steps: Of training.
-        batch_size: Samples in a step.
         flops: `step`, `run` and `of_reference`.
         telemetry: Variances of the geometry terms by key: value by step.
         telemetry_window: Steps that each of them is taken over.
         speed: Samples a second in training.
         metrics: Flat figures of `metrics.json`, and under `true/` those on complete truth.
         seconds: `evaluate` and `probe`.
-        machine: Where it was made.
-        test: The test set.
         panel: The panel with its probes.
         diagnosis: What explains the long boxes on it: `verdict`, `long_boxes` and `explanations` of docs/diagnosing.md.
     """
@@ -120,6 +113,13 @@ def by_crowding(counts: Counts) -> dict[str, dict[str, float]]:
     return {name: values_of(counts, bucket == i) for i, name in enumerate(CROWDING) if (bucket == i).any()}
 
 
+_PLAIN = (
+    *("ladder", "arms", "references", "arm", "seed", "match", "steps", "batch_size", "flops", "telemetry_window"),
+    *("seconds", "machine", "protocol", "made_from"),
+)
+"""What a result file holds as it is."""
+
+
 def write_result(path: Path, result: Result) -> None:
     """Write a result file; equal results give equal bytes."""
     test, panel = values_of(result.test), values_of(result.panel)
@@ -128,24 +128,12 @@ def write_result(path: Path, result: Result) -> None:
         path,
         {
             "schema": SCHEMA,
-            "ladder": result.ladder,
-            "arms": list(result.arms),
-            "references": list(result.references),
-            "arm": result.arm,
-            "seed": result.seed,
-            "match": result.match,
-            "steps": result.steps,
-            "batch_size": result.batch_size,
-            "flops": dict(result.flops),
+            **{name: getattr(result, name) for name in _PLAIN},
+            "seconds": _rounded(result.seconds),
             "figures": _rounded({**result.metrics, **test, **panel, "speed/samples_per_s": result.speed}),
             "by_crowding": {name: _rounded({**crowded[name], **probed.get(name, {})}) for name in crowded},
-            "telemetry_window": result.telemetry_window,
-            "telemetry": {k: {str(s): _round(v) for s, v in row.items()} for k, row in result.telemetry.items()},
+            "telemetry": {key: _rounded(row) for key, row in result.telemetry.items()},
             "diagnosis": dict(result.diagnosis),
-            "seconds": _rounded(result.seconds),
-            "machine": dict(result.machine),
-            "protocol": dict(result.protocol),
-            "made_from": dict(result.made_from),
             "test": packed_counts(result.test),
             "panel": packed_counts(result.panel),
         },
@@ -269,24 +257,12 @@ def _result(data: Any, path: Path) -> Result:
         if data["schema"] != SCHEMA:
             raise UserError(f"expected a result of version {SCHEMA}, found {data['schema']}", where=path, fix=_FIX)
         figures = data["figures"]
+        plain = {name: data[name] for name in _PLAIN}
         return Result(
-            ladder=data["ladder"],
-            arms=tuple(data["arms"]),
-            references=tuple(data["references"]),
-            arm=data["arm"],
-            seed=data["seed"],
-            made_from=data["made_from"],
-            protocol=data["protocol"],
-            match=data["match"],
-            steps=data["steps"],
-            batch_size=data["batch_size"],
-            flops=data["flops"],
+            **{**plain, "arms": tuple(data["arms"]), "references": tuple(data["references"])},
             telemetry={k: {int(s): float(v) for s, v in row.items()} for k, row in data["telemetry"].items()},
-            telemetry_window=data["telemetry_window"],
             speed=figures["speed/samples_per_s"],
             metrics=figures,
-            seconds=data["seconds"],
-            machine=data["machine"],
             test=unpacked_counts(data["test"], path),
             panel=unpacked_counts(data["panel"], path),
             diagnosis=data.get("diagnosis", {}),
@@ -295,13 +271,9 @@ def _result(data: Any, path: Path) -> Result:
         raise _no_result(path, error) from error
 
 
-def _rounded(figures: Mapping[str, float]) -> dict[str, float]:
-    return {key: _round(value) for key, value in figures.items()}
-
-
-def _round(value: float) -> float:
+def _rounded(figures: Mapping[Any, float]) -> dict[str, float]:
     """To six digits that count: what is committed is to be read, and is no more certain than that."""
-    return value if isinstance(value, int) else float(f"{value:.{_DIGITS}g}")
+    return {str(k): v if isinstance(v, int) else float(f"{v:.{_DIGITS}g}") for k, v in figures.items()}
 
 
 def packed_counts(counts: Counts) -> dict[str, Any]:
