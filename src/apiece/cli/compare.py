@@ -78,10 +78,8 @@ def compare(
     if len(runs) == 1:
         raise UserError(f"expected two runs or more, found {runs[0]} alone", fix=_FORMS, exit_code=2)
     read = read_sources(runs or [path for _, paths in arms_named for path in paths], step)
-    sources = iter(read)
-    arms, remarks = (
-        group_seeds(read) if runs else ([Arm(n, tuple(next(sources) for _ in p)) for n, p in arms_named], ())
-    )
+    rest = iter(read)
+    arms, remarks = group_seeds(read) if runs else ([Arm(n, tuple(next(rest) for _ in p)) for n, p in arms_named], ())
     may_differ = ("score_policy",) if score_policies else ()
     comparisons = compare_arms(arms, draws=draws, seed=seed, remarks=remarks, may_differ=may_differ)
     for number, comparison in enumerate(comparisons):

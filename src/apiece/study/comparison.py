@@ -45,10 +45,7 @@ class Measured:
     """One run as it is compared: what it is, and its counts by image.
 
     Attributes:
-        name: Of the run.
         path: Folder of the run, of one of its dumps, or of an evaluation.
-        step: Of the checkpoint.
-        seed: Of the run.
         counts: Of the images that it was judged on, and of further ones that it was probed on.
         telemetry: Variances of the run's telemetry by key (`window_var/...`): value by step.
         telemetry_window: Steps that each of them is taken over.
@@ -85,7 +82,7 @@ class Row:
 
     @property
     def more_images(self) -> int | None:
-        """How many more images would tell, if the difference stays; `None` if it is told, or never would be."""
+        """How many more images would settle it if the difference stays; `None` if it is settled, or never would be."""
         if self.found.growth is None or not self.images:
             return None
         return max(math.ceil(self.images * (self.found.growth - 1)), 1)
@@ -122,12 +119,8 @@ class Comparison:
     """Two arms compared: B minus A.
 
     Attributes:
-        a: Name of the one arm.
-        b: Name of the other.
-        runs: Arm and run, of all.
-        rows: Figures in order.
-        remarks: What the reader should know.
-        protocol: Of the comparison and of what is compared.
+        runs: Name of the arm and run, of all.
+        protocol: What the comparison and the figures depend on.
         changed: Images whose F1 changed most, from the best change to the worst.
     """
 
@@ -284,7 +277,7 @@ def compare(
         arms: Two or more.
         draws: B, bootstrap draws.
         seed: Equal seeds give equal intervals.
-        remarks: What the reader should also know.
+        remarks: Kept with those of the comparison.
         may_differ: Keys of the protocols that are what is asked about (`score_policy`); others must be equal.
 
     Raises:
@@ -403,14 +396,7 @@ LEFT_OUT = "variances that not all runs have are left out"
 def telemetry_rows(
     a: Sequence[Measured], b: Sequence[Measured], draws: int, seed: int
 ) -> tuple[list[Row], tuple[str, ...]]:
-    """Every variance that all runs of both arms have, and what the reader should know of them.
-
-    Args:
-        a: The runs of one arm.
-        b: The runs of the other.
-        draws: B.
-        seed: Of the draws.
-    """
+    """Every variance that all runs of both arms have, and what the reader should know of them."""
     runs = (*a, *b)
     if not any(run.telemetry for run in runs) or len({_folder_of(run) for run in runs}) < 2:
         return [], ()

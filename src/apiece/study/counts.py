@@ -165,10 +165,10 @@ def lenient_draws(ratio: Ratio, side: Side, weights: FloatArray, *, block: int =
     """`f1/lenient` of every draw `[B]`: the median score of the true positives is that of the draw.
 
     Args:
-        ratio: Of `f1/f1`.
-        side: The predictions.
+        ratio: The one of `f1/f1`.
+        side: The run's predictions.
         weights: `[B, I]` how often each image is in each draw.
-        block: Draws times detections held in memory at a time.
+        block: At most so many draws times detections are in memory at a time.
     """
     detections, outcomes = side.detections, side.judged.outcomes
     found, doubtful = (outcomes.predictions(o) for o in (Outcome.TP, Outcome.BACKGROUND))

@@ -272,7 +272,7 @@ def _result(data: Any, path: Path) -> Result:
 
 
 def _rounded(figures: Mapping[Any, float]) -> dict[str, float]:
-    """To six digits that count: what is committed is to be read, and is no more certain than that."""
+    """To six significant digits: result files are read by people, and no figure is more certain than that."""
     return {str(k): v if isinstance(v, int) else float(f"{v:.{_DIGITS}g}") for k, v in figures.items()}
 
 

@@ -30,14 +30,7 @@ SPEED = "speed/samples_per_s"
 
 @dataclass(frozen=True, slots=True)
 class Mean:
-    """A figure of an arm.
-
-    Attributes:
-        value: Mean over its seeds; `None` where one has none.
-        lo: Lower end of the interval; `None` where there is none.
-        hi: Upper end.
-        by_seed: Of each seed, in order.
-    """
+    """A figure of an arm: mean over its seeds (`None` where one has none), its interval, and the value of each seed."""
 
     value: float | None
     lo: float | None
@@ -50,14 +43,12 @@ class Summary:
     """What a ladder's results say.
 
     Attributes:
-        ladder: Its name.
         results: By arm, in the order of the arms, each in the order of seeds.
-        references: Arms that the others are held against.
+        references: Arms that the others are compared with.
         images: Of the test set, how many count, by scope.
         means: By arm, scope and key.
         differences: By reference, arm, scope and key: the arm minus the reference.
         draws: B.
-        remarks: What the reader should know.
     """
 
     ladder: str
@@ -81,8 +72,8 @@ class Summary:
             arms[arm]["figures"].setdefault(scope, {})[key] = row
         pairs: dict[str, Any] = {}
         for (reference, arm, scope, key), found in self.differences.items():
-            told = found.as_json()
-            kept = {name: told[name] for name in ("difference", "lo", "hi", "verdict")}
+            whole = found.as_json()
+            kept = {name: whole[name] for name in ("difference", "lo", "hi", "verdict")}
             pairs.setdefault(reference, {}).setdefault(arm, {}).setdefault(scope, {})[key] = kept
         return {
             "ladder": self.ladder,
@@ -131,10 +122,10 @@ def summarise(
 
     Args:
         results: Of one ladder.
-        references: Arms that all others are held against.
+        references: Arms that all others are compared with.
         arms: Their order; others follow by name.
         draws: B.
-        seed: Of the draws; equal seeds give equal intervals.
+        seed: Equal seeds give equal intervals.
         scopes: Some of `SCOPES`.
 
     Raises:
