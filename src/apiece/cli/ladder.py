@@ -18,6 +18,20 @@ if TYPE_CHECKING:
 
 _FORMS = "apiece ladder LADDER.yaml  or  apiece ladder --summary RESULTS --out FILE.md"
 
+Only = typer.Option(metavar="NAME", help="Only this arm, to run or in the tables; may be repeated.", show_default=False)
+OnlySeed = typer.Option(metavar="S", help="Only this seed; may be repeated.", show_default=False)
+Budget = typer.Option(min=0, help="Begin no run that would not be done by then.", show_default=False)
+Redo = typer.Option("--redo", help="Put aside what was made from other settings, data or start; do it again.")
+Results = typer.Option(
+    help="Folder of results, or its packed file: make their tables, instead of running. Given again: side by side.",
+    show_default=False,
+)
+Against = typer.Option(metavar="ARM", help="With `--summary`: compare the others with this one.", show_default=False)
+Tables = typer.Option(
+    "--out", "-o", help="With `--summary`: Markdown file, or one with a place for the tables.", show_default=False
+)
+Pack = typer.Option("--pack", help="With `--summary`: put the folder's results into one file, FOLDER.xz.")
+
 
 @app.command(short_help="Train, judge and compare a set of configs x seeds.")
 def ladder(
@@ -26,48 +40,17 @@ def ladder(
         list[str] | None,
         typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the ladder on top of its file.", show_default=False),
     ] = None,
-    arm: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME", help="Only this arm, to run or in the tables; may be repeated.", show_default=False
-        ),
-    ] = None,
-    seed: Annotated[
-        list[int] | None, typer.Option(metavar="S", help="Only this seed; may be repeated.", show_default=False)
-    ] = None,
+    arm: Annotated[list[str] | None, Only] = None,
+    seed: Annotated[list[int] | None, OnlySeed] = None,
     list_: Annotated[bool, typer.Option("--list", help="What there is to do, and what it costs; run nothing.")] = False,
     prepare: Annotated[bool, typer.Option("--prepare", help="Draw scenes that are not there; run nothing.")] = False,
-    redo: Annotated[
-        bool, typer.Option("--redo", help="Put aside what was made from other settings, data or start; do it again.")
-    ] = False,
-    budget_minutes: Annotated[
-        float | None, typer.Option(min=0, help="Begin no run that would not be done by then.", show_default=False)
-    ] = None,
-    summary: Annotated[
-        list[Path] | None,
-        typer.Option(
-            help="Folder of results, or their packed file: make their tables, instead of running. Given again: side by "
-            "side.",
-            show_default=False,
-        ),
-    ] = None,
-    against: Annotated[
-        list[str] | None,
-        typer.Option(metavar="ARM", help="With `--summary`: compare the others with this one.", show_default=False),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out",
-            "-o",
-            help="With `--summary`: Markdown file, or one with a place for the tables.",
-            show_default=False,
-        ),
-    ] = None,
+    redo: Annotated[bool, Redo] = False,
+    budget_minutes: Annotated[float | None, Budget] = None,
+    summary: Annotated[list[Path] | None, Results] = None,
+    against: Annotated[list[str] | None, Against] = None,
+    out: Annotated[Path | None, Tables] = None,
     json: Annotated[Path | None, typer.Option("--json", help="With `--summary`: all figures as JSON.")] = None,
-    pack: Annotated[
-        bool, typer.Option("--pack", help="With `--summary`: put the folder's results into one file, FOLDER.xz.")
-    ] = False,
+    pack: Annotated[bool, Pack] = False,
     workers: Annotated[int, typer.Option(min=1, help="Processes that draw scenes.")] = 1,
 ) -> None:
     """Train every arm with every seed from one start, judge all on the same images, and compare them.
@@ -102,7 +85,6 @@ def ladder(
         raise UserError("only with --summary: --against, --out, --json, --pack", fix=_FORMS, exit_code=2)
     assert file is not None, "checked above"
     from apiece.study.jobs import chosen_jobs, ladder_files, load_ladder, plan_jobs
-    from apiece.study.work import INTERRUPTED, work
 
     asked = load_ladder(file, overrides or [])
     files = ladder_files(asked, workers, typer.echo)
@@ -115,6 +97,13 @@ def ladder(
     if list_:
         _list(chosen)
         return
+    compared = chosen_jobs(jobs, [asked.reference, *arm] if arm else [], seed or [])
+    _run(asked, chosen, compared, redo, budget_minutes)
+
+
+def _run(asked: LadderFile, chosen: list[Job], compared: list[Job], redo: bool, budget_minutes: float | None) -> None:
+    from apiece.study.work import INTERRUPTED, work
+
     progress = work(chosen, redo=redo, budget_minutes=budget_minutes, tell=typer.echo)
     if progress.why is not None:
         typer.echo(f"stopped: {progress.why}; {progress.left} to do; the same command resumes")
@@ -125,7 +114,7 @@ def ladder(
         typer.echo(
             f"nothing to do: all jobs already have results in {chosen[0].results}. To rerun them, pass name=OTHER"
         )
-    _finish(asked, chosen_jobs(jobs, [asked.reference, *arm] if arm else [], seed or []))
+    _finish(asked, compared)
     if progress.failed:
         names = ", ".join(job.name for job, _ in progress.failed)
         raise UserError(
