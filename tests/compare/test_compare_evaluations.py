@@ -16,8 +16,8 @@ from apiece.files import file_hash
 from apiece.stats.interval import Verdict
 from apiece.study.align import group_seeds
 from apiece.study.arms import read_sources
-from apiece.study.comparison import compare, comparison_json
-from apiece.study.verdicts import Comparison, print_comparison
+from apiece.study.comparison import Comparison, compare, comparison_json
+from apiece.study.tables import print_comparison
 from apiece.types import Detection, Instance
 from compared import Picture, book, shelves, split_of, write_evaluation
 

@@ -16,8 +16,7 @@ from apiece.errors import UserError
 from apiece.outcomes import Outcome
 from apiece.study.align import group_seeds
 from apiece.study.arms import read_sources
-from apiece.study.comparison import compare
-from apiece.study.verdicts import Comparison
+from apiece.study.comparison import Comparison, compare
 from apiece.types import Instance
 from compared import book, record_of, shelves, write_evaluation, write_run
 from made_runs import Made, make_run

@@ -11,8 +11,9 @@ import numpy as np
 from apiece.evaluate.detections import samples_to_ground_truth
 from apiece.evaluate.forms import Detections, GroundTruth
 from apiece.stats.ratio import Ratio
-from apiece.study.arms import Source
-from apiece.study.results import Result, Split, judged_split
+from apiece.study.arms import RunBoxes
+from apiece.study.counts import Counts, count_split
+from apiece.study.results import Result
 from compared import Picture, split_of
 
 BENCHMARK = """\
@@ -62,10 +63,10 @@ def write_ladder(root: Path, start: Path) -> Path:
     return root / "ladder.yaml"
 
 
-def source_of(pictures: Sequence[Picture], name: str, seed: int) -> Source:
+def source_of(pictures: Sequence[Picture], name: str, seed: int) -> RunBoxes:
     """Pictures as `apiece compare` takes them."""
     truth, detections = split_of(pictures)
-    return Source(
+    return RunBoxes(
         name=name, path=Path(name), kind="evaluation", truth=truth, detections=detections, protocol={},
         complete=complete_of(pictures, truth), seed=seed, config={},
     )  # fmt: skip
@@ -82,10 +83,12 @@ def complete_of(pictures: Sequence[Picture], truth: GroundTruth) -> GroundTruth 
 def result_of(pictures: Sequence[Picture], arm: str, seed: int, **changes: Any) -> Result:
     """The result of an arm and seed that predicted so."""
     truth, detections = split_of(pictures)
-    return made_result(arm, seed, judged_split(truth, detections, complete_of(pictures, truth)), **changes)
+    return made_result(
+        arm, seed, count_split(truth, detections, complete_of(pictures, truth), on_truth=True), **changes
+    )
 
 
-def made_result(arm: str, seed: int, test: Split, **changes: Any) -> Result:
+def made_result(arm: str, seed: int, test: Counts, **changes: Any) -> Result:
     """A result around a test set."""
     steady = {step: 0.1 + 0.001 * step * (1 + 0.01 * seed) for step in range(5, 101, 5)}
     made_from = {"start": {"model.safetensors": "00"}, "data": {"test": "11"}, "probes": {}, "settings": {"arm": arm}}
@@ -100,11 +103,11 @@ def made_result(arm: str, seed: int, test: Split, **changes: Any) -> Result:
     return Result(**{**values, **changes})
 
 
-def panel_of(seed: int, images: int = 12) -> Split:
+def panel_of(seed: int, images: int = 12) -> Counts:
     """A panel with one probe figure."""
     rng = np.random.default_rng(seed)
     count = np.full(images, 8.0)
-    return Split(np.arange(1, images + 1), {"probes/a1/entropy": Ratio(rng.uniform(1, 3, images) * count, count)})
+    return Counts(np.arange(1, images + 1), {"probes/a1/entropy": Ratio(rng.uniform(1, 3, images) * count, count)})
 
 
 def nothing() -> tuple[GroundTruth, Detections]:

@@ -18,11 +18,12 @@ from typer.testing import CliRunner
 import apiece.cli.ladder  # noqa: F401  registers the command
 from apiece.cli import app
 from apiece.errors import UserError
+from apiece.files import write_json
 from apiece.study import summary as summary_module
 from apiece.study import work as work_module
 from apiece.study.jobs import Job, State, chosen_jobs, ladder_files, load_ladder, plan_jobs
 from apiece.study.measure import do_job
-from apiece.study.results import Result, read_result
+from apiece.study.results import Result, pack_results, read_result
 from apiece.study.work import work
 from apiece.train import loop
 
@@ -128,6 +129,22 @@ def test_a_changed_setting_is_named_and_refused_and_put_aside_when_asked(
     assert sorted(path.name for path in aside.iterdir()) == ["begun.json", "result.json", "run"]
 
 
+def test_packed_results_count_as_done_until_a_new_one_lies_in_the_folder(
+    tmp_path: Path, tiny_checkpoint: Path, finished: Path
+) -> None:
+    for folder in ("data", "study"):
+        shutil.copytree(finished / folder, tmp_path / folder)
+    file = write_ladder(tmp_path, tiny_checkpoint)
+    stored = json.loads((tmp_path / "study" / "small" / "two_seed0.json").read_text())
+    assert pack_results(tmp_path / "study" / "small") == tmp_path / "study" / "small.xz"
+    jobs = jobs_of(file)
+    assert not (tmp_path / "study" / "small").exists()
+    assert states(jobs) == [State.DONE] * 4
+    assert read_result(jobs[0].result).machine == stored["machine"]
+    write_json(jobs[0].result, {**stored, "made_from": {**stored["made_from"], "seed": 9}})
+    assert states(jobs) == [State.CHANGED, State.DONE, State.DONE, State.DONE]
+
+
 def test_a_setting_that_there_was_not_yet_is_no_change(tmp_path: Path, tiny_checkpoint: Path, finished: Path) -> None:
     for folder in ("data", "study"):
         shutil.copytree(finished / folder, tmp_path / folder)
@@ -214,8 +231,8 @@ def test_the_command_ends_with_a_table_and_a_page(finished: Path) -> None:
     assert outcome.exit_code == 0, outcome.output
     assert "against two" in outcome.output
     comparison = json.loads((finished / "runs" / "small" / "comparison.json").read_text())
-    assert [(pair["a"], pair["b"]) for pair in comparison["pairs"]] == [("two", "one")]
-    assert {"true/f1/f1", "coco/AP", "probes/drift"} <= {row["key"] for row in comparison["pairs"][0]["rows"]}
+    assert (comparison["a"], comparison["b"]) == ("two", "one")
+    assert {"true/f1/f1", "coco/AP", "probes/drift"} <= {row["key"] for row in comparison["rows"]}
     assert (finished / "runs" / "small" / "report" / "index.html").is_file()
 
 
@@ -238,8 +255,8 @@ def test_some_of_the_arms_are_compared_with_the_reference(finished: Path, monkey
     outcome = CliRunner().invoke(app, ["ladder", str(finished / "ladder.yaml"), "--arm", "one", "--seed", "1"])
     assert outcome.exit_code == 0, outcome.output
     assert seen == [("two_seed1", "one_seed1")]
-    assert "all done before" in outcome.output
-    assert "name=OTHER does it anew" in outcome.output
+    assert "nothing to do: all jobs already have results" in outcome.output
+    assert "To rerun them, pass name=OTHER" in outcome.output
 
 
 def test_settings_on_top_of_the_file(finished: Path) -> None:

@@ -20,7 +20,17 @@ from apiece.evaluate.metrics import evaluate_detections
 from apiece.evaluate.rates import image_ratios, judge
 from apiece.study.arms import Arm
 from apiece.study.comparison import compare
-from apiece.study.results import Result, Split, judged_split, read_result, values_of, write_result
+from apiece.study.counts import Counts, count_split
+from apiece.study.results import (
+    Result,
+    pack_results,
+    packed_counts,
+    read_result,
+    read_results,
+    unpacked_counts,
+    values_of,
+    write_result,
+)
 from apiece.study.summary import Mean, summarise
 from apiece.study.tables import brief, difference_text, number, put_in, to_markdown
 from compared import Picture, shelves, split_of
@@ -47,13 +57,13 @@ def results(two_arms: dict[str, dict[int, list[Picture]]]) -> list[Result]:
     return [result_of(pictures, name, seed) for name, seeds in two_arms.items() for seed, pictures in seeds.items()]
 
 
-def back(split: Split) -> Split:
+def back(split: Counts) -> Counts:
     """Through JSON."""
-    return Split.from_json(json.loads(json.dumps(split.as_json())))
+    return unpacked_counts(json.loads(json.dumps(packed_counts(split))))
 
 
 def test_a_split_without_images_comes_back() -> None:
-    split = back(judged_split(*nothing()))
+    split = back(count_split(*nothing()))
     assert split.images == 0
     assert values_of(split) == {}
 
@@ -62,7 +72,7 @@ def test_what_is_packed_comes_back(two_arms: dict[str, dict[int, list[Picture]]]
     pictures = two_arms["a"][0]
     truth, detections = split_of(pictures)
     complete = complete_of(pictures, truth)
-    split = judged_split(truth, detections, complete)
+    split = count_split(truth, detections, complete, on_truth=True)
     again = back(split)
     assert split.ratios.keys() == again.ratios.keys()
     for key, ratio in split.ratios.items():
@@ -78,7 +88,7 @@ def test_figures_are_those_of_metrics_json_on_both_truths(two_arms: dict[str, di
     truth, detections = split_of(pictures)
     complete = complete_of(pictures, truth)
     assert complete is not None
-    figures = values_of(back(judged_split(truth, detections, complete)))
+    figures = values_of(back(count_split(truth, detections, complete, on_truth=True)))
     metrics = evaluate_detections(truth, detections, policy="x", complete=complete)
     for key in ("f1/f1", "f1/true", "rates/group", "rates/unlabelled", "shape/strip", "coco/AP", "coco/AP50"):
         assert figures[key] == pytest.approx(metrics[key], abs=1e-12), key
@@ -104,7 +114,7 @@ def test_intervals_are_those_of_compare(
     for key, row in rows.items():
         if key == "f1/lenient":  # depends on scores, which are not kept
             continue
-        found = summary.differences["a", "b", "all", key]
+        found = summary.differences["a", "b", "all", key].found
         assert (found.verdict, found.difference) == (row.verdict, pytest.approx(row.difference, abs=1e-6)), key
         assert (found.lo, found.hi) == (pytest.approx(row.lo, abs=1e-5), pytest.approx(row.hi, abs=1e-5)), key
         assert summary.means["b", "all", key].value == pytest.approx(row.b, abs=1e-6)
@@ -134,7 +144,7 @@ def test_an_interval_of_an_arm_holds_its_value(results: list[Result]) -> None:
 
 def test_an_arm_is_the_same_as_itself(two_arms: dict[str, dict[int, list[Picture]]]) -> None:
     same = [result_of(two_arms["a"][seed], name, seed) for name in ("a", "b") for seed in SEEDS]
-    found = summarise(same, ["a"], draws=100).differences["a", "b", "all", "true/f1/f1"]
+    found = summarise(same, ["a"], draws=100).differences["a", "b", "all", "true/f1/f1"].found
     assert (found.difference, found.lo, found.hi, str(found.verdict)) == (0, 0, 0, "same")
 
 
@@ -175,7 +185,7 @@ def test_the_tables_name_every_arm_and_their_difference(results: list[Result]) -
     text = to_markdown(summarise(results, ["a"], draws=200))
     assert "| a | 0, 1, 2 | 100 x 4 | 2 | 1.00 | 11.0 |" in text
     summary = summarise(results, ["a"], draws=200)
-    found = summary.differences["a", "b", "all", "true/f1/f1"]
+    found = summary.differences["a", "b", "all", "true/f1/f1"].found
     assert found.difference is not None and found.lo is not None and found.hi is not None
     cells = [number(value, "true/f1/f1", sign=True) for value in (found.difference, found.lo, found.hi)]
     assert f"{cells[0]} [{cells[1]}, {cells[2]}] " in text
@@ -190,7 +200,7 @@ def test_explanations_are_counted_over_seeds(results: list[Result]) -> None:
     explained = [replace(r, diagnosis=said(word)) for r, word in zip(results[:3], words, strict=True)]
     text = to_markdown(summarise([*explained, *results[3:]], ["a"], draws=100))
     assert "| a | 0.125 | refuted (2), can't tell (1) | supported (3) | chimera (3) |" in text
-    assert "| b | - |  |  |  |" in text
+    assert "| b | - | | | |" in text
     assert "long boxes" not in to_markdown(summarise(results, ["a"], draws=100))
 
 
@@ -198,7 +208,7 @@ def test_telemetry_is_compared_step_by_step(results: list[Result]) -> None:
     key = "window_var/last/bbox_geo/ciou"
     louder = [replace(r, telemetry={key: {s: 3 * v for s, v in r.telemetry[key].items()}}) for r in results[3:]]
     summary = summarise([*results[:3], *louder], ["a"], draws=200)
-    found = summary.differences["a", "b", "all", key]
+    found = summary.differences["a", "b", "all", key].found
     assert str(found.verdict) == "worse" and found.lo is not None and found.lo > 0
 
 
@@ -321,7 +331,7 @@ def test_ladders_without_a_common_arm_are_refused(results: list[Result], tmp_pat
     folders = [argument for name in ("few", "many") for argument in ("--summary", str(tmp_path / name))]
     outcome = CliRunner().invoke(app, ["ladder", *folders])
     assert isinstance(outcome.exception, UserError)
-    assert "no arm is in all of these ladders" in str(outcome.exception)
+    assert "these ladders have no arm in common" in str(outcome.exception)
 
 
 def test_tables_of_some_arms(results: list[Result], tmp_path: Path) -> None:
@@ -355,3 +365,22 @@ def test_equal_results_give_equal_bytes(results: list[Result], tmp_path: Path) -
     for name in ("x", "y"):
         write_result(tmp_path / name, made_result("a", 0, results[0].test))
     assert (tmp_path / "x").read_bytes() == (tmp_path / "y").read_bytes()
+
+
+def test_packed_results_are_those_of_the_folder(results: list[Result], tmp_path: Path) -> None:
+    for result in results:
+        write_result(tmp_path / "small" / f"{result.name}.json", result)
+    before = summarise(read_results(tmp_path / "small"), ["a"], draws=100).as_json()
+    outcome = CliRunner().invoke(app, ["ladder", "--summary", str(tmp_path / "small"), "--pack"])
+    assert outcome.exit_code == 0, outcome.output
+    assert [path.name for path in tmp_path.iterdir()] == ["small.xz"]
+    packed = (tmp_path / "small.xz").read_bytes()
+    for path in (tmp_path / "small", tmp_path / "small.xz"):  # the folder's name stands for its packed file
+        assert summarise(read_results(path), ["a"], draws=100).as_json() == before
+    pack_results(tmp_path / "small")
+    assert (tmp_path / "small.xz").read_bytes() == packed
+    write_result(tmp_path / "small" / "b_seed0.json", replace(results[3], steps=7))
+    assert [r.steps for r in read_results(tmp_path / "small")] == [100, 100, 100, 7, 100, 100]
+    (tmp_path / "small.xz").write_bytes(packed[:-9])
+    with pytest.raises(UserError, match=r"small.xz: expected the packed results of a ladder"):
+        read_results(tmp_path / "small.xz")

@@ -39,7 +39,7 @@ def compare(
 ) -> None:
     """Compare runs on the same images: every figure with its difference, a paired interval and a plain verdict.
 
-    Takes folders of runs (their dumps), of single dumps, or of `apiece evaluate`. Every arm is held against the first.
+    Takes folders of runs (their dumps), of single dumps, or of `apiece evaluate`. Every arm is compared with the first.
     Runs that differ in `seed` alone are taken as one arm. Different data, panels, prompts, pixel budgets, score
     policies or settings of generation are refused.
 
@@ -69,20 +69,19 @@ def compare(
                 exit_code=2,
             )
     from apiece.files import write_json
+    from apiece.study.align import group_seeds
     from apiece.study.arms import Arm, read_sources
     from apiece.study.comparison import compare as compare_arms
-    from apiece.study.comparison import compare_paths, comparison_json
-    from apiece.study.verdicts import print_comparison
+    from apiece.study.comparison import comparison_json
+    from apiece.study.tables import print_comparison
 
+    if len(runs) == 1:
+        raise UserError(f"expected two runs or more, found {runs[0]} alone", fix=_FORMS, exit_code=2)
+    read = read_sources(runs or [path for _, paths in arms_named for path in paths], step)
+    rest = iter(read)
+    arms, remarks = group_seeds(read) if runs else ([Arm(n, tuple(next(rest) for _ in p)) for n, p in arms_named], ())
     may_differ = ("score_policy",) if score_policies else ()
-    if arm:
-        sources = iter(read_sources([path for _, paths in arms_named for path in paths], step))
-        arms = [Arm(name, tuple(next(sources) for _ in paths)) for name, paths in arms_named]
-        comparisons = compare_arms(arms, draws=draws, seed=seed, may_differ=may_differ)
-    else:
-        if len(runs) < 2:
-            raise UserError(f"expected two runs or more, found {runs[0]} alone", fix=_FORMS, exit_code=2)
-        comparisons = compare_paths(runs, step=step, draws=draws, seed=seed, may_differ=may_differ)
+    comparisons = compare_arms(arms, draws=draws, seed=seed, remarks=remarks, may_differ=may_differ)
     for number, comparison in enumerate(comparisons):
         if number:
             typer.echo()
@@ -93,7 +92,6 @@ def compare(
 
 
 def _refuse_twice(paths: Sequence[Path]) -> None:
-    """Raise a `UserError` if a folder is named twice: it cannot differ from itself."""
     seen: dict[Path, Path] = {}
     for path in paths:
         first = seen.setdefault(path.resolve(), path)

@@ -18,20 +18,19 @@ if TYPE_CHECKING:
 
 _FORMS = "apiece ladder LADDER.yaml  or  apiece ladder --summary RESULTS --out FILE.md"
 
-
 Only = typer.Option(metavar="NAME", help="Only this arm, to run or in the tables; may be repeated.", show_default=False)
 OnlySeed = typer.Option(metavar="S", help="Only this seed; may be repeated.", show_default=False)
 Budget = typer.Option(min=0, help="Begin no run that would not be done by then.", show_default=False)
 Redo = typer.Option("--redo", help="Put aside what was made from other settings, data or start; do it again.")
 Results = typer.Option(
-    help="Folder of results: make their tables, instead of running. Given again: side by side.", show_default=False
+    help="Folder of results, or its packed file: make their tables, instead of running. Given again: side by side.",
+    show_default=False,
 )
-Against = typer.Option(
-    metavar="ARM", help="With `--summary`: hold the others against this one instead.", show_default=False
-)
+Against = typer.Option(metavar="ARM", help="With `--summary`: compare the others with this one.", show_default=False)
 Tables = typer.Option(
     "--out", "-o", help="With `--summary`: Markdown file, or one with a place for the tables.", show_default=False
 )
+Pack = typer.Option("--pack", help="With `--summary`: put the folder's results into one file, FOLDER.xz.")
 
 
 @app.command(short_help="Train, judge and compare a set of configs x seeds.")
@@ -51,14 +50,15 @@ def ladder(
     against: Annotated[list[str] | None, Against] = None,
     out: Annotated[Path | None, Tables] = None,
     json: Annotated[Path | None, typer.Option("--json", help="With `--summary`: all figures as JSON.")] = None,
+    pack: Annotated[bool, Pack] = False,
     workers: Annotated[int, typer.Option(min=1, help="Processes that draw scenes.")] = 1,
 ) -> None:
     """Train every arm with every seed from one start, judge all on the same images, and compare them.
 
     One run after another, each in a process of its own. Every run leaves one result file, small enough to be
-    committed, from which all tables and intervals are made again without it. What is done is skipped; a ladder that was
-    stopped goes on where it was, in the middle of a run, too. Give the command twice for two runs at once: they share
-    the work.
+    committed, from which all tables and intervals are made again without it; `--pack` puts those of a ladder into one.
+    What is done is skipped; a ladder that was stopped resumes where it was, in the middle of a run, too. Give the
+    command twice for two runs at once: they share the work.
 
     Examples:
 
@@ -76,13 +76,15 @@ def ladder(
         idle = {"--seed": seed, "--list": list_, "--prepare": prepare, "--redo": redo}
         if given := [name for name, value in idle.items() if value]:
             raise UserError(f"these do not go together: --summary, {', '.join(given)}", fix=_FORMS, exit_code=2)
-        _summarise(summary, arm or [], against or [], out, json)
+        if pack:
+            _pack(summary)
+        else:
+            _summarise(summary, arm or [], against or [], out, json)
         return
-    if against or out or json:
-        raise UserError("only with --summary: --against, --out, --json", fix=_FORMS, exit_code=2)
+    if against or out or json or pack:
+        raise UserError("only with --summary: --against, --out, --json, --pack", fix=_FORMS, exit_code=2)
     assert file is not None, "checked above"
     from apiece.study.jobs import chosen_jobs, ladder_files, load_ladder, plan_jobs
-    from apiece.study.work import work
 
     asked = load_ladder(file, overrides or [])
     files = ladder_files(asked, workers, typer.echo)
@@ -95,35 +97,38 @@ def ladder(
     if list_:
         _list(chosen)
         return
+    compared = chosen_jobs(jobs, [asked.reference, *arm] if arm else [], seed or [])
+    _run(asked, chosen, compared, redo, budget_minutes)
+
+
+def _run(asked: LadderFile, chosen: list[Job], compared: list[Job], redo: bool, budget_minutes: float | None) -> None:
+    from apiece.study.work import work
+
     progress = work(chosen, redo=redo, budget_minutes=budget_minutes, tell=typer.echo)
     if progress.why is not None:
-        typer.echo(f"stopped: {progress.why}; {progress.left} to do; the same command goes on")
+        typer.echo(f"stopped: {progress.why}; {progress.left} to do; the same command resumes")
         raise typer.Exit(INTERRUPTED if progress.interrupted else 0)
     if progress.elsewhere:
         typer.echo(f"done here; {progress.elsewhere} are being run elsewhere, {progress.left} are not done yet")
     if chosen and progress.before == len(chosen):
-        typer.echo(f"all done before (results: {chosen[0].results}); name=OTHER does it anew, beside these")
-    _finish(asked, chosen_jobs(jobs, [asked.reference, *arm] if arm else [], seed or []))
+        typer.echo(
+            f"nothing to do: all jobs already have results in {chosen[0].results}. To rerun them, pass name=OTHER"
+        )
+    _finish(asked, compared)
     if progress.failed:
         names = ", ".join(job.name for job, _ in progress.failed)
         raise UserError(
-            f"{len(progress.failed)} of {len(chosen)} failed: {names}; what was wrong is above",
-            fix="mend it and give the same command again: what is done is skipped",
+            f"{len(progress.failed)} of {len(chosen)} failed: {names}; the errors are above",
+            fix="correct the cause and give the same command again: what is done is skipped",
         )
 
 
 def _list(jobs: list[Job]) -> None:
     """What there is to do."""
-    from rich.console import Console
-    from rich.table import Table
-
+    from apiece.printed import stdout_console, table
     from apiece.study.jobs import State
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for head in ("arm", "seed", "state"):
-        table.add_column(head, no_wrap=True)
-    for head in ("steps", "GFLOP a step", "of reference"):
-        table.add_column(head, justify="right", no_wrap=True)
+    made = table("arm", "seed", "state", "steps", "GFLOP a step", "of reference")
     changed = []
     for job in jobs:
         state, what = job.state()
@@ -131,8 +136,8 @@ def _list(jobs: list[Job]) -> None:
         cost = job.cost
         how_far = f"{state}, step {job.step}" if state is State.BEGUN else str(state)
         figures = (str(job.config.train.steps), f"{cost.step / 1e9:,.0f}", f"{cost.of_reference:.2f}")
-        table.add_row(job.arm, str(job.seed), how_far, *figures)
-    Console().print(table)
+        made.add_row(job.arm, str(job.seed), how_far, *figures)
+    stdout_console().print(made)
     for line in changed:
         typer.echo(line)
 
@@ -140,10 +145,11 @@ def _list(jobs: list[Job]) -> None:
 def _finish(asked: LadderFile, jobs: list[Job]) -> None:
     """The comparison and the page, of the arms that are done."""
     from apiece.files import write_json
+    from apiece.study.comparison import comparison_json
     from apiece.study.jobs import State
     from apiece.study.results import read_result
-    from apiece.study.summary import summarise
-    from apiece.study.tables import comparison_json, print_summary, write_page
+    from apiece.study.summary import comparisons, summarise
+    from apiece.study.tables import print_summary, write_page
 
     done = [job for job in jobs if job.state()[0] is State.DONE]
     arms = {job.arm for job in done}
@@ -154,7 +160,7 @@ def _finish(asked: LadderFile, jobs: list[Job]) -> None:
     found = summarise([read_result(job.result) for job in done], references, arms=list(asked.arms))
     print_summary(found)
     folder = Path(asked.dir) / asked.name
-    comparison = comparison_json(found, asked.reference)
+    comparison = comparison_json(comparisons(found, asked.reference))
     write_json(folder / "comparison.json", comparison)
     built = write_page(done, comparison, folder / "report")
     typer.echo(f"\nresults: {done[0].results}; comparison: {folder / 'comparison.json'}")
@@ -163,17 +169,24 @@ def _finish(asked: LadderFile, jobs: list[Job]) -> None:
     typer.echo(f"tables: apiece ladder --summary {done[0].results} --out {done[0].results}.md")
 
 
+def _pack(folders: list[Path]) -> None:
+    from apiece.study.results import pack_results
+
+    for folder in folders:
+        typer.echo(f"packed {folder} into {pack_results(folder)}")
+
+
 def _summarise(folders: list[Path], arms: list[str], against: list[str], out: Path | None, json: Path | None) -> None:
     """Tables of results that are there; of several ladders, of the arms that all of them have."""
     from apiece.files import write_json, write_text
-    from apiece.study.summary import read_results
+    from apiece.study.results import read_results
     from apiece.study.tables import across, across_brief, brief, print_summary, put_in, to_markdown
 
     results = [read_results(folder) for folder in folders]
     shared = set.intersection(*({result.arm for result in one} for one in results))
     if not shared:
         raise UserError(
-            "no arm is in all of these ladders, so there is nothing to put side by side",
+            "these ladders have no arm in common, so there is nothing to compare",
             where=", ".join(map(str, folders)),
             fix="make the tables of each of them alone",
             exit_code=2,
@@ -213,7 +226,7 @@ def _summary_of(folder: Path, results: list[Result], against: list[str]) -> Summ
     references = against or [name for name in latest.references if name in there]
     if not references:
         raise UserError(
-            f"{latest.references[0]}, which the others are held against, is not among the results",
+            f"{latest.references[0]}, the reference of this ladder, is not among the results",
             where=folder,
             fix=f"run it, or name another one: --against ARM, of {', '.join(sorted(there))}",
         )

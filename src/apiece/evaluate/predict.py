@@ -361,6 +361,32 @@ def evaluate_checkpoint(
         policy=policy,
         warn=warn,
     )
+    metrics, _ = evaluate_split(
+        predictor, samples, out, data, complete, everything, min_score=min_score, pictures=pictures, resume=resume,
+        warn=warn,
+    )  # fmt: skip
+    return metrics
+
+
+def evaluate_split(
+    predictor: Predictor,
+    samples: Sequence[Sample],
+    out: Path,
+    data: Path,
+    complete: Path | None,
+    everything: GroundTruth | None,
+    *,
+    min_score: float = 0.0,
+    pictures: int = 16,
+    resume: bool | None = False,
+    warn: Callable[[str], None] = log.warning,
+) -> tuple[Metrics, list[Answer]]:
+    """The same with a predictor and samples that are there: for a caller that has more to ask of them.
+
+    Returns:
+        What is in `metrics.json`; and the answers, by the score policy that is named there.
+    """
+    policy = predictor.policy
     protocol = {**predictor.protocol, "data": str(data), "data_sha256": file_hash(data)}
     if complete:
         protocol |= {"complete": str(complete), "complete_sha256": file_hash(complete)}
@@ -373,7 +399,7 @@ def evaluate_checkpoint(
     write_pictures(answers, out, pictures, min_score=min_score)
     metrics["protocol"] = protocol
     write_metrics(out / METRICS_FILE, metrics)
-    return metrics
+    return metrics, answers
 
 
 def write_coco_files(samples: Sequence[Sample], answers: Sequence[Answer], out: Path) -> None:

@@ -17,22 +17,21 @@ from numpy.typing import NDArray
 from apiece.errors import UserError
 from apiece.evaluate.detections import align_complete
 from apiece.evaluate.forms import Detections, GroundTruth
-from apiece.stats.ratio import Ratio
-from apiece.study.arms import Arm, Source
+from apiece.study.arms import Arm, RunBoxes
 from apiece.types import IntArray
 
 # Which runs are seeds of one arm.
 
 
-def group_seeds(sources: Sequence[Source]) -> tuple[tuple[Arm, ...], tuple[str, ...]]:
+def group_seeds(sources: Sequence[RunBoxes]) -> tuple[tuple[Arm, ...], tuple[str, ...]]:
     """Put runs that differ in `seed` alone into one arm, in the order of the first of each.
 
     If all would be one arm, each stays an arm of its own: the difference between seeds is then what is asked for.
 
     Returns:
-        The arms, and what the reader should be told.
+        The arms, and what the reader should know.
     """
-    arms: list[list[Source]] = []
+    arms: list[list[RunBoxes]] = []
     for source in sources:
         home = next((arm for arm in arms if _belongs(source, arm)), None)
         if home is None:
@@ -49,7 +48,7 @@ def group_seeds(sources: Sequence[Source]) -> tuple[tuple[Arm, ...], tuple[str, 
     return _named([[source] for source in sources]), (remark,) if len(sources) > 1 else ()
 
 
-def _belongs(source: Source, arm: list[Source]) -> bool:
+def _belongs(source: RunBoxes, arm: list[RunBoxes]) -> bool:
     known = source.config is not None and source.seed is not None
     return known and all(
         other.config == source.config
@@ -60,7 +59,7 @@ def _belongs(source: Source, arm: list[Source]) -> bool:
     )
 
 
-def _named(arms: list[list[Source]]) -> tuple[Arm, ...]:
+def _named(arms: list[list[RunBoxes]]) -> tuple[Arm, ...]:
     """Arms with names of their own: of the run, or what the names of its runs begin with."""
     names = [_common([source.name for source in arm]) for arm in arms]
     steps = {source.step for arm in arms for source in arm}
@@ -106,12 +105,13 @@ _WORDS = {
     "score_policy": "score policy",
     "min_score": "--min-score",
 }
+_KINDS = {"panel": "a run with dumps", "evaluation": "an evaluation"}
 _LAST_PASS, _SIGMA = ("passes", "embed_mode", "temperature"), "sigma"
 _NEAR = ("own_mass", "cross_instance_mass", "chimera", "near_neighbour", "near_own", "elsewhere")
 """Probe figures that depend on how near is near."""
 
 
-def require_comparable(sources: Sequence[Source], may_differ: Collection[str] = ()) -> None:
+def require_comparable(sources: Sequence[RunBoxes], may_differ: Collection[str] = ()) -> None:
     """Refuse sources whose figures do not mean the same.
 
     Args:
@@ -125,13 +125,13 @@ def require_comparable(sources: Sequence[Source], may_differ: Collection[str] = 
     for other in sources[1:]:
         if other.kind != first.kind:
             raise UserError(
-                f"cannot be compared: {first.name} is {_kind_of_figure(first)}, {other.name} {_kind_of_figure(other)}",
+                f"cannot be compared: {first.name} is {_KINDS[first.kind]}, {other.name} {_KINDS[other.kind]}",
                 fix="compare runs with runs, or evaluations with evaluations",
                 exit_code=2,
             )
         keys = [*first.protocol, *(key for key in other.protocol if key not in first.protocol)]
         lines = {
-            key: f"{_WORDS.get(key, key)}: {_told(key, first.protocol.get(key), other.protocol.get(key))}"
+            key: f"{_WORDS.get(key, key)}: {_both(key, first.protocol.get(key), other.protocol.get(key))}"
             for key in keys
             if key not in may_differ
             and first.protocol.get(key) != other.protocol.get(key)
@@ -150,7 +150,7 @@ def require_comparable(sources: Sequence[Source], may_differ: Collection[str] = 
             )
 
 
-def align(sources: Sequence[Source]) -> tuple[list[Source], tuple[str, ...]]:
+def align(sources: Sequence[RunBoxes]) -> tuple[list[RunBoxes], tuple[str, ...]]:
     """The sources with the same images, in the same order, and with the same classes.
 
     Samples that one of them lacks (a line of its records was broken) are left out of all.
@@ -189,7 +189,7 @@ def align(sources: Sequence[Source]) -> tuple[list[Source], tuple[str, ...]]:
     return aligned, tuple(remarks)
 
 
-def _require_same_labels(first: Source, source: Source, truth: GroundTruth, of_class: IntArray) -> None:
+def _require_same_labels(first: RunBoxes, source: RunBoxes, truth: GroundTruth, of_class: IntArray) -> None:
     own = source.truth
     same = source.ids == first.ids and len(own) == len(truth)
     if same:
@@ -209,7 +209,7 @@ def _require_same_labels(first: Source, source: Source, truth: GroundTruth, of_c
         )
 
 
-def _only(source: Source, names: set[str]) -> Source:
+def _only(source: RunBoxes, names: set[str]) -> RunBoxes:
     """A source with some of its samples."""
     kept = np.array([name in names for name in source.ids])
     rows = source.detections.image
@@ -222,8 +222,8 @@ def _only(source: Source, names: set[str]) -> Source:
         truth=_truth_of(source.truth, kept),
         complete=None if source.complete is None else _truth_of(source.complete, kept),
         detections=detections,
-        dropped=None if source.dropped is None else _ratio_of(source.dropped, kept),
-        probes={key: _ratio_of(ratio, kept) for key, ratio in source.probes.items()},
+        dropped=None if source.dropped is None else source.dropped.of(kept),
+        probes={key: ratio.of(kept) for key, ratio in source.probes.items()},
     )
 
 
@@ -245,11 +245,7 @@ def _renumbered(image: IntArray, kept: NDArray[np.bool_]) -> IntArray:
     return number[image[kept[image]]]
 
 
-def _ratio_of(ratio: Ratio, kept: NDArray[np.bool_]) -> Ratio:
-    return Ratio(ratio.part[kept], ratio.whole[kept])
-
-
-def _told(key: str, a: Any, b: Any) -> str:
+def _both(key: str, a: Any, b: Any) -> str:
     """Two values of one setting, short."""
     if key == "panel":
         only_a, only_b = sorted(set(a) - set(b)), sorted(set(b) - set(a))
@@ -268,15 +264,11 @@ def _short(value: Any) -> str:
     return text if len(text) <= 16 else f"{text[:12]}..."
 
 
-def _kind_of_figure(source: Source) -> str:
-    return "a run with dumps" if source.kind == "panel" else "an evaluation"
-
-
-def _names(sources: Sequence[Source]) -> str:
+def _names(sources: Sequence[RunBoxes]) -> str:
     return ", ".join(source.name for source in sources)
 
 
-def probes_in_common(sources: Sequence[Source]) -> tuple[set[str], tuple[str, ...]]:
+def probes_in_common(sources: Sequence[RunBoxes]) -> tuple[set[str], tuple[str, ...]]:
     """Keys of the probe figures that mean the same in all sources, and why the others are left out."""
     have = [source.probes.keys() for source in sources]
     if not any(have):
@@ -298,13 +290,13 @@ def probes_in_common(sources: Sequence[Source]) -> tuple[set[str], tuple[str, ..
     return shared, tuple(remarks)
 
 
-def _sigma(source: Source) -> Any:
+def _sigma(source: RunBoxes) -> Any:
     """Width of the training target, which says how near is near."""
     of_config = (source.config or {}).get("objective.coord_reg.config.target_sigma")
     return (source.probe_protocol or {}).get(_SIGMA, of_config)
 
 
-def _differing(sources: Sequence[Source], keys: Sequence[str]) -> str:
+def _differing(sources: Sequence[RunBoxes], keys: Sequence[str]) -> str:
     """Settings of the probes that differ, with their values; empty where none does."""
     values = {
         key: list(dict.fromkeys(str((source.probe_protocol or {}).get(key)) for source in sources)) for key in keys

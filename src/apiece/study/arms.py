@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -36,27 +35,21 @@ from apiece.types import BoxXYXY, Detection, Instance, Sample
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Source:
-    """One run at one step, or one evaluation.
+class RunBoxes:
+    """One run at one step, or one evaluation, with its labels and predictions.
 
     Attributes:
-        name: Of the run, for people.
         path: As it was named.
         kind: `panel` (a run's dump) or `evaluation` (what `apiece evaluate` wrote).
         truth: Labels; the images' names are the sample ids.
-        detections: The predictions.
         protocol: What the figures depend on: must be equal in all that is compared.
-        complete: Complete truth, where it is known.
         min_score: Detections below it are left out of all but AP.
-        dropped: Dropped records / records seen, by image, where it is known.
+        dropped: Dropped objects / objects seen, where it is known.
         probes: Probe figures by key, such as `probes/a1/entropy`.
         probe_protocol: What the figures of the `last` pass depend on; `None` where no probes were run.
-        step: Of the checkpoint.
-        seed: Of the run, from its config.
         config: The run's settings by dotted path, without seed, name and folder; `None` where they are not known.
         telemetry: Variances of the run's telemetry by key (`window_var/...`): value by step.
         telemetry_window: Steps that each of them is taken over.
-        remarks: What the reader should be told.
     """
 
     name: str
@@ -85,15 +78,15 @@ class Source:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Arm:
-    """What is held against another one: one run, or several that differ in their seed alone."""
+    """What is compared: one run, or several that differ in their seed alone."""
 
     name: str
-    sources: tuple[Source, ...]
+    sources: tuple[RunBoxes, ...]
 
 
 # A dump of a run as something that can be compared: its records as labels, predictions and probe figures.
 #
-# Outcomes are named anew from the boxes by the code of `apiece evaluate`, so that dumps and evaluations have one
+# Outcomes are computed again from the boxes by the code of `apiece evaluate`, so that dumps and evaluations have one
 # meaning.
 #
 # Shapes: I images.
@@ -104,7 +97,7 @@ _OWN_SETTINGS = ("seed", "run.name", "run.dir")
 """In which runs of one arm may differ."""
 
 
-def dump_source(run: RunFolder, dump: Dump, path: Path) -> Source:
+def dump_source(run: RunFolder, dump: Dump, path: Path) -> RunBoxes:
     """The records of a dump, ready to be compared.
 
     Args:
@@ -132,8 +125,8 @@ def dump_source(run: RunFolder, dump: Dump, path: Path) -> Source:
         truth, complete = align_complete(samples_to_ground_truth(everything), truth)
     order = {record["id"]: record for record in records}
     ordered = [order[image.name] for image in truth.images]
-    settings = settings_of(run.config)
-    return Source(
+    settings = arm_settings(run.config)
+    return RunBoxes(
         name=run.name,
         path=path,
         kind="panel",
@@ -150,12 +143,12 @@ def dump_source(run: RunFolder, dump: Dump, path: Path) -> Source:
             **generation(protocol["generate"]),
         },
         complete=complete,
-        dropped=dropped_ratio([(len(r["predictions"]), r["answer"]["dropped"]) for r in ordered]),
+        dropped=dropped_ratio([(len(r["predictions"]), r["answer"]["dropped"].values()) for r in ordered]),
         probes=probe_ratios([(record["objects"], record["probes"]) for record in ordered]),
         probe_protocol=protocol["probes"],
         step=dump.step,
         seed=run.config.get("seed", protocol["seed"]),
-        config=arm_settings(run.config),
+        config=settings,
         telemetry={
             key: dict(run.series(key))
             for key in sorted({key for row in run.metrics for key in row if key.startswith(_TELEMETRY)})
@@ -166,8 +159,8 @@ def dump_source(run: RunFolder, dump: Dump, path: Path) -> Source:
     )
 
 
-def settings_of(config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """A run's settings by dotted path; `None` without any."""
+def arm_settings(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Settings that runs of one arm have in common, by dotted path; `None` where none are known."""
 
     def walk(value: Any, path: str) -> Iterable[tuple[str, Any]]:
         if isinstance(value, Mapping):
@@ -176,13 +169,8 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, Any] | None:
         else:
             yield path, value
 
-    return dict(walk(config, "")) or None
-
-
-def arm_settings(config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Settings that runs of one arm have in common."""
-    settings = settings_of(config)
-    return None if settings is None else {k: v for k, v in settings.items() if k not in _OWN_SETTINGS}
+    settings = dict(walk(config, ""))
+    return {k: v for k, v in settings.items() if k not in _OWN_SETTINGS} if settings else None
 
 
 def generation(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -190,9 +178,9 @@ def generation(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {f"generate.{key}": value for key, value in settings.items() if key != "batch_size"}
 
 
-def dropped_ratio(answers: Sequence[tuple[int, Mapping[str, int]]]) -> Ratio:
-    """Dropped records / records seen, from the kept ones and the dropped by reason of every image."""
-    dropped = np.array([sum(reasons.values()) for _, reasons in answers], dtype=np.float64)
+def dropped_ratio(answers: Sequence[tuple[int, Iterable[int]]]) -> Ratio:
+    """Dropped objects / objects seen, from how many each image kept, and dropped for each reason."""
+    dropped = np.array([sum(reasons) for _, reasons in answers], dtype=np.float64)
     kept = np.array([count for count, _ in answers], dtype=np.float64)
     return Ratio(dropped, dropped + kept)
 
@@ -241,7 +229,7 @@ _KEYS = {"image", "width", "height", "objects", "dropped"}
 _FIX = "make one with: apiece evaluate CHECKPOINT --data X.jsonl --out DIR"
 
 
-def evaluation_source(folder: Path) -> Source:
+def evaluation_source(folder: Path) -> RunBoxes:
     """The labels, predictions and settings of an evaluation.
 
     Raises:
@@ -270,29 +258,35 @@ def evaluation_source(folder: Path) -> Source:
     truth, complete, remarks = _complete(protocol, truth, folder.name)
     config = _config(protocol)
     rows = [answers[image.name] for image in truth.images]
-    return Source(
+    return RunBoxes(
         name=folder.resolve().name,
         path=folder,
         kind="evaluation",
         truth=truth,
         detections=detections,
-        protocol={
-            "data": protocol.get("data_sha256") or protocol.get("data"),
-            "complete": protocol.get("complete_sha256"),
-            "prompt_hash": protocol.get("prompt_hash"),
-            "max_pixels": protocol.get("max_pixels"),
-            "score_policy": metrics.get("score_policy"),
-            "min_score": metrics.get("f1/min_score", 0.0),
-            **generation(protocol.get("generate") or {}),
-        },
+        protocol=evaluation_protocol(metrics),
         complete=complete,
         min_score=float(metrics.get("f1/min_score", 0.0)),
-        dropped=dropped_ratio([(len(row["objects"]), row["dropped"]) for row in rows]),
+        dropped=dropped_ratio([(len(row["objects"]), row["dropped"].values()) for row in rows]),
         step=protocol.get("step"),
         seed=config.get("seed"),
         config=arm_settings(config),
         remarks=remarks,
     )
+
+
+def evaluation_protocol(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """What the figures of an evaluation depend on, from what `metrics.json` holds."""
+    protocol = metrics["protocol"]
+    return {
+        "data": protocol.get("data_sha256") or protocol.get("data"),
+        "complete": protocol.get("complete_sha256"),
+        "prompt_hash": protocol.get("prompt_hash"),
+        "max_pixels": protocol.get("max_pixels"),
+        "score_policy": metrics.get("score_policy"),
+        "min_score": metrics.get("f1/min_score", 0.0),
+        **generation(protocol.get("generate") or {}),
+    }
 
 
 def _answers(path: Path) -> dict[str, dict[str, Any]]:
@@ -345,7 +339,7 @@ def _complete(
 
 
 def _config(protocol: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Settings of the run whose checkpoint was evaluated, if it is still there: they tell which runs are seeds."""
+    """Settings of the run whose checkpoint was evaluated, if it is still there: by them seeds of one arm are known."""
     path = protocol.get("checkpoint_path")
     folders = Path(path).parents[:2] if isinstance(path, str) else ()
     run = next((folder for folder in folders if (folder / "config.yaml").is_file()), None)
@@ -362,13 +356,7 @@ def _json(text: str, where: str | Path) -> dict[str, Any]:
     return value
 
 
-class _Kind(StrEnum):
-    RUN = "run"
-    DUMP = "dump"
-    EVALUATION = "evaluation"
-
-
-def read_sources(paths: Sequence[Path], step: int | None = None) -> list[Source]:
+def read_sources(paths: Sequence[Path], step: int | None = None) -> list[RunBoxes]:
     """Read what is to be compared.
 
     Args:
@@ -378,24 +366,24 @@ def read_sources(paths: Sequence[Path], step: int | None = None) -> list[Source]
     Raises:
         UserError: A folder is none of these, or the runs have no dump in common.
     """
-    kinds = [_kind(path) for path in paths]
-    runs = [path for path, kind in zip(paths, kinds, strict=True) if kind is _Kind.RUN]
+    kinds = {path: _kind(path) for path in paths}
+    runs = [path for path in paths if kinds[path] == "run"]
     if step is not None and not runs:
         raise UserError("--step is for runs; found none among the folders", exit_code=2)
     chosen = _common_step(runs, step) if runs else None
-    sources = []
-    for path, kind in zip(paths, kinds, strict=True):
-        if kind is _Kind.EVALUATION:
-            sources.append(evaluation_source(path))
-        elif kind is _Kind.DUMP:
-            sources.append(dump_source(open_run(path.resolve().parents[1]), read_dump(path), path))
-        else:
-            run = open_run(path)
-            sources.append(dump_source(run, run.dump(chosen), path))
-    return sources
+
+    def read(path: Path) -> RunBoxes:
+        if kinds[path] == "evaluation":
+            return evaluation_source(path)
+        if kinds[path] == "dump":
+            return dump_source(open_run(path.resolve().parents[1]), read_dump(path), path)
+        run = open_run(path)
+        return dump_source(run, run.dump(chosen), path)
+
+    return [read(path) for path in paths]
 
 
-def _kind(path: Path) -> _Kind:
+def _kind(path: Path) -> Literal["run", "dump", "evaluation"]:
     if not path.is_dir():
         found = "a file" if path.is_file() else "none"
         raise UserError(
@@ -405,11 +393,11 @@ def _kind(path: Path) -> _Kind:
             exit_code=2,
         )
     if (path / PROTOCOL_FILE).is_file() and (path / RECORDS_FILE).is_file():
-        return _Kind.DUMP
+        return "dump"
     if (path / METRICS_FILE).is_file():
-        return _Kind.EVALUATION
+        return "evaluation"
     if (path / DUMPS).is_dir() or (path / "config.yaml").is_file():
-        return _Kind.RUN
+        return "run"
     raise UserError(
         "expected the folder of a run, of a dump or of an evaluation, found none of them",
         where=path,
@@ -431,13 +419,13 @@ def _common_step(runs: Sequence[Path], step: int | None) -> int:
                 exit_code=2,
             )
     common = set.intersection(*(set(found) for found in steps.values()))
-    told = "; ".join(f"{run}: {', '.join(map(str, found[-8:]))}" for run, found in steps.items())
+    known = "; ".join(f"{run}: {', '.join(map(str, found[-8:]))}" for run, found in steps.items())
     if not common:
         raise UserError(
-            f"the runs have no dump of the same step ({told})",
+            f"the runs have no dump of the same step ({known})",
             fix="name two dumps by their folders: runs/A/dumps/step_000300 runs/B/dumps/step_000400",
             exit_code=2,
         )
     if step is not None and step not in common:
-        raise UserError(f"not all runs have a dump of step {step} ({told})", exit_code=2)
+        raise UserError(f"not all runs have a dump of step {step} ({known})", exit_code=2)
     return max(common) if step is None else step

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -17,13 +16,14 @@ from apiece.errors import UserError, require_file
 from apiece.files import file_hash
 from apiece.model.find import resolve_checkpoint
 from apiece.plugins import LADDER_DATA, load_plugin
+from apiece.study.results import stored_result
 
 SCHEMA = 1
 _NOT_COMPARED = (
     *("seed", "run.name", "run.dir", "model.checkpoint", "data.train", "data.eval", "data.complete"),
     *("data.workers", "train.trackers", "train.save_every", "train.keep_last"),
 )
-"""Settings that stand in a result under another name (as a hash), or that change no figure."""
+"""Settings that a result holds under another name (as a hash), or that change no figure."""
 
 
 class State(StrEnum):
@@ -46,20 +46,13 @@ class LadderFiles:
     test_complete: Path | None
 
     def named(self) -> dict[str, Path]:
-        """Those that there are, by name."""
         parts = {name: getattr(self, name) for name in ("train", "panel", "panel_complete", "test", "test_complete")}
         return {name: path for name, path in parts.items() if path is not None}
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Training in FLOPs.
-
-    Attributes:
-        step: Of one step, on average over the run's.
-        run: Of the whole run.
-        of_reference: The same over the reference's.
-    """
+    """FLOPs of training: of a step (the run's average), of the run, and of the run over the reference's."""
 
     step: float
     run: float
@@ -73,15 +66,10 @@ class Job:
     Attributes:
         ladder: Name of the ladder.
         arms: All arms of the ladder, in order.
-        references: Arms that the others are held against.
-        arm: Name of the arm.
-        seed: Of the run.
-        config: Of the run, complete.
+        references: Arms that the others are compared with.
         reference: Config of the reference: every model is probed under its settings.
-        files: The data.
         made_from: All that decides the result: settings, hashes of data and start, and the probes' settings.
         match: What it has in common with the reference.
-        cost: Of its training.
         results: Folder of the result files.
     """
 
@@ -100,22 +88,19 @@ class Job:
 
     @property
     def name(self) -> str:
-        """Of its run and result."""
         return f"{self.arm}_seed{self.seed}"
 
     @property
     def run(self) -> Path:
-        """Folder of its run."""
         return Path(self.config.run.dir) / self.name
 
     @property
     def result(self) -> Path:
-        """Its result file."""
         return self.results / f"{self.name}.json"
 
     @property
     def begun(self) -> Path:
-        """What the run was begun from, beside its folder."""
+        """The note of what the run was begun from, next to its folder."""
         return self.run.with_name(f"{self.name}.json")
 
     @property
@@ -160,18 +145,17 @@ def ladder_files(ladder: LadderFile, workers: int = 1, tell: Any = lambda _: Non
     files = LadderFiles(
         train=Path(data.train),
         panel=Path(data.panel or data.test),
-        panel_complete=Path(data.panel_complete) if data.panel_complete else _complete_of_test(data.panel, data),
+        panel_complete=_path(data.panel_complete or (None if data.panel else data.test_complete)),
         test=Path(data.test),
-        test_complete=Path(data.test_complete) if data.test_complete else None,
+        test_complete=_path(data.test_complete),
     )
     for name, path in files.named().items():
         require_file(path, f"the ladder's data.{name}")
     return files
 
 
-def _complete_of_test(panel: str | None, data: Any) -> Path | None:
-    """Where the panel is the test set, so is its complete truth."""
-    return Path(data.test_complete) if panel is None and data.test_complete else None
+def _path(name: str | None) -> Path | None:
+    return Path(name) if name else None
 
 
 def plan_jobs(ladder: LadderFile, files: LadderFiles) -> list[Job]:
@@ -182,7 +166,12 @@ def plan_jobs(ladder: LadderFile, files: LadderFiles) -> list[Job]:
     """
     from apiece.study.compute import shape_of, step_cost, training_work
 
-    shared = _made_from_files(ladder, files)
+    folder = resolve_checkpoint(ladder.start)
+    shared = {
+        "schema": SCHEMA,
+        "start": {path.name: file_hash(path) for path in sorted(folder.glob("*.safetensors"))},
+        "data": {name: file_hash(path) for name, path in files.named().items()},
+    }
     configs = {arm: _config(ladder, files, arm) for arm in ladder.chosen}
     reference = configs[ladder.reference]
     shape, works = shape_of(ladder.start), training_work(reference)
@@ -209,7 +198,7 @@ def plan_jobs(ladder: LadderFile, files: LadderFiles) -> list[Job]:
                     config=own,
                     reference=reference,
                     files=files,
-                    made_from={**shared, "probes": _probes(reference), "seed": seed, "settings": _settings(own)},
+                    made_from={**shared, "probes": _probes(reference), "seed": seed, "settings": _flat(values(own))},
                     match=match,
                     cost=cost,
                     results=Path(ladder.results) / ladder.name,
@@ -235,15 +224,9 @@ def _config(ladder: LadderFile, files: LadderFiles, arm: str, *more: str) -> Con
         raise UserError(f"arm {arm}: {error.message}", where=error.where, fix=error.fix) from error
 
 
-def _settings(config: Config) -> dict[str, Any]:
-    """All settings by dotted path that a result depends on."""
-    return _flat(values(config))
-
-
 def _flat(settings: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
     """By dotted path, without those that no figure depends on."""
-    flat = {".".join(path): value for path, value in settings.items()}
-    return {key: value for key, value in flat.items() if key not in _NOT_COMPARED}
+    return {key: value for path, value in settings.items() if (key := ".".join(path)) not in _NOT_COMPARED}
 
 
 def _probes(reference: Config) -> dict[str, Any]:
@@ -258,27 +241,13 @@ def _probes(reference: Config) -> dict[str, Any]:
     }
 
 
-def _made_from_files(ladder: LadderFile, files: LadderFiles) -> dict[str, Any]:
-    """Hashes of all files that every run of the ladder reads."""
-    folder = resolve_checkpoint(ladder.start)
-    weights = {path.name: file_hash(path) for path in sorted(folder.glob("*.safetensors"))}
-    return {
-        "schema": SCHEMA,
-        "start": weights,
-        "data": {name: file_hash(path) for name, path in files.named().items()},
-    }
-
-
 def _made_from(path: Path) -> Any:
-    """What a file says it was made from; `None` without the file."""
-    if not path.is_file():
-        return None
+    """What a result (its own file or in a packed one) or the note of a run that was begun says; `None` without one."""
+    stored = stored_result(path)
     try:
-        return filled(json.loads(path.read_text(encoding="utf-8"))["made_from"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"cannot be read: {error!r}", where=path, fix="remove it; its run is then begun anew"
-        ) from error
+        return None if stored is None else filled(stored["made_from"])
+    except (KeyError, TypeError) as error:
+        raise UserError(f"cannot be read: {error!r}", where=path, fix="remove it to begin its run again") from error
 
 
 def filled(made_from: Mapping[str, Any]) -> dict[str, Any]:

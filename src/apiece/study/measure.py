@@ -1,4 +1,4 @@
-"""One job in this process: train or go on, evaluate, probe, and write its result file."""
+"""One job in this process: train or resume, evaluate, probe, and write its result file."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from apiece.dumps.beliefs import probe_ratios
 from apiece.errors import UserError
 from apiece.evaluate.detections import align_complete, load_complete, predictions_to_detections, samples_to_ground_truth
 from apiece.evaluate.metrics import evaluate_detections
-from apiece.evaluate.predict import answer_split, evaluate_checkpoint, load_predictor, read_split
+from apiece.evaluate.predict import Predictor, answer_split, evaluate_split, load_predictor, read_split
 from apiece.files import write_json
 from apiece.monitor.probing import Prober, ProbeSettings
-from apiece.study.arms import Source, evaluation_source
+from apiece.study.arms import dropped_ratio, evaluation_protocol
+from apiece.study.counts import TRUE, Counts, count_split
 from apiece.study.diagnosis import diagnose
 from apiece.study.jobs import Job
-from apiece.study.results import TRUE, Result, Split, judged_split, write_result
+from apiece.study.results import Result, write_result
 from apiece.train.loop import train
 from apiece.train.run import git_state
-from apiece.types import Sample
 
 VARIANCES = "window_var/"
 SPEED = "speed/samples_per_s"
@@ -37,7 +37,7 @@ _PROBED_AT_ONCE = 16
 
 
 def do_job(job: Job) -> bool:
-    """Do what is left of a job; false if it was interrupted, and goes on from there the next time."""
+    """Do what is left of a job; false if it was interrupted, and resumes from there the next time."""
     job.run.parent.mkdir(parents=True, exist_ok=True)
     if not job.begun.is_file():
         if job.run.exists():
@@ -54,10 +54,10 @@ def do_job(job: Job) -> bool:
 def measure(job: Job) -> Result:
     """Evaluate and probe a finished run."""
     started = time.perf_counter()
-    source = _evaluated(job)
-    test = judged_split(source.truth, source.detections, source.complete, dropped=source.dropped)
+    predictor = load_predictor(str(job.run), job.config.generate, device=job.config.train.device)
+    test, metrics, protocol = _evaluated(job, predictor)
     evaluated = time.perf_counter()
-    panel, diagnosis = _probed(job)
+    panel, diagnosis = _probed(job, predictor)
     probed = time.perf_counter()
     rows = [json.loads(line) for line in (job.run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return Result(
@@ -67,11 +67,7 @@ def measure(job: Job) -> Result:
         arm=job.arm,
         seed=job.seed,
         made_from=job.made_from,
-        protocol={
-            **{key: value for key, value in source.protocol.items() if not isinstance(value, tuple)},
-            "probes": job.made_from["probes"],
-            "panel": job.made_from["data"]["panel"],
-        },
+        protocol={**protocol, "probes": job.made_from["probes"], "panel": job.made_from["data"]["panel"]},
         match=str(job.match),
         steps=job.config.train.steps,
         batch_size=job.config.train.batch_size,
@@ -79,48 +75,51 @@ def measure(job: Job) -> Result:
         telemetry=variances(rows, job.config),
         telemetry_window=job.config.train.telemetry_window,
         speed=_speed(rows),
-        metrics=_metrics(source),
+        metrics=metrics,
         seconds={"evaluate": evaluated - started, "probe": probed - evaluated},
-        machine=_machine(),
+        machine={
+            "platform": platform.platform(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "git": git_state(),
+            "load": round(os.getloadavg()[0], 1),
+        },
         test=test,
         panel=panel,
         diagnosis=diagnosis,
     )
 
 
-def _evaluated(job: Job) -> Source:
-    """The test set, answered and read back as `apiece compare` reads it."""
-    out = job.run / "test"
-    evaluate_checkpoint(
-        str(job.run),
-        job.files.test,
-        out,
-        settings=job.config.generate,
-        device=job.config.train.device,
-        pictures=0,
-        complete=job.files.test_complete,
-        resume=None,
-    )
-    return evaluation_source(out)
+def _evaluated(job: Job, predictor: Predictor) -> tuple[Counts, dict[str, float], dict[str, Any]]:
+    """The test set by image, its figures (with those of AP on complete truth under `true/`), what they depend on.
 
-
-def _metrics(source: Source) -> dict[str, float]:
-    """Flat figures of `metrics.json`, and those of AP on complete truth under `true/`."""
-    stored = json.loads((source.path / "metrics.json").read_text(encoding="utf-8"))
-    figures = {key: value for key, value in stored.items() if isinstance(value, int | float)}
-    if source.complete is not None:
-        of_all = evaluate_detections(source.complete, source.detections, policy=stored["score_policy"])
+    Everything that `apiece evaluate` writes lies in the run's `test` folder afterwards.
+    """
+    out, data, whole = job.run / "test", job.files.test, job.files.test_complete
+    samples = read_split(data)
+    labels = samples_to_ground_truth(samples)
+    complete = None if whole is None else load_complete(whole, labels)[1]
+    metrics, answers = evaluate_split(predictor, samples, out, data, whole, complete, pictures=0, resume=None)
+    truth, detections = predictions_to_detections(labels, {a.sample.id: a.detections for a in answers})
+    figures = {key: value for key, value in metrics.items() if isinstance(value, int | float)}
+    if complete is not None:
+        truth, complete = align_complete(complete, truth)  # with the classes that only answers name
+        of_all = evaluate_detections(complete, detections, policy=metrics["score_policy"])
         figures |= {f"{TRUE}{key}": v for key, v in of_all.items() if isinstance(v, int | float)}
-    return figures
+    by_id = {answer.sample.id: answer for answer in answers}
+    in_order = [by_id[image.name] for image in truth.images]
+    dropped = dropped_ratio([(len(a.detections), a.parsed.dropped.values()) for a in in_order])
+    counts = count_split(truth, detections, complete, dropped=dropped, on_truth=True)
+    return counts, figures, evaluation_protocol(metrics)
 
 
-def _probed(job: Job) -> tuple[Split, dict[str, Any]]:
-    """Beliefs at the labels of the panel, under the reference's settings, and what they say of long boxes there.
+def _probed(job: Job, predictor: Predictor) -> tuple[Counts, dict[str, Any]]:
+    """Beliefs at the labels of the panel, and what they say of long boxes there.
 
-    One ruler for all arms.
+    The run has dumped beliefs under its own settings; the reference's are one ruler for all arms.
     """
     settings = replace(ProbeSettings.of(job.reference), seed=0, batch_size=_PROBED_AT_ONCE)
-    predictor = load_predictor(str(job.run), job.config.generate, device=job.config.train.device)
     samples = read_split(job.files.panel)
     prober = Prober(predictor.engine.model, predictor.encoder, settings)  # type: ignore[attr-defined]
     probes: dict[str, Any] = {
@@ -133,7 +132,7 @@ def _probed(job: Job) -> tuple[Split, dict[str, Any]]:
     answers = answer_split(predictor, samples, title="panel")
     truth, detections = predictions_to_detections(truth, {a.sample.id: a.detections for a in answers})
     if complete is not None:
-        truth, complete = align_complete(complete, truth)  # with the classes that only answers name
+        truth, complete = align_complete(complete, truth)
     found = diagnose(
         truth,
         detections,
@@ -144,16 +143,10 @@ def _probed(job: Job) -> tuple[Split, dict[str, Any]]:
         training=job.files.train,
     )
     everything = truth if complete is None else complete
-    split = Split(
-        everything.objects_per_image.astype(np.int64),
-        probe_ratios([(_objects(sample), probes[sample.id]) for sample in samples]),
-    )
-    return split, {key: found[key] for key in ("verdict", "long_boxes", "explanations")}
-
-
-def _objects(sample: Sample) -> list[Any]:
-    """What the probes' figures need to know of a sample's labels."""
-    return [{"desc": o.desc, "iscrowd": o.iscrowd} for o in sample.objects]
+    objects: list[list[Any]] = [[{"desc": o.desc, "iscrowd": o.iscrowd} for o in sample.objects] for sample in samples]
+    ratios = probe_ratios([(own, probes[sample.id]) for own, sample in zip(objects, samples, strict=True)])
+    counts = Counts(everything.objects_per_image.astype(np.int64), ratios)
+    return counts, {key: found[key] for key in ("verdict", "long_boxes", "explanations")}
 
 
 def variances(rows: Sequence[Mapping[str, Any]], config: Config) -> dict[str, dict[int, float]]:
@@ -180,14 +173,3 @@ def _speed(rows: Sequence[Mapping[str, Any]]) -> float:
     """Samples a second in training, on average over the logged lines but the first, in which everything starts."""
     seen = [float(row[SPEED]) for row in rows if SPEED in row]
     return 1 / fmean(1 / speed for speed in seen[1:] or seen)
-
-
-def _machine() -> dict[str, Any]:
-    return {
-        "platform": platform.platform(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "git": git_state(),
-        "load": round(os.getloadavg()[0], 1),
-    }

@@ -1,12 +1,19 @@
-"""A result file: one arm and seed, with every figure, and per-image counts from which intervals can be made again."""
+"""Result files of a ladder: every figure of one arm and seed, and its counts by image; many of them in one file.
+
+Intervals can be made again from the counts without the run. Arrays are stored once each, in as few bytes as hold them.
+
+Shapes: I images, N detections, T IoU thresholds.
+"""
 
 from __future__ import annotations
 
 import base64
 import json
+import lzma
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,174 +21,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apiece.errors import UserError
-from apiece.evaluate.ap import CocoMatches, ap_of_draws, coco_matches
-from apiece.evaluate.forms import Detections, GroundTruth
-from apiece.evaluate.rates import image_ratios, judge
-from apiece.files import write_json
+from apiece.evaluate.ap import CocoMatches, ap_of_draws
+from apiece.files import atomic_open, write_json
 from apiece.stats.ratio import CROWDING, Ratio, crowding_of_counts
+from apiece.study.comparison import AP, Measured
+from apiece.study.counts import Counts
 from apiece.types import IntArray
 
-# What is kept of every image, so that intervals can be made again without the run: sums, and the matches of AP.
-#
-# A figure is a sum over images divided by another one (`Ratio`), so its per-image parts are all that a bootstrap needs;
-# AP needs what the protocol decided about each detection. Both go into a result file, packed: equal columns once.
-#
-# Shapes: I images, N detections, T IoU thresholds.
-
-
-TRUE = "true/"
-"""Begins the keys of figures that are judged on complete truth, where the plain key is judged on the labels."""
-AP = ("coco/AP", "coco/AP50")
-_WIDTHS = (np.uint8, np.uint16, np.uint32, np.int64)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Split:
-    """Images as figures see them.
-
-    Attributes:
-        objects: `[I]` how many objects each has: of the complete truth where it is known, else labels.
-        ratios: Figures by key.
-        ap: Matches of AP: by `""` for the labels, by `TRUE` for the complete truth.
-    """
-
-    objects: IntArray
-    ratios: Mapping[str, Ratio]
-    ap: Mapping[str, CocoMatches] = field(default_factory=dict)
-
-    @property
-    def images(self) -> int:
-        """I."""
-        return len(self.objects)
-
-    def as_json(self) -> dict[str, Any]:
-        """Packed."""
-        pool = _Pool()
-        ratios = {key: [pool.add(ratio.part), pool.add(ratio.whole)] for key, ratio in self.ratios.items()}
-        ap = {
-            prefix: {
-                "image": pool.add(found.image),
-                "category": pool.add(found.category),
-                "found": pool.add(_bits(found.found)),
-                "ignored": pool.add(_bits(found.ignored)),
-                "labels": pool.add(found.labels),
-                "thresholds": len(found.found),
-            }
-            for prefix, found in self.ap.items()
-        }
-        return {"objects": pool.add(self.objects), "ratios": ratios, "ap": ap, "arrays": pool.arrays}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any], where: str = "") -> Split:
-        """The same again.
-
-        Raises:
-            UserError: It is not what `as_json` gives.
-        """
-        try:
-            arrays = [_unpacked(one) for one in data["arrays"]]
-            ratios = {
-                key: Ratio(arrays[part].astype(np.float64), arrays[whole].astype(np.float64))
-                for key, (part, whole) in data["ratios"].items()
-            }
-            ap = {
-                prefix: CocoMatches(
-                    image=arrays[row["image"]].astype(np.int64),
-                    category=arrays[row["category"]].astype(np.int64),
-                    found=_flags(arrays[row["found"]], row["thresholds"]),
-                    ignored=_flags(arrays[row["ignored"]], row["thresholds"]),
-                    labels=arrays[row["labels"]].astype(np.int64),
-                )
-                for prefix, row in data["ap"].items()
-            }
-            return cls(arrays[data["objects"]].astype(np.int64), ratios, ap)
-        except (KeyError, IndexError, TypeError, ValueError, zlib.error) as error:
-            raise UserError(f"the counts of the images cannot be read: {error!r}", where=where) from error
-
-
-def judged_split(
-    truth: GroundTruth,
-    detections: Detections,
-    complete: GroundTruth | None = None,
-    *,
-    dropped: Ratio | None = None,
-) -> Split:
-    """Judge a split on its labels and, where it is known, on the complete truth.
-
-    Args:
-        truth: Labels.
-        detections: Predictions, with their classes.
-        complete: Everything that is there, with the images and classes of `truth`.
-        dropped: Dropped records / records seen.
-    """
-    ratios = image_ratios(truth, detections, judge(truth, detections, complete), complete)
-    if dropped is not None:
-        ratios["parse/dropped"] = dropped
-    ap = {"": coco_matches(truth, detections)}
-    if complete is not None:
-        of_all = image_ratios(complete, detections, judge(complete, detections))
-        ratios |= {f"{TRUE}{key}": ratio for key, ratio in of_all.items()}
-        ap[TRUE] = coco_matches(complete, detections)
-    everything = truth if complete is None else complete
-    return Split(everything.objects_per_image.astype(np.int64), ratios, ap)
-
-
-class _Pool:
-    """Arrays, each stored once."""
-
-    def __init__(self) -> None:
-        self.arrays: list[dict[str, Any]] = []
-        self._known: dict[str, int] = {}
-
-    def add(self, array: NDArray[Any]) -> int:
-        """The number of an array among them."""
-        packed = _packed(array)
-        key = f"{packed['type']} {packed['shape']} {packed['zlib']}"
-        if key not in self._known:
-            self._known[key] = len(self.arrays)
-            self.arrays.append(packed)
-        return self._known[key]
-
-
-def _packed(array: NDArray[Any]) -> dict[str, Any]:
-    """Whole numbers in as few bytes as hold them, others in four bytes."""
-    values = np.asarray(array)
-    if np.array_equal(values, np.rint(values)):
-        least, most = (int(values.min()), int(values.max())) if values.size else (0, 0)
-        kind = next(k for k in _WIDTHS if np.iinfo(k).min <= least and most <= np.iinfo(k).max)
-        values = np.rint(values).astype(kind)
-    else:
-        values = values.astype(np.float32)
-    data = values.astype(values.dtype.newbyteorder("<")).tobytes()
-    return {
-        "type": values.dtype.newbyteorder("<").str,
-        "shape": list(values.shape),
-        "zlib": base64.b64encode(zlib.compress(data, 9)).decode(),
-    }
-
-
-def _unpacked(packed: Mapping[str, Any]) -> NDArray[Any]:
-    data = zlib.decompress(base64.b64decode(packed["zlib"]))
-    return np.frombuffer(data, dtype=np.dtype(packed["type"])).reshape(packed["shape"])
-
-
-def _bits(flags_TN: NDArray[np.bool_]) -> IntArray:
-    """`[N]` the flags of each column as one number."""
-    weights = 1 << np.arange(len(flags_TN), dtype=np.int64)
-    return weights @ flags_TN.astype(np.int64)
-
-
-def _flags(bits_N: IntArray, thresholds: int) -> NDArray[np.bool_]:
-    return ((bits_N.astype(np.int64)[None] >> np.arange(thresholds)[:, None]) & 1).astype(bool)
-
-
-def same_images(splits: Sequence[Split]) -> bool:
-    """Whether all are of as many images with as many objects each."""
-    return all(np.array_equal(split.objects, splits[0].objects) for split in splits)
-
-
 SCHEMA = 1
+PACKED = ".xz"
+"""Ends the name of the one file that stands for a folder of results: `docs/study/NAME.xz` for `docs/study/NAME/`."""
 _DIGITS = 6
+_WIDTHS = (np.uint8, np.uint16, np.uint32, np.int64)
+_SPLITS = ("test", "panel")
+_FIX = "remove it and run its arm and seed again: apiece ladder LADDER.yaml"
+_RESULTS = "name a folder that `apiece ladder LADDER.yaml` has put results into, docs/study/NAME by default"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -189,24 +43,17 @@ class Result:
     """What became of one arm and seed.
 
     Attributes:
-        ladder: Name of the ladder.
         arms: All arms of the ladder, in order.
-        references: Arms that the others are held against.
-        arm: Name of the arm.
-        seed: Of the run.
+        references: Arms that the others are compared with.
         made_from: All that decided it.
-        protocol: What its figures depend on beside the model: must be equal in all that is compared.
+        protocol: What its figures depend on besides the model: must be equal in all that is compared.
         match: `steps` or `compute`.
-        steps: Of training.
-        batch_size: Samples in a step.
         flops: `step`, `run` and `of_reference`.
         telemetry: Variances of the geometry terms by key: value by step.
         telemetry_window: Steps that each of them is taken over.
         speed: Samples a second in training.
         metrics: Flat figures of `metrics.json`, and under `true/` those on complete truth.
         seconds: `evaluate` and `probe`.
-        machine: Where it was made.
-        test: The test set.
         panel: The panel with its probes.
         diagnosis: What explains the long boxes on it: `verdict`, `long_boxes` and `explanations` of docs/diagnosing.md.
     """
@@ -228,44 +75,49 @@ class Result:
     metrics: Mapping[str, float]
     seconds: Mapping[str, float]
     machine: Mapping[str, Any]
-    test: Split
-    panel: Split
+    test: Counts
+    panel: Counts
     diagnosis: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
-        """Of its file."""
+        """Of its run and file."""
         return f"{self.arm}_seed{self.seed}"
 
     @property
-    def path(self) -> Path:
-        """What tells its run from others, where they are compared step by step."""
-        return Path(self.name)
-
-    @property
-    def step(self) -> int:
-        """The last step of its run."""
-        return self.steps
+    def measured(self) -> Measured:
+        """As it is compared."""
+        counts = (self.test, self.panel)
+        return Measured(
+            self.name, Path(self.name), self.steps, self.seed, counts, self.telemetry, self.telemetry_window
+        )
 
 
-def values_of(split: Split, chosen: NDArray[np.bool_] | None = None) -> dict[str, float]:
+def values_of(counts: Counts, chosen: NDArray[np.bool_] | None = None) -> dict[str, float]:
     """Every figure of some images, all by default; those with nothing to divide are left out."""
-    rows = np.ones(split.images, dtype=bool) if chosen is None else chosen
+    rows = np.ones(counts.images, dtype=bool) if chosen is None else chosen
     found = {}
-    for key, ratio in split.ratios.items():
+    for key, ratio in counts.ratios.items():
         if whole := float(ratio.whole[rows].sum()):
             found[key] = float(ratio.part[rows].sum()) / whole
-    for prefix, matches in split.ap.items():
+    for prefix, matches in counts.ap.items():
         if matches.labels[rows].any():
             pair = ap_of_draws(matches, rows[None].astype(np.uint16))
             found |= {f"{prefix}{key}": float(value[0]) for key, value in zip(AP, pair, strict=True)}
     return found
 
 
-def by_crowding(split: Split) -> dict[str, dict[str, float]]:
+def by_crowding(counts: Counts) -> dict[str, dict[str, float]]:
     """The same for the images of each row of `CROWDING`, by how many objects they have."""
-    bucket = crowding_of_counts(split.objects)
-    return {name: values_of(split, bucket == i) for i, name in enumerate(CROWDING) if (bucket == i).any()}
+    bucket = crowding_of_counts(counts.objects)
+    return {name: values_of(counts, bucket == i) for i, name in enumerate(CROWDING) if (bucket == i).any()}
+
+
+_PLAIN = (
+    *("ladder", "arms", "references", "arm", "seed", "match", "steps", "batch_size", "flops", "telemetry_window"),
+    *("seconds", "machine", "protocol", "made_from"),
+)
+"""What a result file holds as it is."""
 
 
 def write_result(path: Path, result: Result) -> None:
@@ -276,76 +128,241 @@ def write_result(path: Path, result: Result) -> None:
         path,
         {
             "schema": SCHEMA,
-            "ladder": result.ladder,
-            "arms": list(result.arms),
-            "references": list(result.references),
-            "arm": result.arm,
-            "seed": result.seed,
-            "match": result.match,
-            "steps": result.steps,
-            "batch_size": result.batch_size,
-            "flops": dict(result.flops),
+            **{name: getattr(result, name) for name in _PLAIN},
+            "seconds": _rounded(result.seconds),
             "figures": _rounded({**result.metrics, **test, **panel, "speed/samples_per_s": result.speed}),
             "by_crowding": {name: _rounded({**crowded[name], **probed.get(name, {})}) for name in crowded},
-            "telemetry_window": result.telemetry_window,
-            "telemetry": {k: {str(s): _round(v) for s, v in row.items()} for k, row in result.telemetry.items()},
+            "telemetry": {key: _rounded(row) for key, row in result.telemetry.items()},
             "diagnosis": dict(result.diagnosis),
-            "seconds": _rounded(result.seconds),
-            "machine": dict(result.machine),
-            "protocol": dict(result.protocol),
-            "made_from": dict(result.made_from),
-            "test": result.test.as_json(),
-            "panel": result.panel.as_json(),
+            "test": packed_counts(result.test),
+            "panel": packed_counts(result.panel),
         },
     )
 
 
 def read_result(path: Path) -> Result:
-    """Read a result file.
+    """Read a result file, or where there is none by this name what the packed file of its folder has of it.
 
     Raises:
         UserError: It is none, or of another version.
     """
-    fix = "remove it and run its arm and seed again: apiece ladder LADDER.yaml"
+    if (data := stored_result(path)) is None:
+        raise UserError("cannot be read: no such file", where=path)
+    return _result(data, path)
+
+
+def read_results(path: Path) -> list[Result]:
+    """All results of a folder and of its packed file (`NAME.xz`); what lies in the folder counts where both have one.
+
+    Args:
+        path: The folder, or the packed file.
+
+    Raises:
+        UserError: There are none, or one cannot be read.
+    """
+    folder = path.with_name(path.name.removesuffix(PACKED)) if path.is_file() else path
+    packed = _packed_file(folder)
+    if not folder.is_dir() and not packed.is_file():
+        raise UserError("expected a folder of results, found none", where=path, fix=_RESULTS, exit_code=2)
+    stored = {name: (data, packed) for name, data in _unpacked_results(folder).items()}
+    stored |= {file.stem: (_json_of(file), file) for file in sorted(folder.glob("*_seed*.json"))}
+    if not stored:
+        raise UserError("expected result files (ARM_seedS.json), found none", where=path, fix=_RESULTS, exit_code=2)
+    return [_result(*stored[name]) for name in sorted(stored)]
+
+
+def stored_result(path: Path) -> Any:
+    """The JSON of a result file, or of the packed one; `None` where there is neither."""
+    if path.is_file():
+        return _json_of(path)
+    return _unpacked_results(path.parent).get(path.stem)
+
+
+def pack_results(folder: Path) -> Path:
+    """Put all results of a folder into its packed file, and remove their own files; equal results give equal bytes.
+
+    The packed file is xz: a line of JSON (results by name, arrays without their bytes), then the bytes of the arrays,
+    place by place, as the same array of all runs compresses best.
+    """
+    read_results(folder)  # what cannot be read is named before anything is removed
+    files = sorted(folder.glob("*_seed*.json"))
+    results = {**_unpacked_results(folder), **{file.stem: _json_of(file) for file in files}}
+    results = {name: results[name] for name in sorted(results)}
+    blobs = []
+    for array in _arrays_by_place(results):
+        blobs.append(_bytes(array))
+        array.pop("zlib", None), array.pop("raw", None)
+    text = json.dumps(results, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    packed = _packed_file(folder)
+    with atomic_open(packed, "wb") as file:
+        file.write(lzma.compress(text.encode() + b"\n" + b"".join(blobs), preset=9))
+    _read_pack.cache_clear()
+    for path in files:
+        path.unlink()
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+    return packed
+
+
+def _packed_file(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}{PACKED}")
+
+
+def _unpacked_results(folder: Path) -> dict[str, Any]:
+    """The JSON of all packed results of a folder by name; of the arrays, `raw` has the bytes."""
+    packed = _packed_file(folder)
+    return _read_pack(packed, packed.stat().st_mtime_ns) if packed.is_file() else {}
+
+
+@lru_cache(maxsize=4)
+def _read_pack(packed: Path, _changed: int) -> dict[str, Any]:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        if data["schema"] != SCHEMA:
-            raise UserError(f"expected a result of version {SCHEMA}, found {data['schema']}", where=path, fix=fix)
-        figures = data["figures"]
-        return Result(
-            ladder=data["ladder"],
-            arms=tuple(data["arms"]),
-            references=tuple(data["references"]),
-            arm=data["arm"],
-            seed=data["seed"],
-            made_from=data["made_from"],
-            protocol=data["protocol"],
-            match=data["match"],
-            steps=data["steps"],
-            batch_size=data["batch_size"],
-            flops=data["flops"],
-            telemetry={k: {int(s): float(v) for s, v in row.items()} for k, row in data["telemetry"].items()},
-            telemetry_window=data["telemetry_window"],
-            speed=figures["speed/samples_per_s"],
-            metrics=figures,
-            seconds=data["seconds"],
-            machine=data["machine"],
-            test=Split.from_json(data["test"], str(path)),
-            panel=Split.from_json(data["panel"], str(path)),
-            diagnosis=data.get("diagnosis", {}),
-        )
+        text, _, blob = lzma.decompress(packed.read_bytes()).partition(b"\n")
+        results: dict[str, Any] = json.loads(text)
+        at = 0
+        for array in _arrays_by_place(results):
+            size = np.dtype(array["type"]).itemsize * int(np.prod(array["shape"]))
+            array["raw"] = blob[at : at + size]
+            at += size
+    except (lzma.LZMAError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"expected the packed results of a ladder, found something else: {error!r}", where=packed
+        ) from error
+    return results
+
+
+def _arrays_by_place(results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The first array of all results, the second of all, ..."""
+    for split in _SPLITS:
+        columns = [result[split]["arrays"] for result in results.values()]
+        for place in range(max(map(len, columns), default=0)):
+            yield from (arrays[place] for arrays in columns if place < len(arrays))
+
+
+def _json_of(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot be read: {error.strerror}", where=path) from error
+    except ValueError as error:
+        raise _no_result(path, error) from error
+
+
+def _no_result(path: Path, error: Exception) -> UserError:
+    return UserError(f"expected a result of `apiece ladder`, found something else: {error!r}", where=path, fix=_FIX)
+
+
+def _result(data: Any, path: Path) -> Result:
+    try:
+        if data["schema"] != SCHEMA:
+            raise UserError(f"expected a result of version {SCHEMA}, found {data['schema']}", where=path, fix=_FIX)
+        figures = data["figures"]
+        plain = {name: data[name] for name in _PLAIN}
+        return Result(
+            **{**plain, "arms": tuple(data["arms"]), "references": tuple(data["references"])},
+            telemetry={k: {int(s): float(v) for s, v in row.items()} for k, row in data["telemetry"].items()},
+            speed=figures["speed/samples_per_s"],
+            metrics=figures,
+            test=unpacked_counts(data["test"], path),
+            panel=unpacked_counts(data["panel"], path),
+            diagnosis=data.get("diagnosis", {}),
+        )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"expected a result of `apiece ladder`, found something else: {error!r}", where=path, fix=fix
-        ) from error
+        raise _no_result(path, error) from error
 
 
-def _rounded(figures: Mapping[str, float]) -> dict[str, float]:
-    return {key: _round(value) for key, value in figures.items()}
+def _rounded(figures: Mapping[Any, float]) -> dict[str, float]:
+    """To six significant digits: result files are read by people, and no figure is more certain than that."""
+    return {str(k): v if isinstance(v, int) else float(f"{v:.{_DIGITS}g}") for k, v in figures.items()}
 
 
-def _round(value: float) -> float:
-    """To six digits that count: what is committed is to be read, and is no more certain than that."""
-    return value if isinstance(value, int) else float(f"{value:.{_DIGITS}g}")
+def packed_counts(counts: Counts) -> dict[str, Any]:
+    """Counts as JSON: names of figures with the numbers of their arrays, each of which is stored once."""
+    numbers: dict[str, int] = {}
+    arrays: list[dict[str, Any]] = []
+
+    def add(array: NDArray[Any]) -> int:
+        packed = _packed(array)
+        key = f"{packed['type']} {packed['shape']} {packed['zlib']}"
+        if key not in numbers:
+            numbers[key] = len(arrays)
+            arrays.append(packed)
+        return numbers[key]
+
+    ratios = {key: [add(ratio.part), add(ratio.whole)] for key, ratio in counts.ratios.items()}
+    ap = {
+        prefix: {
+            "image": add(found.image),
+            "category": add(found.category),
+            "found": add(_bits(found.found)),
+            "ignored": add(_bits(found.ignored)),
+            "labels": add(found.labels),
+            "thresholds": len(found.found),
+        }
+        for prefix, found in counts.ap.items()
+    }
+    return {"objects": add(counts.objects), "ratios": ratios, "ap": ap, "arrays": arrays}
+
+
+def unpacked_counts(data: Mapping[str, Any], where: Path | str = "") -> Counts:
+    """The counts that `packed_counts` made the JSON of.
+
+    Raises:
+        UserError: It is something else.
+    """
+    try:
+        arrays = [
+            np.frombuffer(_bytes(one), dtype=np.dtype(one["type"])).reshape(one["shape"]) for one in data["arrays"]
+        ]
+        ratios = {
+            key: Ratio(arrays[part].astype(np.float64), arrays[whole].astype(np.float64))
+            for key, (part, whole) in data["ratios"].items()
+        }
+        ap = {
+            prefix: CocoMatches(
+                image=arrays[row["image"]].astype(np.int64),
+                category=arrays[row["category"]].astype(np.int64),
+                found=_flags(arrays[row["found"]], row["thresholds"]),
+                ignored=_flags(arrays[row["ignored"]], row["thresholds"]),
+                labels=arrays[row["labels"]].astype(np.int64),
+            )
+            for prefix, row in data["ap"].items()
+        }
+        return Counts(arrays[data["objects"]].astype(np.int64), ratios, ap)
+    except (KeyError, IndexError, TypeError, ValueError, zlib.error) as error:
+        raise UserError(f"the counts of the images cannot be read: {error!r}", where=where) from error
+
+
+def _packed(array: NDArray[Any]) -> dict[str, Any]:
+    """Whole numbers in as few bytes as hold them, others in four bytes."""
+    values = np.asarray(array)
+    if np.array_equal(values, np.rint(values)):
+        least, most = (int(values.min()), int(values.max())) if values.size else (0, 0)
+        kind = next(k for k in _WIDTHS if np.iinfo(k).min <= least and most <= np.iinfo(k).max)
+        values = np.rint(values).astype(kind)
+    else:
+        values = values.astype(np.float32)
+    values = values.astype(values.dtype.newbyteorder("<"))
+    data = base64.b64encode(zlib.compress(values.tobytes(), 9)).decode()
+    return {"type": values.dtype.newbyteorder("<").str, "shape": list(values.shape), "zlib": data}
+
+
+def _bytes(packed: Mapping[str, Any]) -> bytes:
+    """Of an array, from a result file (`zlib`) or a packed one (`raw`)."""
+    raw: bytes | None = packed.get("raw")
+    return zlib.decompress(base64.b64decode(packed["zlib"])) if raw is None else raw
+
+
+def _bits(flags_TN: NDArray[np.bool_]) -> IntArray:
+    """`[N]` the flags of each column as one number."""
+    weights = 1 << np.arange(len(flags_TN), dtype=np.int64)
+    return weights @ flags_TN.astype(np.int64)
+
+
+def _flags(bits_N: IntArray, thresholds: int) -> NDArray[np.bool_]:
+    return ((bits_N.astype(np.int64)[None] >> np.arange(thresholds)[:, None]) & 1).astype(bool)
+
+
+def same_images(counts: Sequence[Counts]) -> bool:
+    """Whether all are of as many images with as many objects each."""
+    return all(np.array_equal(one.objects, counts[0].objects) for one in counts)

@@ -1,4 +1,4 @@
-"""The end of a ladder: the comparison as `comparison.json` has it, and the page of all arms."""
+"""Comparisons and ladders for people: on the terminal, as Markdown, and as the page of all arms."""
 
 from __future__ import annotations
 
@@ -17,15 +17,101 @@ from scipy import stats
 from apiece.boxes import FloatArray
 from apiece.errors import UserError
 from apiece.files import locked
+from apiece.printed import table
 from apiece.report.page import Built, build_report
+from apiece.stats.draws import unit_draws
 from apiece.stats.interval import LEVEL, Difference, Verdict
 from apiece.stats.ratio import CROWDING
+from apiece.study.comparison import ALL, Comparison, Row
+from apiece.study.counts import GROUPS, TRUE, figure_of
 from apiece.study.jobs import Job
-from apiece.study.results import TRUE
-from apiece.study.summary import ALL, SPEED, Mean, Summary, study_figure
-from apiece.study.verdicts import FIGURES, SCHEMA
+from apiece.study.summary import SPEED, Mean, Summary
 
-# A summary as Markdown: tables for people, in which no verdict stands without its interval.
+# A comparison on the terminal.
+
+_SHOWN = 5
+_STYLES = {Verdict.BETTER: "green", Verdict.WORSE: "red", Verdict.HIGHER: "bold", Verdict.LOWER: "bold"}
+
+
+def print_comparison(comparison: Comparison, console: Console | None = None) -> None:
+    """Print a comparison: coloured on a terminal, plain text elsewhere; it takes 100 columns."""
+    console = _wide(console, 100)
+    protocol = comparison.protocol
+    for letter, name in zip("AB", (comparison.a, comparison.b), strict=True):
+        runs = [run for arm, run in comparison.runs if arm == name]
+        steps = ", ".join(dict.fromkeys(f"step {run.step}" for run in runs if run.step is not None))
+        seeds = f"{len(runs)} seeds, " if len(runs) > 1 else ""
+        console.print(f"{letter}  [bold]{escape(name)}[/bold]  {seeds}{steps}", highlight=False)
+    console.print(
+        f"{protocol['images']:,} images, the same in both; B - A has a {protocol['level']:.0%} interval",
+        highlight=False,
+    )
+    console.print()
+    rows = [row for row in comparison.rows if not row.found.a == 0 == row.found.b]
+    console.print(_figures_of(rows))
+    if hidden := len(comparison.rows) - len(rows):
+        console.print(f"figures that are 0 in both, not shown: {hidden}", style="dim", highlight=False)
+    _print_changed(comparison, console)
+    known = [row.found.verdict for row in rows if row.found.lo is not None]
+    differ = sum(verdict not in (Verdict.CANNOT_TELL, Verdict.SAME) for verdict in known)
+    chance = (1 - protocol["level"]) * len(known)
+    console.print()
+    console.print(
+        f"{differ} of {len(known)} figures differ; by chance alone about {chance:.1f} would",
+        highlight=False,
+    )
+    for remark in comparison.remarks:
+        console.print(f"- {escape(remark)}", highlight=False)
+
+
+def _wide(console: Console | None, width: int) -> Console:
+    """A console of at least so many columns: cut tables say nothing."""
+    console = console or Console()
+    return console if console.width >= width else Console(width=width)
+
+
+def _figures_of(rows: Sequence[Row]) -> Table:
+    made = table("", "A", "B", "B - A", "95 % interval", head_width=29)
+    made.add_column("verdict", no_wrap=True)
+    made.add_column("more images", justify="right", no_wrap=True)
+    for group in GROUPS:
+        of_group = [row for row in rows if row.figure.group == group]
+        if of_group:
+            made.add_row(f"[bold]{group}[/bold]")
+        for row in of_group:
+            found, more = row.found, row.more_images
+            verdict = f"[{_STYLES.get(found.verdict, 'dim')}]{found.verdict}[/]"
+            shown = "" if more is None else f"{more:,}" if more < 100_000 else f"{more / 1e6:.1f} M"
+            shown = shown if more is None or more < 1e9 else "> 1,000 M"
+            made.add_row(f"  {escape(row.figure.label)}", *_numbers(found), verdict, shown)
+    return made
+
+
+def _print_changed(comparison: Comparison, console: Console) -> None:
+    better = [c for c in comparison.changed if c.difference > 0][:_SHOWN]
+    worse = [c for c in comparison.changed if c.difference < 0][-_SHOWN:][::-1]
+    for head, rows in (("higher", better), ("lower", worse)):
+        if rows:
+            made = table(f"F1 {head} most", "A", "B", "B - A", head_width=40)
+            for row in rows:
+                made.add_row(escape(row.id), f"{row.a:.3f}", f"{row.b:.3f}", f"{row.difference:+.3f}")
+            console.print()
+            console.print(made)
+
+
+def _numbers(found: Difference) -> tuple[str, str, str, str]:
+    """A, B, B - A and the interval as text, all with the same decimals."""
+    size = max((abs(value) for value in (found.a, found.b) if value is not None), default=0.0)
+    form = ".1e" if 0 < size < 0.001 else ".4f" if size < 100 else ".1f"
+
+    def text(value: float | None, sign: str = "") -> str:
+        return "-" if value is None else f"{value:{sign}{form}}"
+
+    interval = "-" if found.lo is None else f"{text(found.lo, '+')} {text(found.hi, '+')}"
+    return text(found.a), text(found.b), text(found.difference, "+"), interval
+
+
+# A ladder as Markdown. Every verdict comes with its interval.
 
 
 HEADLINE = (f"{TRUE}f1/f1", f"{TRUE}coco/AP", "f1/f1", "coco/AP")
@@ -40,7 +126,7 @@ PROBES = (
 )
 CROWDED = CROWDING[-1]
 LEAST_ARMS = 8
-"""Arms below which nothing is said of what goes together over them."""
+"""Fewer arms say nothing of what goes together over them."""
 _PERCENT = ("rates/", "miss_rate/", "shape/", "probes/chimera", "probes/flip", "f1/", "coco/")
 _POLICY = re.compile(r"coco_by_policy/(\w+)/AP")
 MARKS = {
@@ -52,120 +138,123 @@ MARKS = {
     Verdict.CANNOT_TELL: "?",
 }
 
+Column = tuple[str, str]
+"""Scope and key of a figure."""
 
-def to_markdown(summary: Summary, title: str = "") -> str:
+
+def to_markdown(summary: Summary) -> str:
     """All tables of a ladder."""
-    known = _knows_truth(summary)
-    headline = [key for key in HEADLINE if known or not key.startswith(TRUE)]
-    shapes = [f"{TRUE}{key}" for key in SHAPES] if known else list(SHAPES)
-    blocks = [f"## {title or summary.ladder}", _about(summary), _arms(summary)]
-    blocks.append(f"### F1 and AP\n\n{_means(summary, ALL, headline)}")
-    for scope in (ALL, *(CROWDING[1:])):
-        if summary.images.get(scope):
-            blocks.append(f"### What the predictions are, {where(scope)}\n\n{_means(summary, scope, shapes)}")
-    blocks.append(f"### Beliefs at the labels of the panel\n\n{_means(summary, ALL, PROBES)}")
-    blocks += _explained(summary)
-    blocks += _over_arms(summary) + _policies(summary)
+    headline, shapes = _keys([summary])
     steady = sorted({key for _, _, key in summary.means if key.startswith("window_var/")})
+    scopes = [scope for scope in CROWDING[1:] if summary.images.get(scope)]
+
+    def means(title: str, scope: str, keys: Sequence[str]) -> str:
+        columns = [(scope, key) for key in keys if any((arm, scope, key) in summary.means for arm in summary.results)]
+        rows = [[arm, *_means(summary, arm, columns)] for arm in summary.results]
+        return f"### {title}\n\n{_grid(['arm', *(label(key) for _, key in columns)], rows) if columns else '(none)'}"
+
+    def against(reference: str, scope: str, parts: Iterable[Sequence[str]]) -> str:
+        blocks = [f"### Against {reference}, {where(scope)}"]
+        arms = [arm for arm in summary.results if arm != reference]
+        for keys in parts:
+            columns = [(scope, k) for k in keys if any((reference, a, scope, k) in summary.differences for a in arms)]
+            rows = [[arm, *_differences(summary, reference, arm, columns)] for arm in arms]
+            if columns:
+                blocks.append(_grid(["arm", *(label(key) for _, key in columns)], rows))
+        return "\n\n".join(blocks)
+
+    blocks = [f"## {summary.ladder}", _about(summary), _arms(summary), means("F1 and AP", ALL, headline)]
+    blocks += [means(f"What the predictions are, {where(scope)}", scope, shapes) for scope in (ALL, *scopes)]
+    blocks.append(means("Beliefs at the labels of the panel", ALL, PROBES))
+    blocks += [*_explained(summary), *_over_arms(summary), *_policies(summary)]
     if steady:
-        blocks.append(
-            f"### Variance of the geometry terms from step to step, later half\n\n{_means(summary, ALL, steady)}"
-        )
+        blocks.append(means("Variance of the geometry terms from step to step, later half", ALL, steady))
     for reference in summary.references:
-        blocks.append(_against(summary, reference, ALL, (headline, shapes, PROBES, steady)))
-        for scope in CROWDING[:0:-1]:
-            if summary.images.get(scope):
-                blocks.append(_against(summary, reference, scope, (headline, shapes)))
+        blocks.append(against(reference, ALL, (headline, shapes, PROBES, steady)))
+        blocks += [against(reference, scope, (headline, shapes)) for scope in reversed(scopes)]
     if summary.remarks:
         blocks.append("### Remarks\n\n" + "\n".join(f"- {remark}" for remark in summary.remarks))
-    return "\n\n".join(block.rstrip() for block in blocks) + "\n"
+    return "\n\n".join(blocks) + "\n"
 
 
 def brief(summary: Summary) -> str:
     """A ladder in a few tables: the headline figures of every arm, and how they differ from each reference's."""
     columns = headline_columns(summary)
-    heads = _heads(columns)
-    lines = [f"| arm | seeds | compute | {heads} |", "|---" * (len(columns) + 3) + "|"]
-    for arm, rows in summary.results.items():
-        cells = _means_told(summary, arm, columns)
-        lines.append(f"| {arm} | {len(rows)} | {rows[0].flops['of_reference']:.2f} | {cells} |")
-    blocks = ["\n".join(lines)]
+    rows = [
+        [arm, str(len(runs)), f"{runs[0].flops['of_reference']:.2f}", *_means(summary, arm, columns)]
+        for arm, runs in summary.results.items()
+    ]
+    blocks = [_grid(["arm", "seeds", "compute", *_labels(columns)], rows)]
     for reference in summary.references:
-        lines = [f"| minus {reference} | {heads} |", "|---" * (len(columns) + 1) + "|"]
-        for arm in summary.results:
-            if arm != reference:
-                single = " (one seed)" if len(summary.results[arm]) == 1 else ""
-                lines.append(f"| {arm}{single} | {_differences_told(summary, reference, arm, columns)} |")
-        blocks.append("\n".join(lines))
-    blocks += _over_arms(summary) + _policies(summary)
-    return "\n\n".join(blocks) + "\n"
+        rows = [
+            [f"{arm}{' (one seed)' if len(runs) == 1 else ''}", *_differences(summary, reference, arm, columns)]
+            for arm, runs in summary.results.items()
+            if arm != reference
+        ]
+        blocks.append(_grid([f"minus {reference}", *_labels(columns)], rows))
+    return "\n\n".join([*blocks, *_over_arms(summary), *_policies(summary)]) + "\n"
 
 
-def headline_columns(summary: Summary) -> list[tuple[str, str]]:
-    """Scope and key of the figures that stand for all: F1 and AP, group boxes and duplicates in crowds, `follow`."""
-    known = _knows_truth(summary)
-    columns = [(ALL, key) for key in HEADLINE if known or not key.startswith(TRUE)]
-    columns += [(CROWDED, f"{TRUE if known else ''}{key}") for key in SHAPES[:2]] + [(ALL, PROBES[0])]
+def headline_columns(summary: Summary) -> list[Column]:
+    """The figures that stand for all: F1 and AP, group boxes and duplicates in crowds, `follow`."""
+    headline, shapes = _keys([summary])
+    columns = [*((ALL, key) for key in headline), *((CROWDED, key) for key in shapes[:2]), (ALL, PROBES[0])]
     return [(s, k) for s, k in columns if any((arm, s, k) in summary.means for arm in summary.results)]
 
 
 def across(summaries: Sequence[Summary]) -> str:
-    """The same figures of several ladders side by side: those of each arm, and its difference to its own reference."""
-    known = any(key.startswith(TRUE) for summary in summaries for _, _, key in summary.means)
-    keys = [key for key in HEADLINE if known or not key.startswith(TRUE)]
-    shapes = [f"{TRUE}{key}" if known else key for key in SHAPES]
+    """The same figures of several ladders: those of each arm, then its difference to its own reference."""
     blocks = [f"## {', '.join(summary.ladder for summary in summaries)}"]
     for scope in (ALL, CROWDED):
-        shown = [s for s in summaries if s.images.get(scope)]
-        if not shown:
-            continue
-        for of_part in (keys, shapes):
-            lines = [
-                f"| ladder | arm | {' | '.join(label(key) for key in of_part)} |",
-                "|---" * (len(of_part) + 2) + "|",
-            ]
+        shown = [summary for summary in summaries if summary.images.get(scope)]
+        for keys in _keys(summaries) if shown else ():
+            columns, rows = [(scope, key) for key in keys], []
             for summary in shown:
+                reference = summary.references[0]
                 for arm in summary.results:
-                    cells = [mean_text(summary.means.get((arm, scope, key)), key) for key in of_part]
-                    lines.append(f"| {summary.ladder} | {arm} | {' | '.join(cells)} |")
-                    reference = summary.references[0]
+                    rows.append([summary.ladder, arm, *_means(summary, arm, columns)])
                     if arm != reference:
-                        cells = [
-                            difference_text(summary.differences.get((reference, arm, scope, key)), key)
-                            for key in of_part
-                        ]
-                        lines.append(f"| | {arm} - {reference} | {' | '.join(cells)} |")
-            blocks.append(f"### {where(scope).capitalize()}\n\n" + "\n".join(lines))
+                        rows.append(["", f"{arm} - {reference}", *_differences(summary, reference, arm, columns)])
+            heads = ["ladder", "arm", *(label(key) for key in keys)]
+            blocks.append(f"### {where(scope).capitalize()}\n\n{_grid(heads, rows)}")
     return "\n\n".join(blocks) + "\n"
 
 
 def across_brief(summaries: Sequence[Summary]) -> str:
     """Several ladders in one table: the headline figures of their arms, and each arm's difference to its reference."""
     columns = list(dict.fromkeys(column for summary in summaries for column in headline_columns(summary)))
-    lines = [f"| ladder | arm | seeds | {_heads(columns)} |", "|---" * (len(columns) + 3) + "|"]
+    rows = []
     for summary in summaries:
-        for arm, rows in summary.results.items():
-            lines.append(f"| {summary.ladder} | {arm} | {len(rows)} | {_means_told(summary, arm, columns)} |")
-        reference = summary.references[0]
-        for arm in summary.results:
-            if arm != reference:
-                told = _differences_told(summary, reference, arm, columns)
-                lines.append(f"| {summary.ladder} | {arm} - {reference} | | {told} |")
-    return "\n".join(lines) + "\n"
+        name, reference = summary.ladder, summary.references[0]
+        rows += [[name, a, str(len(runs)), *_means(summary, a, columns)] for a, runs in summary.results.items()]
+        others = [arm for arm in summary.results if arm != reference]
+        rows += [[name, f"{a} - {reference}", "", *_differences(summary, reference, a, columns)] for a in others]
+    return _grid(["ladder", "arm", "seeds", *_labels(columns)], rows) + "\n"
 
 
-def _heads(columns: Iterable[tuple[str, str]]) -> str:
-    return " | ".join(f"{label(key)}{'' if scope == ALL else f', {scope}'}" for scope, key in columns)
+def _grid(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = ["".join(f"| {cell} " if cell else "| " for cell in row) + "|" for row in (heads, *rows)]
+    return "\n".join([lines[0], "|---" * len(heads) + "|", *lines[1:]])
 
 
-def _means_told(summary: Summary, arm: str, columns: Iterable[tuple[str, str]]) -> str:
-    return " | ".join(mean_text(summary.means.get((arm, scope, key)), key) for scope, key in columns)
+def _keys(summaries: Sequence[Summary]) -> tuple[list[str], list[str]]:
+    """Headline figures, and shapes: judged on complete truth where it is known."""
+    known = any(key.startswith(TRUE) for summary in summaries for _, _, key in summary.means)
+    headline = [key for key in HEADLINE if known or not key.startswith(TRUE)]
+    return headline, [f"{TRUE}{key}" if known else key for key in SHAPES]
 
 
-def _differences_told(summary: Summary, reference: str, arm: str, columns: Iterable[tuple[str, str]]) -> str:
-    return " | ".join(
-        difference_text(summary.differences.get((reference, arm, scope, key)), key) for scope, key in columns
-    )
+def _labels(columns: Iterable[Column]) -> list[str]:
+    return [f"{label(key)}{'' if scope == ALL else f', {scope}'}" for scope, key in columns]
+
+
+def _means(summary: Summary, arm: str, columns: Iterable[Column]) -> list[str]:
+    return [mean_text(summary.means.get((arm, scope, key)), key) for scope, key in columns]
+
+
+def _differences(summary: Summary, reference: str, arm: str, columns: Iterable[Column]) -> list[str]:
+    return [difference_text(summary.differences.get((reference, arm, scope, key)), key) for scope, key in columns]
 
 
 def _about(summary: Summary) -> str:
@@ -187,67 +276,60 @@ def _about(summary: Summary) -> str:
 
 
 def _arms(summary: Summary) -> str:
-    lines = [
-        "| arm | seeds | steps x batch | GFLOP a step | of the reference's compute | samples/s |",
-        "|---|---|---|---|---|---|",
-    ]
-    for arm, rows in summary.results.items():
-        first, speed = rows[0], summary.means.get((arm, ALL, SPEED))
-        lines.append(
-            f"| {arm} | {', '.join(str(r.seed) for r in rows)} | {first.steps} x {first.batch_size} | "
-            f"{first.flops['step'] / 1e9:,.0f} | {first.flops['of_reference']:.2f} | "
-            f"{'-' if speed is None or speed.value is None else f'{speed.value:.1f}'} |"
+    rows = []
+    for arm, runs in summary.results.items():
+        first, speed = runs[0], summary.means.get((arm, ALL, SPEED))
+        rows.append(
+            [
+                arm,
+                ", ".join(str(run.seed) for run in runs),
+                f"{first.steps} x {first.batch_size}",
+                f"{first.flops['step'] / 1e9:,.0f}",
+                f"{first.flops['of_reference']:.2f}",
+                "-" if speed is None or speed.value is None else f"{speed.value:.1f}",
+            ]
         )
-    return "\n".join(lines)
+    heads = ("arm", "seeds", "steps x batch", "GFLOP a step", "of the reference's compute", "samples/s")
+    return _grid(heads, rows)
 
 
 def _explained(summary: Summary) -> list[str]:
     """How the explanations of long boxes stand in each arm, seed by seed; nothing where none were asked for."""
-    known = {arm: [r.diagnosis for r in rows if r.diagnosis] for arm, rows in summary.results.items()}
+    known = {arm: [run.diagnosis for run in runs if run.diagnosis] for arm, runs in summary.results.items()}
     if not any(known.values()):
         return []
-    names = list(dict.fromkeys(n for rows in known.values() for row in rows for n in row["explanations"]))
-    lines = [
-        "### What explains the long boxes on the panel",
-        "",
-        "Group boxes, and strips that are no true positive, over predictions; then how many seeds support or refute "
-        "each explanation (docs/diagnosing.md).",
-        "",
-        f"| arm | long boxes | {' | '.join(names)} | verdict |",
-        "|---" * (len(names) + 3) + "|",
-    ]
-    for arm, rows in known.items():
-        rates = [row["long_boxes"]["value"] for row in rows if row["long_boxes"]["value"] is not None]
+    names = list(dict.fromkeys(n for found in known.values() for one in found for n in one["explanations"]))
+    rows = []
+    for arm, found in known.items():
+        rates = [one["long_boxes"]["value"] for one in found if one["long_boxes"]["value"] is not None]
         rate = number(sum(rates) / len(rates), "rates/group") if rates else "-"
-        cells = [_tally(row["explanations"][name]["verdict"] for row in rows) for name in names]
-        verdict = _tally(" and ".join(row["verdict"]) for row in rows)
-        lines.append(f"| {arm} | {rate} | {' | '.join(cells)} | {verdict} |")
-    return ["\n".join(lines)]
+        tallies = [_tally(one["explanations"][name]["verdict"] for one in found) for name in names]
+        rows.append([arm, rate, *tallies, _tally(" and ".join(one["verdict"]) for one in found)])
+    return [
+        "### What explains the long boxes on the panel\n\n"
+        "Group boxes, and strips that are no true positive, over predictions; then how many seeds support or refute "
+        f"each explanation (docs/diagnosing.md).\n\n{_grid(['arm', 'long boxes', *names, 'verdict'], rows)}"
+    ]
 
 
 def _over_arms(summary: Summary) -> list[str]:
     """Which beliefs go with group boxes over the arms of a ladder; nothing for too few arms to say so."""
-    known = _knows_truth(summary)
-    outcome = f"{TRUE if known else ''}{SHAPES[0]}"
+    outcome = _keys([summary])[1][0]
     rates = _by_arm(summary, outcome)
     if len(rates) < LEAST_ARMS:
         return []
-    draws = np.random.default_rng(0).integers(len(rates), size=(summary.draws, len(rates)))
-    lines = [
-        f"### What goes with {label(outcome)}, over {len(rates)} arms",
-        "",
-        "Rank correlation (Spearman) of the arms' means; intervals draw arms. What goes together, not why.",
-        "",
-        "| belief | rank correlation |",
-        "|---|---|",
-    ]
+    rows = []
     for key in PROBES:
         values = _by_arm(summary, key)
         if len(values) == len(rates) and np.ptp(values):
-            drawn = [_ranked(values[rows], rates[rows]) for rows in draws]
+            drawn = [_ranked(values[chosen], rates[chosen]) for chosen in unit_draws(len(rates), summary.draws)]
             lo, hi = np.nanquantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-            lines.append(f"| {label(key)} | {_ranked(values, rates):+.2f} [{lo:+.2f}, {hi:+.2f}] |")
-    return ["\n".join(lines)]
+            rows.append([label(key), f"{_ranked(values, rates):+.2f} [{lo:+.2f}, {hi:+.2f}]"])
+    return [
+        f"### What goes with {label(outcome)}, over {len(rates)} arms\n\n"
+        "Rank correlation (Spearman) of the arms' means; intervals draw arms. What goes together, not why.\n\n"
+        f"{_grid(['belief', 'rank correlation'], rows)}"
+    ]
 
 
 def _policies(summary: Summary) -> list[str]:
@@ -259,23 +341,17 @@ def _policies(summary: Summary) -> list[str]:
         for key, value in run.metrics.items():
             if (named := _POLICY.fullmatch(key)) and named[1] != used:
                 found.setdefault(named[1], []).append(value - run.metrics["coco/AP"])
-    lines = [
-        f"### AP under other scores than `{used}`, over {len(runs)} runs",
-        "",
-        "AP on the labels under a policy minus that under the one in use, of the same boxes; over all arms and seeds.",
-        "",
-        "| policy | mean | least | most | higher in |",
-        "|---|---|---|---|---|",
-    ]
+    if not found:
+        return []
+    rows = []
     for policy, values in sorted(found.items(), key=lambda item: -float(np.mean(item[1]))):
-        told = " | ".join(number(float(x), "coco/AP", sign=True) for x in (np.mean(values), min(values), max(values)))
-        lines.append(f"| `{policy}` | {told} | {sum(value > 0 for value in values)} of {len(values)} |")
-    return ["\n".join(lines)] if found else []
-
-
-def _knows_truth(summary: Summary) -> bool:
-    """Whether figures are judged on complete truth as well."""
-    return any(key.startswith(TRUE) for _, _, key in summary.means)
+        shown = (number(float(x), "coco/AP", sign=True) for x in (np.mean(values), min(values), max(values)))
+        rows.append([f"`{policy}`", *shown, f"{sum(value > 0 for value in values)} of {len(values)}"])
+    return [
+        f"### AP under other scores than `{used}`, over {len(runs)} runs\n\n"
+        "AP on the labels under a policy minus that under the one in use, of the same boxes; over all arms and seeds."
+        f"\n\n{_grid(['policy', 'mean', 'least', 'most', 'higher in'], rows)}"
+    ]
 
 
 def _by_arm(summary: Summary, key: str) -> FloatArray:
@@ -294,34 +370,6 @@ def _tally(words: Iterable[str]) -> str:
     return ", ".join(f"{word} ({count})" for word, count in Counter(words).most_common())
 
 
-def _means(summary: Summary, scope: str, keys: Sequence[str]) -> str:
-    """One row an arm, one column a figure."""
-    shown = [key for key in keys if any((arm, scope, key) in summary.means for arm in summary.results)]
-    if not shown:
-        return "(none)"
-    lines = [f"| arm | {' | '.join(label(key) for key in shown)} |", "|---" * (len(shown) + 1) + "|"]
-    for arm in summary.results:
-        cells = [mean_text(summary.means.get((arm, scope, key)), key) for key in shown]
-        lines.append(f"| {arm} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _against(summary: Summary, reference: str, scope: str, parts: Iterable[Sequence[str]]) -> str:
-    """One row an arm, one column a figure: the difference, its interval and the verdict; a table for each part."""
-    blocks = [f"### Against {reference}, {where(scope)}"]
-    arms = [arm for arm in summary.results if arm != reference]
-    for keys in parts:
-        shown = [key for key in keys if any((reference, arm, scope, key) in summary.differences for arm in arms)]
-        if not shown:
-            continue
-        lines = [f"| arm | {' | '.join(label(key) for key in shown)} |", "|---" * (len(shown) + 1) + "|"]
-        for arm in arms:
-            cells = [difference_text(summary.differences.get((reference, arm, scope, key)), key) for key in shown]
-            lines.append(f"| {arm} | {' | '.join(cells)} |")
-        blocks.append("\n".join(lines))
-    return "\n\n".join(blocks)
-
-
 def where(scope: str) -> str:
     """A scope in words."""
     return "all images" if scope == ALL else f"images with {scope} objects"
@@ -329,7 +377,7 @@ def where(scope: str) -> str:
 
 def label(key: str) -> str:
     """Short name of a figure."""
-    return study_figure(key).label.replace("|", "\\|")
+    return figure_of(key).label.replace("|", "\\|")
 
 
 def mean_text(mean: Mean | None, key: str) -> str:
@@ -340,11 +388,12 @@ def mean_text(mean: Mean | None, key: str) -> str:
     return value if mean.lo is None or mean.hi is None else f"{value} [{number(mean.lo, key)}, {number(mean.hi, key)}]"
 
 
-def difference_text(found: Difference | None, key: str) -> str:
+def difference_text(row: Row | None, key: str) -> str:
     """`-0.011 [-0.038, +0.004] ?`; without an interval there is no verdict."""
-    if found is None or found.difference is None:
+    if row is None or row.found.difference is None:
         return "-"
-    value = number(found.difference, key, sign=True)
+    found, change = row.found, row.found.difference
+    value = number(change, key, sign=True)
     if found.lo is None or found.hi is None:
         return f"{value} (no interval)"
     interval = f"[{number(found.lo, key, sign=True)}, {number(found.hi, key, sign=True)}]"
@@ -385,10 +434,10 @@ def put_in(path: Path, name: str, text: str, short: str = "") -> str:
     return new
 
 
-# A summary on the terminal: one row an arm, its headline figures, and how it differs from the reference.
+# A ladder on the terminal: one row an arm, its headline figures, and how it differs from the reference.
 
 
-_MARKS = {
+_SIGNS = {
     Verdict.BETTER: "[green]+[/]",
     Verdict.WORSE: "[red]-[/]",
     Verdict.HIGHER: "^",
@@ -396,91 +445,33 @@ _MARKS = {
     Verdict.SAME: "=",
     Verdict.CANNOT_TELL: "?",
 }
-_WIDTH = 160
 
 
 def print_summary(summary: Summary, console: Console | None = None) -> None:
     """Print a summary: coloured on a terminal, plain text elsewhere; it takes 160 columns."""
-    console = console or Console()
-    if console.width < _WIDTH:
-        console = Console(width=_WIDTH)
+    console = _wide(console, 160)
     columns = headline_columns(summary)
+    heads = [
+        head.replace(", complete truth", ", true").replace("the neighbour's box", "neighbour")
+        for head in _labels(columns)
+    ]
     for reference in summary.references:
-        table = Table(box=None, pad_edge=False, header_style="bold", title_justify="left")
-        table.add_column(f"against {reference}", no_wrap=True)
-        table.add_column("seeds", justify="right")
-        for scope, key in columns:
-            head = label(key).replace(", complete truth", ", true").replace("the neighbour's box", "neighbour")
-            table.add_column(escape(head + ("" if scope == ALL else f", {scope}")), justify="right", no_wrap=True)
-        for arm, rows in summary.results.items():
+        made = table(f"against {reference}", "seeds", *map(escape, heads))
+        for arm, runs in summary.results.items():
             cells = []
             for scope, key in columns:
                 mean = summary.means.get((arm, scope, key))
-                found = summary.differences.get((reference, arm, scope, key))
+                row = summary.differences.get((reference, arm, scope, key))
                 value = "-" if mean is None or mean.value is None else number(mean.value, key)
-                told = found is not None and found.lo is not None
-                cells.append(f"{value} {_MARKS[found.verdict] if found is not None and told else ' '}")
-            table.add_row(escape(arm), str(len(rows)), *cells)
-        console.print(table)
+                cells.append(f"{value} {' ' if row is None or row.found.lo is None else _SIGNS[row.found.verdict]}")
+            made.add_row(escape(arm), str(len(runs)), *cells)
+        console.print(made)
     console.print(
         "+ better, - worse, ^ higher, v lower than the reference; ? can't tell; `true` is judged on complete truth",
         style="dim",
     )
     for remark in summary.remarks:
         console.print(f"- {escape(remark)}", highlight=False)
-
-
-def comparison_json(summary: Summary, reference: str) -> dict[str, Any]:
-    """Every arm against the reference, in the form of `apiece compare`."""
-    pairs: list[dict[str, Any]] = []
-    for arm, group in summary.results.items():
-        if arm == reference:
-            continue
-        rows = []
-        for key in _ordered(summary, reference, arm):
-            found, figure = summary.differences[reference, arm, ALL, key], study_figure(key)
-            rows.append(
-                {
-                    "key": key,
-                    "label": figure.label,
-                    "group": figure.group,
-                    "a": found.a,
-                    "b": found.b,
-                    "difference": found.difference,
-                    "lo": found.lo,
-                    "hi": found.hi,
-                    "verdict": str(found.verdict),
-                    "more_images": None,
-                    "higher_is_better": figure.higher_is_better,
-                    "n": summary.images[ALL],
-                }
-            )
-        runs = [
-            {"name": result.name, "path": result.name, "step": result.steps, "seed": result.seed, "arm": name}
-            for name, of_arm in ((reference, summary.results[reference]), (arm, group))
-            for result in of_arm
-        ]
-        pairs.append(
-            {
-                "schema": SCHEMA,
-                "a": reference,
-                "b": arm,
-                "runs": runs,
-                "rows": rows,
-                "changed": [],
-                "remarks": list(summary.remarks),
-                "protocol": {"draws": summary.draws, "unit": "images and seeds", "images": summary.images[ALL]},
-            }
-        )
-    runs = list({run["name"]: run for pair in pairs for run in pair["runs"]}.values())
-    return {"schema": SCHEMA, "runs": runs, "pairs": pairs}
-
-
-def _ordered(summary: Summary, reference: str, arm: str) -> list[str]:
-    """Keys of a pair's figures: those of the table of figures first, the complete truth's before the labels'."""
-    keys = [key for ref, name, scope, key in summary.differences if (ref, name, scope) == (reference, arm, ALL)]
-    rank = {key: number for number, key in enumerate(FIGURES)}
-    return sorted(keys, key=lambda key: (rank.get(key.removeprefix(TRUE), len(rank)), not key.startswith(TRUE), key))
 
 
 def write_page(jobs: Sequence[Job], comparison: dict[str, Any], out: Path) -> Built | None:

@@ -26,13 +26,12 @@ class Progress:
     """How far a call came.
 
     Attributes:
-        done: Jobs done now.
-        before: Jobs that were done before.
-        elsewhere: Jobs that another process works at.
-        left: Jobs that nobody has begun, or not finished.
+        done: Jobs done by this call.
+        before: How many were done before it.
+        elsewhere: How many another process works at.
+        left: How many nobody has begun, or not finished.
         why: Why it stopped before the end; `None` if it did not.
-        interrupted: Whether it was told to stop.
-        failed: Jobs that failed, each with what was wrong; those after them were done nevertheless.
+        failed: Jobs that failed, each with its error; those after them were done nevertheless.
     """
 
     done: tuple[Job, ...]
@@ -56,10 +55,10 @@ def work(
 
     Args:
         jobs: In order.
-        redo: Put aside what was made from something else, and begin it anew.
-        budget_minutes: No job is begun that would, by the mean of those before it, not be done within.
+        redo: Put aside what was made from something else, and begin it again.
+        budget_minutes: No job is begun that would, by the mean of those before it, take longer in all.
         run: Does a job; false if it was interrupted. In a process of its own by default.
-        tell: Told what happens.
+        tell: Receives a line for each thing that happens.
 
     Raises:
         UserError: Results of other settings, data or start are there, and `redo` is false.
@@ -85,12 +84,12 @@ def work(
                 return Progress(tuple(done), before, elsewhere, _left(jobs), f"{budget_minutes:g} minutes are spent")
             if state is State.CHANGED:
                 tell(f"put aside what was there of {job.name}: {put_aside(job)}")
-            verb = "goes on" if state is State.BEGUN and job.run.exists() else "begins"
+            verb = "resumes" if state is State.BEGUN and job.run.exists() else "begins"
             tell(f"[{number + 1}/{len(jobs)}] {job.name} {verb}: {job.config.train.steps} steps")
             at = time.monotonic()
             try:
                 finished = (run or in_a_process)(job)
-            except UserError as error:  # told at the end: one arm that breaks must not cost a night
+            except UserError as error:  # reported at the end: one arm that breaks must not cost a night
                 failed.append((job, error))
                 tell(f"[{number + 1}/{len(jobs)}] {error}")
                 continue
@@ -131,9 +130,8 @@ def put_aside(job: Job) -> Path:
         number += 1
     target = parent / f"{job.name}-{number}"
     target.mkdir(parents=True)
-    for path in (job.run, job.begun, job.result):
+    for path, kind in ((job.run, "run"), (job.begun, "begun.json"), (job.result, "result.json")):
         if path.exists():
-            kind = "result.json" if path == job.result else "begun.json" if path == job.begun else "run"
             shutil.move(path, target / kind)  # results may lie on another disk
     return target
 
@@ -168,14 +166,13 @@ def in_a_process(job: Job) -> bool:
     if child.exitcode == INTERRUPTED or asked:
         return False
     raise UserError(
-        f"{job.name} failed (exit code {child.exitcode}); what it printed is above",
+        f"{job.name} failed (exit code {child.exitcode}); its output is above",
         where=job.run,
-        fix="mend it and give the same command again: the run goes on from its newest checkpoint",
+        fix="correct the cause and give the same command again: the run resumes from its newest checkpoint",
     )
 
 
 def _child(job: Job) -> None:
-    """A job in its own process: an error of the user is told without a traceback."""
     import sys
 
     from apiece.study.measure import do_job
