@@ -15,14 +15,14 @@ REPOSITORY = Path(__file__).parents[1]
 # From the bottom up. A module imports from rows below its own and from its own unit (the longest name that fits).
 LAYERS = (
     ("", "errors", "boxes", "types", "progress", "printed"),
-    ("files", "config"),
+    ("files", "config", "stats"),
     ("codec", "match", "data"),
     ("dumps", "outcomes"),
     ("data.collate",),  # the first that knows tensors
     ("losses", "model", "probes", "report"),
     ("rollout", "planning"),
     ("channels", "evaluate"),
-    ("monitor", "stats"),
+    ("monitor",),
     ("train",),
     ("apiece_scenes",),
     ("study",),

@@ -24,8 +24,9 @@ from apiece.evaluate.metrics import (
     print_table,
     write_metrics,
 )
-from apiece.evaluate.rates import CROWDING, POSITIONS
+from apiece.evaluate.rates import POSITIONS
 from apiece.outcomes import MISSES, Fate, Outcome
+from apiece.stats.ratio import CROWDING
 from apiece.types import FinishReason, ParsedObject, ParseResult, ParseStatus
 
 NESTED = {"by_class", "by_crowding", "by_position", "calibration_curve"}

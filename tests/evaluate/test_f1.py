@@ -7,7 +7,6 @@ import pytest
 from splits import forms, grid_box, random_coco, split
 
 from apiece.evaluate.rates import (
-    CROWDING,
     class_scores,
     crowding_of_images,
     crowding_scores,
@@ -15,6 +14,7 @@ from apiece.evaluate.rates import (
     total_scores,
 )
 from apiece.match import inside_crowd, match_boxes, number_names
+from apiece.stats.ratio import CROWDING
 
 CUP = ("cup", grid_box(0))
 CROWD = ("cup", (100.0, 0.0, 200.0, 100.0), True)

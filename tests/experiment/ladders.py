@@ -10,7 +10,8 @@ import numpy as np
 
 from apiece.evaluate.detections import samples_to_ground_truth
 from apiece.evaluate.forms import Detections, GroundTruth
-from apiece.study.arms import Ratio, Source
+from apiece.stats.ratio import Ratio
+from apiece.study.arms import Source
 from apiece.study.results import Result, Split, judged_split
 from compared import Picture, split_of
 

@@ -17,12 +17,12 @@ from apiece.cli import app
 from apiece.errors import UserError
 from apiece.evaluate.ap import coco_scores
 from apiece.evaluate.metrics import evaluate_detections
+from apiece.evaluate.rates import image_ratios, judge
 from apiece.study.arms import Arm
 from apiece.study.comparison import compare
 from apiece.study.results import Result, Split, judged_split, read_result, values_of, write_result
 from apiece.study.summary import Mean, summarise
 from apiece.study.tables import brief, difference_text, number, put_in, to_markdown
-from apiece.study.verdicts import image_ratios, judge
 from compared import Picture, shelves, split_of
 
 SEEDS = (0, 1, 2)

@@ -25,6 +25,7 @@ from apiece.data.jsonl import iter_records, write_jsonl
 from apiece.data.lines import ImageError, Level, Line, Problem, ProblemKind, counted
 from apiece.errors import UserError
 from apiece.progress import track
+from apiece.stats.ratio import CROWDING, crowding_of_counts
 from apiece.types import IntArray, Sample
 
 # Boxes of one class that lie on each other: counts for the checker, bounded in memory for any number of boxes.
@@ -32,7 +33,7 @@ from apiece.types import IntArray, Sample
 
 PAIR_IOU = 0.5
 DUPLICATE_IOU = 0.9
-INSIDE = 0.8
+CONTAINED = 0.8
 """Share of a box that must lie inside another for that one to contain it."""
 _CELLS = 400_000  # most cells of one block of the pair matrix: about 50 MB of temporaries
 _ROWS = 64  # of a block: more would compare boxes of different images with each other for nothing
@@ -46,7 +47,7 @@ class Overlaps:
         pairs: `[N]` pairs with IoU >= `PAIR_IOU`.
         duplicates: `[N]` pairs with IoU >= `DUPLICATE_IOU`.
         twin: `[N]` index of the other box in one of the `duplicates`, or -1.
-        contained: `[N]` how many boxes of its own class each one contains: `INSIDE` or more of their area in it, IoU
+        contained: `[N]` how many boxes of its own class each one contains: `CONTAINED` or more of their area in it, IoU
             below `PAIR_IOU` (so that two boxes of one object do not contain each other).
     """
 
@@ -91,8 +92,8 @@ def same_class_overlaps(boxes_xyxy: ArrayLike, classes: ArrayLike) -> Overlaps:
         duplicates[here] += (found := same.sum(1))
         twin[here] = np.where(found > 0, order[there][same.argmax(1)], -1)
         apart = (inter > 0) & (iou < PAIR_IOU)
-        contained[here] += ((inter >= INSIDE * area[None, there]) & apart).sum(1)
-        contained[there] += ((inter >= INSIDE * area[here, None]) & apart).sum(0)
+        contained[here] += ((inter >= CONTAINED * area[None, there]) & apart).sum(1)
+        contained[there] += ((inter >= CONTAINED * area[here, None]) & apart).sum(0)
     back = np.argsort(order)
     return Overlaps(pairs[back], duplicates[back], twin[back], contained[back])
 
@@ -195,7 +196,6 @@ MAX_OBJECTS = 60
 """Objects of an image beyond which training drops it (crowd regions not counted)."""
 MIN_SIDE = 32
 """Pixels of an image side below which it is no larger than one visual token of Qwen3-VL."""
-CROWDING = (("0", 0, 0), ("1-5", 1, 5), ("6-15", 6, 15), ("16+", 16, None))
 SIZES = (("small", 0, 32**2), ("medium", 32**2, 96**2), ("large", 96**2, None))
 """COCO's, by annotation area in square pixels, as the evaluator counts them."""
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95)
@@ -243,7 +243,7 @@ class CheckReport:
     crowd_regions: int = 0
     class_objects: Counter[str] = field(default_factory=Counter)
     class_images: Counter[str] = field(default_factory=Counter)
-    crowding: dict[str, int] = field(default_factory=lambda: {name: 0 for name, _, _ in CROWDING})
+    crowding: dict[str, int] = field(default_factory=lambda: dict.fromkeys(CROWDING, 0))
     most_objects: tuple[int, int] | None = None
     sizes: dict[str, int] = field(default_factory=lambda: {name: 0 for name, _, _ in SIZES})
     short_side: dict[str, float] = field(default_factory=dict)
@@ -447,8 +447,7 @@ class _Gatherer:
 
     def _count_objects(self, count: int, line: Line, where: str) -> None:
         report = self._report
-        for name, low, high in CROWDING:
-            report.crowding[name] += low <= count and (high is None or count <= high)
+        report.crowding[CROWDING[int(crowding_of_counts(count))]] += 1
         if report.most_objects is None or count > report.most_objects[0]:
             report.most_objects = (count, line.number)
         if count > self._max_objects:

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from apiece.boxes import xyxy_to_xywh
 from apiece.errors import UserError, nearest, require_file
 from apiece.evaluate.forms import Category, Detections, GroundTruth, ImageInfo
-from apiece.evaluate.rates import IOU_MIN
 from apiece.files import read_json, write_json
 from apiece.match import match_groups
+from apiece.outcomes import IOU_MIN
 from apiece.types import Detection, IntArray, Sample
 
 Row = dict[str, Any]

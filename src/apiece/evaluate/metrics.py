@@ -26,7 +26,6 @@ from apiece.evaluate.ap import CocoScores, ap_range, coco_scores, codec_ceiling
 from apiece.evaluate.detections import align_complete, hidden_instances, rows_of
 from apiece.evaluate.forms import Detections, GroundTruth
 from apiece.evaluate.rates import (
-    CROWDING,
     IOU_MIN,
     Bootstrap,
     Rates,
@@ -47,6 +46,7 @@ from apiece.evaluate.rates import (
 from apiece.files import write_json
 from apiece.match import match_groups
 from apiece.outcomes import MISSES, NONE, Fate, Outcome, Outcomes, label_outcomes
+from apiece.stats.ratio import CROWDING
 from apiece.types import FinishReason, IntArray, ParseResult, ParseStatus
 
 # Calibration: of the boxes scored .8, are eight in ten right?

@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 
 from apiece.boxes import FloatArray, area, paired_intersection
+from apiece.evaluate.detections import hidden_instances
 from apiece.evaluate.forms import Detections, GroundTruth
-from apiece.outcomes import IOU_MIN, MISSES, NONE, Fate, Outcome, Outcomes, SplitMatch, match_labels
+from apiece.outcomes import IOU_MIN, MISSES, NONE, Fate, Outcome, Outcomes, SplitMatch, label_outcomes, match_labels
+from apiece.stats.ratio import CROWDING, Ratio, crowding_of_counts, per_image
 from apiece.types import IntArray
 
 DRAWS = 1000
@@ -217,21 +219,15 @@ def f1_of(tp: int, fp: int, fn: int) -> float:
 
 
 __all__ = [
-    "CROWDING",
     "IOU_MIN",
     "Scores",
     "SplitMatch",
     "class_scores",
-    "crowding_of_counts",
     "crowding_of_images",
     "crowding_scores",
     "match_split",
     "total_scores",
 ]
-
-CROWDING = ("0", "1-5", "6-15", "16+")
-"""Images by how many labels they have, crowd regions not counted."""
-_CROWDING_STARTS = (1, 6, 16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,11 +322,6 @@ def crowding_of_images(truth: GroundTruth) -> IntArray:
     return crowding_of_counts(truth.objects_per_image)
 
 
-def crowding_of_counts(labels: IntArray) -> IntArray:
-    """Index into `CROWDING` for numbers of labels."""
-    return np.searchsorted(_CROWDING_STARTS, labels, side="right")
-
-
 def _grouped(match: SplitMatch, of_detection: IntArray, of_label: IntArray, groups: int) -> list[Scores]:
     """Scores of each of G groups, from the group number of every detection `[N]` and label `[M]`."""
     paired = of_label[match.pairs[:, 1]]
@@ -350,6 +341,81 @@ def _seen(score: Scores) -> bool:
 
 def _ratio(part: float, whole: float) -> float:
     return part / whole if whole else 0.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Judged:
+    """A split with every prediction named.
+
+    Attributes:
+        match: Predictions to labels.
+        outcomes: Of the two.
+    """
+
+    match: SplitMatch
+    outcomes: Outcomes
+
+
+def judge(
+    truth: GroundTruth, detections: Detections, complete: GroundTruth | None = None, *, min_score: float = 0.0
+) -> Judged:
+    """Match a split and name every prediction and label, as `apiece evaluate` does."""
+    match = match_split(truth, detections, min_score=min_score)
+    hidden = None if complete is None else hidden_instances(complete, truth)
+    return Judged(match, label_outcomes(truth, detections, match, hidden))
+
+
+def image_ratios(
+    truth: GroundTruth,
+    detections: Detections,
+    judged: Judged,
+    complete: GroundTruth | None = None,
+    *,
+    min_score: float = 0.0,
+) -> dict[str, Ratio]:
+    """Every figure that is a ratio of sums over images, by key."""
+    images = len(truth.images)
+
+    def count(image: IntArray, weights: FloatArray | None = None) -> FloatArray:
+        return per_image(np.ones(len(image)) if weights is None else weights, image, images)
+
+    tp, fp, fn = _counts(judged.match, truth, detections)
+    named = np.flatnonzero(judged.outcomes.of_prediction != NONE)
+    predicted, labels = count(detections.image[named]), tp + fn
+    fate = {f: count(truth.image[judged.outcomes.truths(f)]) for f in MISSES}
+    pairs, long = near_duplicates(truth, detections, named), strips(truth, detections)
+    ratios = {
+        "f1/f1": Ratio(2 * tp, 2 * tp + fp + fn),
+        "f1/precision": Ratio(tp, tp + fp),
+        "f1/recall": Ratio(tp, labels),
+        "f1/mean_iou": Ratio(count(detections.image[judged.match.pairs[:, 0]], judged.match.iou), tp),
+        **{
+            f"rates/{o.label}": Ratio(count(detections.image[judged.outcomes.predictions(o)]), predicted)
+            for o in Outcome
+            if complete is not None or o is not Outcome.UNLABELLED
+        },
+        "count/per_image": Ratio(predicted, np.ones(images)),
+        **{f"miss_rate/{f.label}": Ratio(fate[f], labels) for f in MISSES},
+        "rates/merged": Ratio(fate[Fate.MERGED], fn),
+        "shape/near_duplicate": Ratio(count(detections.image[np.unique(pairs[:, 1])]), predicted),
+        "shape/strip": Ratio(count(detections.image[named[long[named]]]), predicted),
+    }
+    if complete is not None:
+        tp, fp, fn = _counts(match_split(complete, detections, min_score=min_score), complete, detections)
+        ratios["f1/true"] = Ratio(2 * tp, 2 * tp + fp + fn)
+    return ratios
+
+
+def _counts(match: SplitMatch, truth: GroundTruth, detections: Detections) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """True positives, false positives and misses of each image."""
+    images = len(truth.images)
+    rows = (
+        truth.image[match.pairs[:, 1]],
+        detections.image[match.false_positives],
+        truth.image[match.misses],
+    )
+    tp, fp, fn = (np.bincount(image, minlength=images).astype(np.float64) for image in rows)
+    return tp, fp, fn
 
 
 # What predictions look like, no labels needed: near-duplicates of each other, and long flat strips.

@@ -16,8 +16,8 @@ from apiece.data.images import open_image
 from apiece.data.jsonl import read_jsonl
 from apiece.dumps.folder import Panel, open_run
 from apiece.errors import UserError, nearest, require_file
-from apiece.evaluate.rates import CROWDING, crowding_of_counts
 from apiece.files import file_hash
+from apiece.stats.ratio import CROWDING, crowding_of_counts
 from apiece.types import Sample
 
 log = logging.getLogger("apiece")

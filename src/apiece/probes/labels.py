@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apiece.boxes import FloatArray
+from apiece.dumps.beliefs import PASSES
 from apiece.probes.slots import SlotFigures, mass_near, reach, slot_figures
 from apiece.types import IntArray
 
@@ -123,7 +124,6 @@ def _others(group_N: IntArray) -> NDArray[np.bool_]:
 
 FIGURES = ("argmax", "entropy", "modes", "own_mass", "cross_instance_mass", "exp_argmax_gap")
 """Of a slot, as they stand in a record, once for each pass."""
-PASSES = ("a1", "last")
 _DECIMALS = 4
 
 

@@ -19,13 +19,13 @@ from markupsafe import Markup
 
 import apiece
 from apiece.codec.bins import COORDINATE_NAMES
-from apiece.data.check import CROWDING
 from apiece.data.images import inspect_image, open_image, read_image_file
 from apiece.data.lines import ImageError, ProblemKind
 from apiece.dumps.folder import find_image, open_run
 from apiece.errors import UserError
 from apiece.report.overlay import CLASS_COLOURS, CROWD_REGION, FATES, HIDDEN, OUTCOMES, PREDICTION, Style
 from apiece.report.payload import RunPages, write_payload
+from apiece.stats.ratio import CROWDING, crowding_of_counts
 
 # Photos of the page: each stored once, whatever the number of steps and runs, without its metadata.
 
@@ -220,7 +220,7 @@ def _write(
         "made": time.strftime("%Y-%m-%d %H:%M"),
         "version": apiece.__version__,
         "coordinates": COORDINATE_NAMES,
-        "crowding": [name for name, _, _ in CROWDING],
+        "crowding": CROWDING,
         "styles": _styles(),
         "runs": [_run(page, out) for page in pages],
         "differences": _differences([page.run.config for page in pages]),
@@ -263,7 +263,7 @@ def _sample(id_: str, pages: Sequence[RunPages], photos: Photos) -> dict[str, An
         "gap": gap,
         "size": facts[0].size_wh,
         "objects": objects,
-        "crowding": next(i for i, (_, _, most) in enumerate(CROWDING) if most is None or objects <= most),
+        "crowding": int(crowding_of_counts(objects)),
         "classes": sorted({name[:200] for fact in facts for name in fact.classes}),
         "panel": any(fact.in_panel for fact in facts),
         "runs": [number for number, _ in holders],

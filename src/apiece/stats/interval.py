@@ -30,6 +30,8 @@ from scipy import stats
 from apiece.boxes import FloatArray
 
 LEVEL = 0.95
+LEAST_UNITS = 2
+"""Units (images, blocks of steps) below which there is no interval: of one alone nothing is known of its spread."""
 LEAST_EVENTS = 6
 """Units on which either arm has to meet what is counted, for a verdict: 2 / 2**6 < 1 - LEVEL < 2 / 2**5."""
 _MOST_NAN = 0.5
@@ -112,7 +114,7 @@ def compare_drawn(
     known = np.isfinite(image)
     if np.array_equal(a.point, b.point) and np.array_equal(a.draws, b.draws, equal_nan=True):
         return Difference(a.value, b.value, difference, 0.0, 0.0, Verdict.SAME)
-    if not interval or units < 2 or known.mean() < _MOST_NAN:
+    if not interval or units < LEAST_UNITS or known.mean() < _MOST_NAN:
         return Difference(a.value, b.value, difference)
     image = (image - image[known].mean()) * math.sqrt(units / (units - 1))
     parts = [(float(image[known].var()), units - 1)]
@@ -133,6 +135,36 @@ def compare_drawn(
         share = parts[0][0] / whole if (whole := sum(v for v, _ in parts)) else 1.0
         growth = _growth(abs(difference), (difference - lo) if difference > 0 else (hi - difference), share)
     return Difference(a.value, b.value, difference, lo, hi, verdict, growth)
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A figure and its interval.
+
+    Attributes:
+        value: `None` where there is nothing to divide.
+        lo: Lower end of the interval; `None` where too few units are known for one.
+        hi: Upper end.
+        units: On how many units it rests.
+    """
+
+    value: float | None
+    lo: float | None
+    hi: float | None
+    units: int
+
+
+def estimate(own: Drawn, units: int, rng: np.random.Generator) -> Estimate:
+    """A figure of one arm with its interval: that of its difference to nothing.
+
+    Args:
+        own: The figure.
+        units: n, how many independent units it rests on.
+        rng: Draws the seeds, where there are several.
+    """
+    nothing = Drawn(np.zeros(1), np.zeros((1, own.draws.shape[1])))
+    found = compare_drawn(nothing, own, units, rng, higher_is_better=None)
+    return Estimate(own.value, found.lo, found.hi, units)
 
 
 def _seed_by_seed(a: Drawn, b: Drawn) -> Drawn | None:

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from apiece.errors import UserError
 from apiece.evaluate.detections import align_complete
 from apiece.evaluate.forms import Detections, GroundTruth
-from apiece.study.arms import Arm, Ratio, Source
+from apiece.stats.ratio import Ratio
+from apiece.study.arms import Arm, Source
 from apiece.types import IntArray
 
 # Which runs are seeds of one arm.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -12,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from apiece.boxes import FloatArray
+from apiece.dumps.beliefs import probe_ratios
 from apiece.dumps.folder import DUMPS, PROTOCOL_FILE, RECORDS_FILE, Dump, RunFolder, dumped_steps, open_run, read_dump
-from apiece.dumps.form import HiddenRow, ObjectRow, Probes, Record
+from apiece.dumps.form import HiddenRow, ObjectRow, Record
 from apiece.errors import UserError
 from apiece.evaluate.answers import PREDICTIONS_FILE
 from apiece.evaluate.detections import (
@@ -28,30 +27,12 @@ from apiece.evaluate.detections import (
 from apiece.evaluate.forms import Detections, GroundTruth
 from apiece.evaluate.metrics import METRICS_FILE
 from apiece.files import file_hash
+from apiece.stats.ratio import Ratio
 from apiece.types import BoxXYXY, Detection, Instance, Sample
 
 # What is compared: one run at one step, or one evaluation, in the form that every figure is computed from.
 #
 # Shapes: I images.
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Ratio:
-    """A figure that is a sum over images divided by another one.
-
-    Attributes:
-        part: `[I]` what is summed above the line.
-        whole: `[I]` below it.
-    """
-
-    part: FloatArray
-    whole: FloatArray
-
-    @property
-    def value(self) -> float:
-        """The figure over all images; NaN with nothing to divide."""
-        whole = float(self.whole.sum())
-        return float(self.part.sum()) / whole if whole else float("nan")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -110,11 +91,6 @@ class Arm:
     sources: tuple[Source, ...]
 
 
-def per_image(values: FloatArray, image: np.ndarray, images: int) -> FloatArray:
-    """Sum of the values of each image, `[I]`."""
-    return np.bincount(image, weights=values, minlength=images).astype(np.float64)
-
-
 # A dump of a run as something that can be compared: its records as labels, predictions and probe figures.
 #
 # Outcomes are named anew from the boxes by the code of `apiece evaluate`, so that dumps and evaluations have one
@@ -123,9 +99,6 @@ def per_image(values: FloatArray, image: np.ndarray, images: int) -> FloatArray:
 # Shapes: I images.
 
 
-SLOT_FIGURES = ("entropy", "modes", "own_mass", "cross_instance_mass", "exp_argmax_gap")
-PASSES = ("a1", "last")
-_FOLLOW = ("near_neighbour", "near_own", "elsewhere")
 _TELEMETRY = "window_var/"
 _OWN_SETTINGS = ("seed", "run.name", "run.dir")
 """In which runs of one arm may differ."""
@@ -257,36 +230,6 @@ def _detections(record: Record, folder: Path) -> list[Detection]:
 def _box(values: Sequence[float]) -> BoxXYXY:
     x1, y1, x2, y2 = (float(value) for value in values)
     return x1, y1, x2, y2
-
-
-def probe_ratios(records: Sequence[tuple[Sequence[ObjectRow], Probes | None]]) -> dict[str, Ratio]:
-    """Probe figures as sums and counts by image; what could not be computed counts nowhere."""
-    part: dict[str, FloatArray] = defaultdict(lambda: np.zeros(len(records)))
-    whole: dict[str, FloatArray] = defaultdict(lambda: np.zeros(len(records)))
-
-    def add(key: str, image: int, values: Iterable[float | None]) -> None:
-        known = [value for value in values if value is not None]
-        part[key][image] += float(sum(known))
-        whole[key][image] += len(known)
-
-    for image, (objects, probes) in enumerate(records):
-        if probes is None:
-            continue
-        slots = probes["slots"]
-        for name, figures in (("a1", slots["a1"]), ("last", slots["last"])):
-            for key in SLOT_FIGURES:
-                add(f"probes/{name}/{key}", image, figures[key])  # type: ignore[literal-required]
-        add("probes/drift", image, slots["drift"])
-        # Only a box with a neighbour of its class can be taken for it.
-        of_class = Counter(row["desc"] for row in objects if not row["iscrowd"])
-        rows = probes["objects"]
-        crowded = [of_class[objects[i]["desc"]] > 1 for i in rows["object"]]
-        for key, flags in (("flip", rows["flip"]), ("chimera", rows["chimera"])):
-            add(f"probes/{key}", image, (float(flag) for flag, near in zip(flags, crowded, strict=True) if near))
-        for row in probes["follow"]:
-            for key in _FOLLOW:
-                add(f"probes/follow/{key}", image, [row[key]])  # type: ignore[literal-required]
-    return {key: Ratio(part[key], whole[key]) for key in part if whole[key].any()}
 
 
 # A folder that `apiece evaluate` wrote as something that can be compared.

@@ -5,7 +5,6 @@ Shapes: I images that count, B draws, S seeds of an arm.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,28 +15,27 @@ from numpy.typing import NDArray
 
 from apiece.boxes import FloatArray
 from apiece.evaluate.ap import ap_of_draws, coco_matches
+from apiece.evaluate.rates import Judged, image_ratios, judge
 from apiece.progress import track
+from apiece.stats.draws import DRAWS, image_draws, seeds_rng
 from apiece.stats.interval import LEVEL, Difference, Drawn, compare_drawn
+from apiece.stats.ratio import Ratio
 from apiece.study.align import align, group_seeds, probes_in_common, require_comparable, require_two
-from apiece.study.arms import Arm, Ratio, Source, read_sources
+from apiece.study.arms import Arm, Source, read_sources
 from apiece.study.verdicts import (
     FIGURES,
     LEAST_BLOCKS,
     Changed,
     Comparison,
-    Judged,
     Row,
     Side,
     disagreement,
     figure_of,
-    image_ratios,
-    judge,
     lenient_draws,
     telemetry_draws,
 )
 from apiece.types import IntArray
 
-DRAWS = 1000
 CHANGED = 20
 """How many of the images that changed most are kept, each way."""
 _AP = ("coco/AP", "coco/AP50")
@@ -229,17 +227,6 @@ def _shared(a: Source, b: Source) -> dict[str, Any]:
         else:
             told[key] = list(value) if isinstance(value, tuple) else value
     return told
-
-
-def seeds_rng(seed: int, key: str) -> np.random.Generator:
-    """Draws the seeds for one figure: its interval does not depend on which others are computed."""
-    return np.random.default_rng([seed, 1, zlib.crc32(key.encode())])
-
-
-def image_draws(images: int, draws: int, seed: int) -> NDArray[np.uint16]:
-    """`[B, I]` how often each image is in each draw."""
-    rng = np.random.default_rng([seed, 0])
-    return rng.multinomial(images, np.full(images, 1 / images), size=draws).astype(np.uint16)
 
 
 def _stack(group: Sequence[_Drawn], key: str) -> Drawn:

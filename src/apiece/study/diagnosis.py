@@ -16,8 +16,9 @@ from apiece.data.jsonl import read_jsonl
 from apiece.evaluate.detections import samples_to_ground_truth
 from apiece.evaluate.forms import Detections, GroundTruth
 from apiece.evaluate.metrics import Metrics, evaluate_detections
-from apiece.evaluate.rates import CROWDING, POSITIONS, crowding_of_images, position_of
+from apiece.evaluate.rates import POSITIONS, crowding_of_images, position_of
 from apiece.outcomes import MISSES, NONE, Fate, Outcome
+from apiece.stats.ratio import CROWDING
 from apiece.study.evidence import FOLLOW, Evidence, Figure, Sampler, labelled_groups
 from apiece.study.explanations import explain, several_peaks
 from apiece.types import IntArray

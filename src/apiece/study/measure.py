@@ -16,13 +16,14 @@ import numpy as np
 import torch
 
 from apiece.config.schema import Config
+from apiece.dumps.beliefs import probe_ratios
 from apiece.errors import UserError
 from apiece.evaluate.detections import align_complete, load_complete, predictions_to_detections, samples_to_ground_truth
 from apiece.evaluate.metrics import evaluate_detections
 from apiece.evaluate.predict import evaluate_checkpoint, load_predictor, read_split
 from apiece.files import write_json
 from apiece.monitor.probing import Prober, ProbeSettings
-from apiece.study.arms import Source, evaluation_source, probe_ratios
+from apiece.study.arms import Source, evaluation_source
 from apiece.study.diagnosis import diagnose
 from apiece.study.jobs import Job
 from apiece.study.results import TRUE, Result, Split, judged_split, write_result

@@ -16,10 +16,9 @@ from numpy.typing import NDArray
 from apiece.errors import UserError
 from apiece.evaluate.ap import CocoMatches, ap_of_draws, coco_matches
 from apiece.evaluate.forms import Detections, GroundTruth
-from apiece.evaluate.rates import CROWDING, crowding_of_counts
+from apiece.evaluate.rates import image_ratios, judge
 from apiece.files import write_json
-from apiece.study.arms import Ratio
-from apiece.study.verdicts import image_ratios, judge
+from apiece.stats.ratio import CROWDING, Ratio, crowding_of_counts
 from apiece.types import IntArray
 
 # What is kept of every image, so that intervals can be made again without the run: sums, and the matches of AP.

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from apiece.boxes import FloatArray
 from apiece.errors import UserError
 from apiece.evaluate.ap import ap_of_draws
-from apiece.evaluate.rates import CROWDING, crowding_of_counts
 from apiece.progress import track
-from apiece.stats.interval import LEVEL, Difference, Drawn, compare_drawn
-from apiece.study.comparison import DRAWS, image_draws, seeds_rng
+from apiece.stats.draws import DRAWS, image_draws, seeds_rng
+from apiece.stats.interval import LEVEL, Difference, Drawn, compare_drawn, estimate
+from apiece.stats.ratio import CROWDING, crowding_of_counts
 from apiece.study.jobs import differences, filled
 from apiece.study.results import AP, TRUE, Result, Split, read_result, same_images
 from apiece.study.verdicts import LEAST_BLOCKS, Figure, figure_of, telemetry_draws
@@ -279,11 +279,9 @@ class _Table:
 
     def mean(self, arm: str, key: str, seed: int) -> Mean:
         """Of an arm, with its interval: its difference to nothing."""
-        own, nothing = self.of_arm(arm, key), Drawn(np.zeros(1), np.zeros((1, self.drawn[arm][key].shape[1])))
-        found = compare_drawn(
-            nothing, own, int(self.bearing[arm][key].sum()), seeds_rng(seed, key), higher_is_better=None
-        )
-        return Mean(own.value, found.lo, found.hi, tuple(own.point.tolist()))
+        own = self.of_arm(arm, key)
+        found = estimate(own, int(self.bearing[arm][key].sum()), seeds_rng(seed, key))
+        return Mean(found.value, found.lo, found.hi, tuple(own.point.tolist()))
 
     def difference(self, a: str, b: str, key: str, seed: int) -> Difference:
         """B minus A, as `apiece compare` gives it."""

@@ -16,10 +16,10 @@ from scipy import stats
 
 from apiece.boxes import FloatArray
 from apiece.errors import UserError
-from apiece.evaluate.rates import CROWDING
 from apiece.files import locked
 from apiece.report.page import Built, build_report
 from apiece.stats.interval import LEVEL, Difference, Verdict
+from apiece.stats.ratio import CROWDING
 from apiece.study.jobs import Job
 from apiece.study.results import TRUE
 from apiece.study.summary import ALL, SPEED, Mean, Summary, study_figure

@@ -16,13 +16,13 @@ from rich.table import Table
 from apiece.boxes import FloatArray
 from apiece.dumps.folder import DUMPS
 from apiece.evaluate.ap import coco_scores
-from apiece.evaluate.detections import hidden_instances
 from apiece.evaluate.forms import Detections, GroundTruth
-from apiece.evaluate.rates import SplitMatch, f1_of, match_split, near_duplicates, strips
-from apiece.outcomes import MISSES, NONE, Fate, Outcome, Outcomes, label_outcomes
+from apiece.evaluate.rates import Judged, f1_of
+from apiece.outcomes import MISSES, Outcome, Outcomes
+from apiece.stats.draws import block_draws
 from apiece.stats.interval import Difference, Drawn, Verdict
-from apiece.study.arms import Ratio, Source, per_image
-from apiece.types import IntArray
+from apiece.stats.ratio import Ratio
+from apiece.study.arms import Source
 
 # The figures that are compared, by name: what each is called, which direction is better, and its sums image by image.
 #
@@ -103,81 +103,6 @@ def figure_of(key: str) -> Figure:
         return Figure(f"{context}: {label}" if context else label, PROBES, better)
     assert family == "window_var", f"unknown figure {key}"
     return Figure(f"variance of {rest}", TELEMETRY, False)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Judged:
-    """A split with every prediction named.
-
-    Attributes:
-        match: Predictions to labels.
-        outcomes: Of the two.
-    """
-
-    match: SplitMatch
-    outcomes: Outcomes
-
-
-def judge(
-    truth: GroundTruth, detections: Detections, complete: GroundTruth | None = None, *, min_score: float = 0.0
-) -> Judged:
-    """Match a split and name every prediction and label, as `apiece evaluate` does."""
-    match = match_split(truth, detections, min_score=min_score)
-    hidden = None if complete is None else hidden_instances(complete, truth)
-    return Judged(match, label_outcomes(truth, detections, match, hidden))
-
-
-def image_ratios(
-    truth: GroundTruth,
-    detections: Detections,
-    judged: Judged,
-    complete: GroundTruth | None = None,
-    *,
-    min_score: float = 0.0,
-) -> dict[str, Ratio]:
-    """Every figure that is a ratio of sums over images, by key."""
-    images = len(truth.images)
-
-    def count(image: IntArray, weights: FloatArray | None = None) -> FloatArray:
-        return per_image(np.ones(len(image)) if weights is None else weights, image, images)
-
-    tp, fp, fn = _counts(judged.match, truth, detections)
-    named = np.flatnonzero(judged.outcomes.of_prediction != NONE)
-    predicted, labels = count(detections.image[named]), tp + fn
-    fate = {f: count(truth.image[judged.outcomes.truths(f)]) for f in MISSES}
-    pairs, long = near_duplicates(truth, detections, named), strips(truth, detections)
-    ratios = {
-        "f1/f1": Ratio(2 * tp, 2 * tp + fp + fn),
-        "f1/precision": Ratio(tp, tp + fp),
-        "f1/recall": Ratio(tp, labels),
-        "f1/mean_iou": Ratio(count(detections.image[judged.match.pairs[:, 0]], judged.match.iou), tp),
-        **{
-            f"rates/{o.label}": Ratio(count(detections.image[judged.outcomes.predictions(o)]), predicted)
-            for o in Outcome
-            if complete is not None or o is not Outcome.UNLABELLED
-        },
-        "count/per_image": Ratio(predicted, np.ones(images)),
-        **{f"miss_rate/{f.label}": Ratio(fate[f], labels) for f in MISSES},
-        "rates/merged": Ratio(fate[Fate.MERGED], fn),
-        "shape/near_duplicate": Ratio(count(detections.image[np.unique(pairs[:, 1])]), predicted),
-        "shape/strip": Ratio(count(detections.image[named[long[named]]]), predicted),
-    }
-    if complete is not None:
-        tp, fp, fn = _counts(match_split(complete, detections, min_score=min_score), complete, detections)
-        ratios["f1/true"] = Ratio(2 * tp, 2 * tp + fp + fn)
-    return ratios
-
-
-def _counts(match: SplitMatch, truth: GroundTruth, detections: Detections) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """True positives, false positives and misses of each image."""
-    images = len(truth.images)
-    rows = (
-        truth.image[match.pairs[:, 1]],
-        detections.image[match.false_positives],
-        truth.image[match.misses],
-    )
-    tp, fp, fn = (np.bincount(image, minlength=images).astype(np.float64) for image in rows)
-    return tp, fp, fn
 
 
 def lenient_draws(
@@ -300,7 +225,7 @@ def telemetry_draws(
         rows = [np.array([source.telemetry[key][step] for step in steps]) for source in sources]
         window = max(source.telemetry_window or DEFAULT_WINDOW for source in sources)
         length = _block(steps, window)
-        weights = _weights(len(steps), length, draws, seed)
+        weights = block_draws(len(steps), length, draws, seed)
         drawn = [(float(row.mean()), weights @ row) for row in rows]
         points, values = np.array([p for p, _ in drawn]), np.array([v for _, v in drawn])
         blocks = len(steps) // length
@@ -323,17 +248,6 @@ def _block(steps: list[int], window: int) -> int:
     """How many logged rows a window spans, at most all."""
     apart = float(np.median(np.diff(steps))) if len(steps) > 1 else float(window)
     return min(max(math.ceil(window / max(apart, 1.0)), 1), len(steps))
-
-
-def _weights(rows: int, length: int, draws: int, seed: int) -> FloatArray:
-    """`[B, R]` shares of the rows in each draw: blocks of `length` rows from anywhere, the end joined to the start."""
-    rng = np.random.default_rng([seed, 2])
-    blocks = math.ceil(rows / length)
-    start = rng.integers(rows, size=(draws, blocks))
-    taken = (start[:, :, None] + np.arange(length)) % rows
-    counts = np.zeros((draws, rows))
-    np.add.at(counts, (np.arange(draws)[:, None, None], taken), 1.0)
-    return counts / (blocks * length)
 
 
 # Why F1 and AP disagree: which outcomes of predictions account for the change of each.
