@@ -6,13 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from records import DOG, record, save_image, write_lines
 
 from apiece.cli import main
 from apiece.data.images import members, open_image, read_image_file
 from apiece.data.jsonl import read_jsonl
 from apiece.data.pack import pack
 from apiece.errors import UserError
-from records import DOG, record, save_image, write_lines
 
 
 @pytest.fixture

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from records import DOG, record, with_box, write_lines
 
 from apiece.data import index
 from apiece.data import index as quick
 from apiece.errors import UserError
 from apiece.files import file_hash
-from records import DOG, record, with_box, write_lines
 
 PERSON = DOG | {"desc": "person", "iscrowd": True}
 BOOK = DOG | {"desc": "book"}

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from records import kinds, record, save_image, write_lines
 
 from apiece.data import images as shards
 from apiece.data.check import check_jsonl
@@ -26,7 +27,6 @@ from apiece.data.images import (
 )
 from apiece.data.jsonl import read_jsonl, write_jsonl
 from apiece.data.lines import ImageError
-from records import kinds, record, save_image, write_lines
 
 
 def png(color: int, size_wh: tuple[int, int] = (64, 48)) -> bytes:

@@ -13,7 +13,7 @@ from typing import Any
 from apiece.boxes import xyxy_to_xywh
 from apiece.data.images import read_image_file
 from apiece.dumps.folder import Dump, find_image, picture_name
-from apiece.dumps.form import ObjectRow, PredictionRow, Record
+from apiece.dumps.form import Entry, ObjectRow, PredictionRow
 from apiece.errors import UserError
 from apiece.evaluate.detections import (
     predictions_to_detections,
@@ -54,10 +54,10 @@ def export_coco(dump: Dump, out: Path, annotations: Path | None = None) -> Expor
         annotations: Of the labels; `None` leaves them out.
     """
     _require_records(dump)
-    samples = [_sample(record) for record in dump.records]
+    samples = [_sample(record) for record in dump.entries]
     truth, detections = predictions_to_detections(
         samples_to_ground_truth(samples),
-        {record["id"]: [_detection(row) for row in record["predictions"]] for record in dump.records},
+        {record["id"]: [_detection(row) for row in record["predictions"]] for record in dump.entries},
     )
     if annotations is not None:
         coco, files = to_coco(truth), {sample.id: sample.image.as_posix() for sample in samples}
@@ -65,7 +65,7 @@ def export_coco(dump: Dump, out: Path, annotations: Path | None = None) -> Expor
             image["file_name"] = files[info.name]
         write_json(annotations, coco)
     write_coco_results(out, truth, detections)
-    return _counted(dump.records)
+    return _counted(dump.entries)
 
 
 def export_fiftyone(dump: Dump, run: Path, out: Path) -> Exported:
@@ -85,7 +85,7 @@ def export_fiftyone(dump: Dump, run: Path, out: Path) -> Exported:
     _require_records(dump)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError("expected a new or empty folder", where=out, fix="choose another --fiftyone", exit_code=2)
-    found = [(i, record, find_image(record, run)) for i, record in enumerate(dump.records)]
+    found = [(i, record, find_image(record, run)) for i, record in enumerate(dump.entries)]
     kept = [(i, record, image) for i, record, image in found if image is not None]
     if not kept:
         raise UserError(f"none of the {len(found)} images of the dump is there any more", where=dump.folder)
@@ -110,16 +110,16 @@ def export_fiftyone(dump: Dump, run: Path, out: Path) -> Exported:
 
 
 def _require_records(dump: Dump) -> None:
-    if not dump.records:
+    if not dump.entries:
         raise UserError("the dump has no record that can be read", where=dump.folder)
 
 
-def _counted(records: Sequence[Record]) -> Exported:
+def _counted(records: Sequence[Entry]) -> Exported:
     rows = [row for record in records for row in record["predictions"]]
     return Exported(len(records), len(rows), sum(row["score"] is None for row in rows))
 
 
-def _sample(record: Record) -> Sample:
+def _sample(record: Entry) -> Sample:
     objects = tuple(
         Instance(row["desc"], _box(row["bbox"]), row["iscrowd"], row["area"], row["id"]) for row in record["objects"]
     )
@@ -135,12 +135,12 @@ def _box(values: Sequence[float]) -> BoxXYXY:
     return x1, y1, x2, y2
 
 
-def _fiftyone_label(row: ObjectRow, record: Record) -> dict[str, Any]:
+def _fiftyone_label(row: ObjectRow, record: Entry) -> dict[str, Any]:
     attributes = {"fate": row["fate"], "iscrowd": row["iscrowd"]}
     return {"label": row["desc"], "bounding_box": _relative(row["bbox"], record), "attributes": attributes}
 
 
-def _fiftyone_prediction(row: PredictionRow, record: Record) -> dict[str, Any]:
+def _fiftyone_prediction(row: PredictionRow, record: Entry) -> dict[str, Any]:
     return {
         "label": row["desc"],
         "bounding_box": _relative(row["bbox"], record),
@@ -149,7 +149,7 @@ def _fiftyone_prediction(row: PredictionRow, record: Record) -> dict[str, Any]:
     }
 
 
-def _relative(bbox: Sequence[float], record: Record) -> list[float]:
+def _relative(bbox: Sequence[float], record: Entry) -> list[float]:
     """`[x, y, width, height]` as shares of the image."""
     (box,) = xyxy_to_xywh([bbox])
     sides = (record["width"], record["height"]) * 2

@@ -1,6 +1,6 @@
 """Runs a model for its probes: beliefs at the labels' own slots, and at the boxes that it wrote itself.
 
-Forward passes alone, without gradients, in bounded batches; the passes are Channel-A's own (`apiece.channels`).
+Only forward passes, without gradients, in bounded batches; the passes are Channel-A's own (`apiece.channels`).
 
 Shapes: B samples, T answer tokens, N objects, P predictions, S slots, K bins, D width.
 """
@@ -31,7 +31,7 @@ from apiece.types import Encoded, IntArray, Role, Sample, Slots
 
 T = TypeVar("T")
 TOKENS_AT_ONCE = 16_384
-"""Most tokens of one batch, padding included; a single sample always goes."""
+"""Most tokens of one batch, padding included; a single sample may be longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +39,12 @@ class ProbeSettings:
     """What the figures depend on.
 
     Attributes:
-        passes: Of Channel-A; at least 2, so that there is a context of beliefs.
+        passes: At least 2, so that there is a context of beliefs.
         embed_mode: How a belief becomes an input.
         temperature: Divides the logits before they become an input; the figures themselves are at temperature 1.
-        sigma: Width of the training target, bins: near is within three of them.
+        sigma: Width of the training target, bins.
         order: In which labels are written.
-        seed: Of a random order.
+        seed: For a random order.
         batch_size: Samples at once.
     """
 
@@ -58,7 +58,7 @@ class ProbeSettings:
 
     @classmethod
     def of(cls, config: Config) -> Self:
-        """Those of a run: its own passes and order, at least two passes, every slot replaced."""
+        """Those of a run: its own passes (at least two) and order, every slot replaced."""
         stage2 = config.stage2_ab
         return cls(
             passes=max(2, stage2.n_softctx_iter),
@@ -90,13 +90,9 @@ class _Labelled:
 
 
 class Prober:
-    """Probes a model; leaves it in the mode that it was in.
+    """Probes a model (not wrapped) and leaves it in the mode that it was in.
 
-    Args:
-        model: Of `apiece.model.load`, not wrapped.
-        encoder: Its tokenizer, prompt and images.
-        settings: What the figures depend on.
-        dtype: Autocast to it; `None` for the weights' own precision, as evaluation runs.
+    `dtype` is that of autocast; `None` for the weights' own precision, as evaluation runs.
     """
 
     def __init__(
@@ -119,40 +115,36 @@ class Prober:
         )
 
     def labels(self, samples: Iterable[Sample]) -> list[LabelProbes | None]:
-        """Probes at the labels' own slots, one per sample in order.
-
-        `None` for a sample whose labels do not fit into the model's context. A few MB a sample: hand over as many
-        samples at a time as may stay in memory.
-        """
+        """`iter_labels` at once: a few MB a sample."""
         return list(self.iter_labels(samples))
 
     def iter_labels(self, samples: Iterable[Sample]) -> Iterator[LabelProbes | None]:
-        """The same, a batch at a time: any number of samples streams through."""
+        """Probes at the labels' own slots, one per sample in order, a batch at a time.
+
+        `None` for a sample whose labels do not fit into the model's context.
+        """
         for group in _batches((self._labelled(s) for s in samples), self.settings.batch_size, _encoded_of):
             yield from self._label_batch(group)
 
     def answers(self, answers: Iterable[Answer]) -> list[NDArray[np.float32]]:
-        """The distributions `[P, 4, K]` at the coordinates of each answer's kept records, one forward pass a batch.
+        """The distributions `[P, 4, K]` at the coordinates of each answer's kept objects.
 
         The ids go in as they were generated, token for token.
         """
-        return list(self.iter_answers(answers))
-
-    def iter_answers(self, answers: Iterable[Answer]) -> Iterator[NDArray[np.float32]]:
-        """The same, a batch at a time."""
         bins = self.encoder.side.vocab.num_bins
-        rows = (self._written(answer) for answer in answers)
-        for group in _batches(rows, self.settings.batch_size, lambda encoded: encoded):
-            asked = [e for e in group if e is not None]
-            found: Iterator[NDArray[np.float32]] = iter(())
-            if asked:
+        found: list[NDArray[np.float32]] = []
+        for group in _batches(map(self._written, answers), self.settings.batch_size, lambda encoded: encoded):
+            given = [encoded for encoded in group if encoded is not None]
+            beliefs: Iterator[NDArray[np.float32]] = iter(())
+            if given:
                 with self._evaluating():
-                    batch = self._collate(asked)
+                    batch = self._collate(given)
                     hidden_BTD = first_pass(self.model, batch).hidden_BTD
-                    p_S4K = _beliefs(slot_logits(hidden_BTD, batch.slots, self._rows()))
-                found = iter(np.split(p_S4K, np.cumsum([len(_answer(e).slots) // 4 for e in asked])[:-1]))
-            for encoded in group:
-                yield np.zeros((0, 4, bins), dtype=np.float32) if encoded is None else next(found)
+                    p_N4K = _beliefs(slot_logits(hidden_BTD, batch.slots, self._rows()))
+                beliefs = iter(np.split(p_N4K, np.cumsum([len(_answer(e).slots) // 4 for e in given])[:-1]))
+            none = np.zeros((0, 4, bins), dtype=np.float32)
+            found += [none if encoded is None else next(beliefs) for encoded in group]
+        return found
 
     def _labelled(self, sample: Sample) -> _Labelled | None:
         order, seed = self.settings.order, self.settings.seed
@@ -163,7 +155,7 @@ class Prober:
         return _Labelled(sample, written_objects(sample, order, seed), encoded)
 
     def _written(self, answer: Answer) -> EncodedSample | None:
-        """An answer as it was generated, as a target; `None` where it has no box."""
+        """An answer as it was generated, as if it were a target; `None` where it has no box."""
         if not answer.parsed.objects:
             return None
         question = self.encoder.question(answer.sample)
@@ -249,7 +241,7 @@ class Prober:
         )
 
     def _nothing(self, sample: Sample) -> LabelProbes:
-        """Of a sample without objects to write."""
+        """The probes of a sample without objects to write."""
         none, bins = np.zeros(0, dtype=np.int64), self.encoder.side.vocab.num_bins
         boxes, beliefs = np.zeros((0, 4), dtype=np.int64), np.zeros((0, 4, bins), dtype=np.float32)
         nobody: Follow = follow(beliefs[:, :2], none, none, boxes, 0)
@@ -259,9 +251,9 @@ class Prober:
         )  # fmt: skip
 
     def _swapped(self, first: FirstPass, batch: Batch, rows: CoordRows, swaps: _Swaps) -> NDArray[np.float32]:
-        """Distributions `[F, 2, K]` at x2 and y2 with a neighbour's x1, y1 in the input, each object for itself.
+        """Distributions `[F, 2, K]` at x2 and y2 with a neighbour's x1, y1 in the input, one object at a time.
 
-        x2 is read first; y2 is read behind the x2 that the model found most likely, as if it had written it.
+        x2 is read first; y2 is read after the most likely x2, as if the model had written it.
         """
         if not len(swaps.own):
             return np.zeros((0, 2, self.encoder.side.vocab.num_bins), dtype=np.float32)

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from made import example_record, write_dump, write_run
+from made import example_entry, write_dump, write_run
 
 from apiece.dumps.folder import dumped_steps, find_image, open_run, picture_name, read_dump
 from apiece.errors import UserError
@@ -66,9 +66,9 @@ def test_half_written_last_lines_are_named_and_the_rest_is_read(tmp_path: Path) 
 
 
 def test_broken_and_repeated_lines_are_left_out(tmp_path: Path) -> None:
-    folder = write_dump(tmp_path, 5, [example_record("a", 5), {"schema": 1}, example_record("a", 5)])
+    folder = write_dump(tmp_path, 5, [example_entry("a", 5), {"schema": 1}, example_entry("a", 5)])
     with (folder / "records.jsonl").open("ab") as file:
-        file.write(b"\n\xff\n" + json.dumps(example_record("c\u2028", 5), ensure_ascii=False).encode())
+        file.write(b"\n\xff\n" + json.dumps(example_entry("c\u2028", 5), ensure_ascii=False).encode())
     (folder / "0000_a.png").touch()
     (folder / picture_name(4, "c\u2028")).touch()
     (folder / "0009_gone.png").touch()
@@ -83,7 +83,7 @@ def test_broken_and_repeated_lines_are_left_out(tmp_path: Path) -> None:
 
 
 def test_pictures_of_ids_that_look_alike_in_file_names_keep_their_order(tmp_path: Path) -> None:
-    folder = write_dump(tmp_path, 5, [example_record(name, 5) for name in ("a b", "x", "a:b")])
+    folder = write_dump(tmp_path, 5, [example_entry(name, 5) for name in ("a b", "x", "a:b")])
     names = [picture_name(0, "a b"), picture_name(2, "a:b")]
     assert names == ["0000_a_b.png", "0002_a_b.png"]
     for name in names:
@@ -105,7 +105,7 @@ def test_a_dump_of_another_schema_is_a_gap_and_the_others_are_read(tmp_path: Pat
 
 
 def test_a_record_of_another_schema_stops_its_dump(tmp_path: Path) -> None:
-    folder = write_dump(tmp_path, 5, [example_record("a", 5), example_record("b", 5, schema=2)])
+    folder = write_dump(tmp_path, 5, [example_entry("a", 5), example_entry("b", 5, schema=2)])
     with pytest.raises(UserError, match=r"records.jsonl:2: expected a dump of schema 1, found 2"):
         read_dump(folder)
 
@@ -149,7 +149,7 @@ def test_a_dump_without_protocol_is_none(tmp_path: Path) -> None:
 
 def test_an_image_is_found_where_it_was_or_in_the_run(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run")
-    record = open_run(folder).dump().records[0]
+    record = open_run(folder).dump().entries[0]
     assert find_image(record, folder) is None
     (folder / "images").mkdir()
     (folder / "images" / "a.png").touch()

@@ -9,18 +9,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made import example_protocol, example_record
+from made import example_entry, example_protocol
 
-from apiece.dumps.form import BrokenLineError, finite, json_line, parse_protocol, parse_record
+from apiece.dumps.form import BrokenLineError, finite, json_line, parse_entry, parse_protocol
 from apiece.errors import UserError
 
 
 def test_a_record_comes_back_as_it_was_written() -> None:
-    record = example_record()
+    record = example_entry()
     line = json_line(record)
     assert line.endswith("}\n")
     assert line.count("\n") == 1
-    assert parse_record(line, "x:1") == record
+    assert parse_entry(line, "x:1") == record
 
 
 def test_what_is_not_finite_becomes_null() -> None:
@@ -30,19 +30,19 @@ def test_what_is_not_finite_becomes_null() -> None:
 
 
 def test_a_nan_that_another_tool_wrote_is_read_as_null() -> None:
-    record = example_record()
+    record = example_entry()
     record["predictions"][0]["score"] = float("nan")
-    read = parse_record(json.dumps(record), "x:1")
+    read = parse_entry(json.dumps(record), "x:1")
     assert read["predictions"][0]["score"] is None
 
 
 @pytest.mark.parametrize("desc", ["</script><b>", "بطة", "🦆\u2028book", "x" * 10_000, ""])
 def test_hostile_names_pass_through_as_text(desc: str) -> None:
-    record = example_record()
+    record = example_entry()
     record["predictions"][0]["desc"] = desc
     line = json_line(record)
     assert line.count("\n") == 1
-    assert parse_record(line.encode(), "x:1")["predictions"][0]["desc"] == desc
+    assert parse_entry(line.encode(), "x:1")["predictions"][0]["desc"] == desc
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_hostile_names_pass_through_as_text(desc: str) -> None:
     ],
 )
 def test_another_schema_is_told_with_its_remedy(found: Any, message: str) -> None:
-    for read, value in ((parse_record, example_record()), (parse_protocol, example_protocol())):
+    for read, value in ((parse_entry, example_entry()), (parse_protocol, example_protocol())):
         value["schema"] = found
         with pytest.raises(UserError, match=rf"dumps/x\.jsonl:7: .*{message}") as caught:
             read(json.dumps(value), Path("dumps/x.jsonl:7"))
@@ -68,18 +68,18 @@ def test_another_schema_is_told_with_its_remedy(found: Any, message: str) -> Non
         ({"predictions": None}, "predictions: Input should be a valid list"),
         ({"width": "192"}, "width: Input should be a valid integer"),
         ({"hidden": [{"desc": "book", "bbox": [1, 2, 3]}]}, "expected a bbox of 4 numbers, found 3"),
-        ({"objects": []}, "points to an object that is not among the 0 of the record"),
+        ({"objects": []}, "points to an object that is not among the 0 of the entry"),
     ],
 )
 def test_a_broken_record_says_where(change: dict[str, Any], message: str) -> None:
     with pytest.raises(BrokenLineError, match=re.escape(message)):
-        parse_record(json.dumps(example_record(**change)), "x:1")
+        parse_entry(json.dumps(example_entry(**change)), "x:1")
 
 
 @pytest.mark.parametrize(("text", "message"), [("[]", "expected a JSON object"), ('{"schema": 1,', "not valid JSON")])
 def test_a_line_that_is_no_object_is_no_record(text: str, message: str) -> None:
     with pytest.raises(BrokenLineError, match=message):
-        parse_record(text, "x:1")
+        parse_entry(text, "x:1")
 
 
 def test_a_missing_key_is_named() -> None:
@@ -90,11 +90,11 @@ def test_a_missing_key_is_named() -> None:
 
 
 def test_further_keys_are_no_mistake() -> None:
-    assert parse_record(json.dumps(example_record(note="of a later version")), "x:1")["id"] == "000044"
+    assert parse_entry(json.dumps(example_entry(note="of a later version")), "x:1")["id"] == "000044"
 
 
 def test_the_page_shows_this_form() -> None:
     page = (Path(__file__).parents[2] / "docs" / "records.md").read_text(encoding="utf-8")
     block = page.split("## A record")[1].split("```json\n")[1].split("```")[0]
     words = set(re.findall(r'"(\w+)":', block))
-    assert words >= set(example_record()) | set(example_record()["predictions"][0]) | set(example_record()["answer"])
+    assert words >= set(example_entry()) | set(example_entry()["predictions"][0]) | set(example_entry()["answer"])
