@@ -1,26 +1,33 @@
-"""One record or protocol: what is written, what is read, what is refused with which words."""
+"""One entry or protocol: what is written, what is read, what is refused with which words."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from made import example_entry, example_protocol
+from made import example_entry, example_probes, example_protocol
 
-from apiece.dumps.form import BrokenLineError, finite, json_line, parse_entry, parse_protocol
+from apiece.dumps.form import BrokenLineError, finite, form_reference, json_line, parse_entry, parse_protocol
 from apiece.errors import UserError
 
 
-def test_a_record_comes_back_as_it_was_written() -> None:
-    record = example_entry()
-    line = json_line(record)
+def uneven_probes() -> dict[str, Any]:
+    probes = example_probes()
+    probes["slots"]["drift"] = [0, 1]
+    return probes
+
+
+def test_an_entry_comes_back_as_it_was_written() -> None:
+    entry = example_entry()
+    line = json_line(entry)
     assert line.endswith("}\n")
     assert line.count("\n") == 1
-    assert parse_entry(line, "x:1") == record
+    assert parse_entry(line, "x:1") == entry
 
 
 def test_what_is_not_finite_becomes_null() -> None:
@@ -30,17 +37,17 @@ def test_what_is_not_finite_becomes_null() -> None:
 
 
 def test_a_nan_that_another_tool_wrote_is_read_as_null() -> None:
-    record = example_entry()
-    record["predictions"][0]["score"] = float("nan")
-    read = parse_entry(json.dumps(record), "x:1")
+    entry = example_entry()
+    entry["predictions"][0]["score"] = float("nan")
+    read = parse_entry(json.dumps(entry), "x:1")
     assert read["predictions"][0]["score"] is None
 
 
 @pytest.mark.parametrize("desc", ["</script><b>", "بطة", "🦆\u2028book", "x" * 10_000, ""])
 def test_hostile_names_pass_through_as_text(desc: str) -> None:
-    record = example_entry()
-    record["predictions"][0]["desc"] = desc
-    line = json_line(record)
+    entry = example_entry()
+    entry["predictions"][0]["desc"] = desc
+    line = json_line(entry)
     assert line.count("\n") == 1
     assert parse_entry(line.encode(), "x:1")["predictions"][0]["desc"] == desc
 
@@ -68,16 +75,18 @@ def test_another_schema_is_told_with_its_remedy(found: Any, message: str) -> Non
         ({"predictions": None}, "predictions: Input should be a valid list"),
         ({"width": "192"}, "width: Input should be a valid integer"),
         ({"hidden": [{"desc": "book", "bbox": [1, 2, 3]}]}, "expected a bbox of 4 numbers, found 3"),
-        ({"objects": []}, "points to an object that is not among the 0 of the entry"),
+        ({"objects": [], "probes": None}, "a prediction points to an object that is not among the 0 of the entry"),
+        ({"objects": [], "predictions": []}, "a probe points to an object that is not among the 0 of the entry"),
+        ({"probes": uneven_probes()}, "the columns of its probes differ in length"),
     ],
 )
-def test_a_broken_record_says_where(change: dict[str, Any], message: str) -> None:
+def test_a_broken_entry_says_where(change: dict[str, Any], message: str) -> None:
     with pytest.raises(BrokenLineError, match=re.escape(message)):
         parse_entry(json.dumps(example_entry(**change)), "x:1")
 
 
 @pytest.mark.parametrize(("text", "message"), [("[]", "expected a JSON object"), ('{"schema": 1,', "not valid JSON")])
-def test_a_line_that_is_no_object_is_no_record(text: str, message: str) -> None:
+def test_a_line_that_is_no_object_is_refused(text: str, message: str) -> None:
     with pytest.raises(BrokenLineError, match=message):
         parse_entry(text, "x:1")
 
@@ -94,7 +103,24 @@ def test_further_keys_are_no_mistake() -> None:
 
 
 def test_the_page_shows_this_form() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "records.md").read_text(encoding="utf-8")
-    block = page.split("## A record")[1].split("```json\n")[1].split("```")[0]
-    words = set(re.findall(r'"(\w+)":', block))
-    assert words >= set(example_entry()) | set(example_entry()["predictions"][0]) | set(example_entry()["answer"])
+    """Where `APIECE_PIN` is set, the page is written instead."""
+    (page,) = (Path(__file__).parents[2] / "docs").rglob("records.md")
+    text = page.read_text(encoding="utf-8")
+    begin, end = re.search(r"<!-- form of a dump: begin.*?-->\n", text), text.find("<!-- form of a dump: end -->")
+    assert begin and end > 0, "the marks between which the form stands"
+    fresh = f"{text[: begin.end()]}\n{form_reference()}\n{text[end:]}"
+    if os.environ.get("APIECE_PIN"):
+        page.write_text(fresh, encoding="utf-8")
+    assert text == fresh, "run APIECE_PIN=1 pytest tests/dumps"
+
+
+def test_the_example_has_every_key_of_the_form() -> None:
+    keys = set(re.findall(r"^\| `(\w+)` \|", form_reference(), re.MULTILINE))
+    line = json.dumps([example_entry(), example_protocol()])
+    assert keys == set(re.findall(r'"(\w+)":', line)) - {
+        "truncated",
+        "book",
+        "temperature",
+        "constant",
+        "coord_logprob",
+    } | {"near_neighbour", "near_own", "elsewhere", "neighbour"}

@@ -13,12 +13,12 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Annotated, Any, Literal, cast, get_args, get_origin, get_type_hints
 
 import numpy as np
 from numpy.typing import ArrayLike
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
-from typing_extensions import TypedDict
+from typing_extensions import TypedDict, is_typeddict
 
 from apiece.boxes import FloatArray
 from apiece.errors import UserError
@@ -64,7 +64,7 @@ class ObjectRow(_Open):
     iscrowd: bool
     area: Annotated[float | None, "as in the data file"]
     id: Annotated[int | None, "as in the data file"]
-    fate: Annotated[str | None, "`matched`, `merged`, `misclassified`, `near_miss` or `missed`; `null`: a crowd region"]
+    fate: Annotated[str | None, "`matched`, `merged`, `misclassified`, `near_miss`, `missed`; `null`: a crowd region"]
     slots: Annotated[ObjectSlots | None, "`null` for crowd regions and where no probe was run"]
 
 
@@ -92,7 +92,7 @@ class PredictionRow(_Open):
     desc: Annotated[str, "class name"]
     bbox: list[float]
     bins: Annotated[list[int], "the four coordinates as written"]
-    span: Annotated[list[int], "first token and the one after the last"]
+    span: Annotated[list[int], "its characters in `answer.text`: start, end"]
     score: Annotated[float | None, "by the score policy of `protocol.json`"]
     scores: Annotated[dict[str, float | None], "by policy; one that could not be computed is absent"]
     outcome: Annotated[str | None, "what it is (metrics.md), such as `tp` or `duplicate`"]
@@ -100,7 +100,7 @@ class PredictionRow(_Open):
     iou: Annotated[float | None, "with that label"]
     covers: Annotated[list[int], "labels that a group box covers"]
     near_duplicate: Annotated[bool, "a near copy of an earlier one"]
-    strip: Annotated[bool, "a long thin box"]
+    strip: Annotated[bool, "long and flat: over 8 times as long as wide, on over 1 % of the image"]
     slots: Annotated[list[Curve | None] | None, "beliefs as it was written; `null` where they were not kept"]
 
 
@@ -245,7 +245,7 @@ def _shown(hint: Any) -> str:
     """A type in JSON's words."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin is list:
-        return f"list of {_shown(inner[0])}"
+        return f"list of {_shown(inner[0])}" if not get_args(inner[0]) else f"list of ({_shown(inner[0])})"
     if origin is dict:
         return "object" if inner[1] is Any else f"object of {_shown(inner[1])}"
     if inner:
