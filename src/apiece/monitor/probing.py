@@ -25,7 +25,7 @@ from apiece.evaluate.answers import Answer
 from apiece.losses.compose import at_least_float32
 from apiece.model.encode import Augmentation, SampleEncoder, TooLongError, written_objects
 from apiece.model.prefix import FirstPass, first_pass, later_pass, window_pass
-from apiece.probes.labels import NONE, Follow, LabelProbes, follow, neighbours, probe_labels
+from apiece.probes.labels import NONE, LabelProbes, follow, neighbours, probe_labels
 from apiece.probes.slots import reach
 from apiece.types import Encoded, IntArray, Role, Sample, Slots
 
@@ -175,15 +175,18 @@ class Prober:
         )
 
     def _label_batch(self, group: Sequence[_Labelled | None]) -> Iterator[LabelProbes | None]:
-        able = [item for item in group if item is not None and len(item.written)]
-        found: Iterator[LabelProbes] = iter(self._probed(able) if able else ())
+        given = [item for item in group if item is not None and len(item.written)]
+        found = iter(self._probed(given) if given else ())
+        bins = self.encoder.side.vocab.num_bins
+        none, boxes = np.zeros(0, dtype=np.int64), np.zeros((0, 4), dtype=np.int64)
+        beliefs = np.zeros((0, 4, bins), dtype=np.float32)
         for item in group:
             if item is None:
                 yield None
-            elif not len(item.written):
-                yield self._nothing(item.sample)
-            else:
+            elif len(item.written):
                 yield next(found)
+            else:
+                yield self._one(item, boxes, boxes, none, beliefs, beliefs, none, none, beliefs[:, :2])
 
     def _probed(self, items: Sequence[_Labelled]) -> list[LabelProbes]:
         with self._evaluating():
@@ -197,16 +200,20 @@ class Prober:
                 hidden_BTD = later_pass(self.model, first, context_inputs(first, slots, context))
                 logits_SK = slot_logits(hidden_BTD, slots, rows)
             last = _beliefs(logits_SK)
-            columns = [x.view(-1, 4).cpu().numpy() for x in (truth_S, context.bins_S)]
-            group_N = batch.object_group.cpu().numpy()
-            ends = np.cumsum([len(item.written) for item in items])[:-1]
-            parts = [np.split(x, ends) for x in (*columns, group_N, a1, last)]
-            swaps = _Swaps.of(parts[0], parts[2], reach(self.settings.sigma))
-            seen_F2K = self._swapped(first, batch, rows, swaps)
-        return [
-            self._one(item, truth, context, group, a1_N4K, last_N4K, swaps.of_image(number), seen_F2K)
-            for number, (item, truth, context, group, a1_N4K, last_N4K) in enumerate(zip(items, *parts, strict=True))
-        ]
+            truth_N4, context_N4 = (x.view(-1, 4).cpu().numpy() for x in (truth_S, context.bins_S))
+            group_N = batch.object_group.cpu().numpy()  # of one image and name: no neighbour is in another image
+            neighbour_N = neighbours(truth_N4, group_N, reach(self.settings.sigma))
+            own_F = np.flatnonzero(neighbour_N != NONE)
+            seen_F2K = self._swapped(first, batch, rows, own_F, neighbour_N[own_F])
+        found, begin = [], 0
+        for item in items:
+            end = begin + len(item.written)
+            parts = (x[begin:end] for x in (truth_N4, context_N4, group_N, a1, last))
+            here = (begin <= own_F) & (own_F < end)
+            own, other = own_F[here] - begin, neighbour_N[own_F[here]] - begin
+            found.append(self._one(item, *parts, own, other, seen_F2K[here]))
+            begin = end
+        return found
 
     def _one(
         self,
@@ -216,17 +223,17 @@ class Prober:
         group_N: IntArray,
         a1_N4K: NDArray[np.float32],
         last_N4K: NDArray[np.float32],
-        swap: tuple[IntArray, IntArray, IntArray],
+        own_F: IntArray,
+        other_F: IntArray,
         seen_F2K: NDArray[np.float32],
     ) -> LabelProbes:
         """One image, its objects from the order written into the order of its labels."""
-        object_F, neighbour_F, rows_F = swap
         order = np.argsort(item.written)
         place = np.argsort(order)  # of the object written n-th, among the labels
         truth_N4 = truth_N4[order]
         sigma = self.settings.sigma
-        by_label = np.argsort(place[object_F])
-        own_F, other_F = (place[x][by_label] for x in (object_F, neighbour_F))
+        by_label = np.argsort(place[own_F])
+        own_F, other_F = (place[x][by_label] for x in (own_F, other_F))
         return probe_labels(
             item.sample.id,
             self.settings.passes,
@@ -236,29 +243,21 @@ class Prober:
             a1_N4K[order],
             last_N4K[order],
             context_N4[order],
-            follow(seen_F2K[rows_F][by_label], own_F, other_F, truth_N4, reach(sigma)),
+            follow(seen_F2K[by_label], own_F, other_F, truth_N4, reach(sigma)),
             sigma=sigma,
         )
 
-    def _nothing(self, sample: Sample) -> LabelProbes:
-        """The probes of a sample without objects to write."""
-        none, bins = np.zeros(0, dtype=np.int64), self.encoder.side.vocab.num_bins
-        boxes, beliefs = np.zeros((0, 4), dtype=np.int64), np.zeros((0, 4, bins), dtype=np.float32)
-        nobody: Follow = follow(beliefs[:, :2], none, none, boxes, 0)
-        return probe_labels(
-            sample.id, self.settings.passes, none, boxes, none, beliefs, beliefs, boxes, nobody,
-            sigma=self.settings.sigma,
-        )  # fmt: skip
-
-    def _swapped(self, first: FirstPass, batch: Batch, rows: CoordRows, swaps: _Swaps) -> NDArray[np.float32]:
+    def _swapped(
+        self, first: FirstPass, batch: Batch, rows: CoordRows, own_F: IntArray, other_F: IntArray
+    ) -> NDArray[np.float32]:
         """Distributions `[F, 2, K]` at x2 and y2 with a neighbour's x1, y1 in the input, one object at a time.
 
         x2 is read first; y2 is read after the most likely x2, as if the model had written it.
         """
-        if not len(swaps.own):
+        if not len(own_F):
             return np.zeros((0, 2, self.encoder.side.vocab.num_bins), dtype=np.float32)
         device = batch.answer_ids.device
-        own, other = (torch.from_numpy(x).to(device) for x in (swaps.own, swaps.neighbour))
+        own, other = (torch.from_numpy(x).to(device) for x in (own_F, other_F))
         position_F4 = batch.slots.position.view(-1, 4)[own]
         truth_F4 = batch.slots.target_bin.view(-1, 4)[other]
         sample_F, start_F = batch.slots.sample.view(-1, 4)[own, 0], position_F4[:, 0]
@@ -297,36 +296,6 @@ class Prober:
                 yield
         finally:
             self.model.train(was_training)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Swaps:
-    """Whose x1, y1 go in place of whose: objects counted over the whole batch, in the order written, `[F]` each."""
-
-    own: IntArray
-    neighbour: IntArray
-    image: IntArray
-    first: IntArray
-    """First object of each image, `[B]`."""
-
-    @classmethod
-    def of(cls, truth: Sequence[IntArray], group: Sequence[IntArray], radius: int) -> Self:
-        """By the boxes `[N, 4]` and groups `[N]` of each image."""
-        first = np.cumsum([0, *(len(t) for t in truth[:-1])])
-        own, other, image = [], [], []
-        for number, (truth_N4, group_N) in enumerate(zip(truth, group, strict=True)):
-            found = neighbours(truth_N4, group_N, radius)
-            rows = np.flatnonzero(found != NONE)
-            own.append(first[number] + rows)
-            other.append(first[number] + found[rows])
-            image.append(np.full(len(rows), number))
-        own_F, other_F, image_F = (np.concatenate(x).astype(np.int64) for x in (own, other, image))
-        return cls(own_F, other_F, image_F, first)
-
-    def of_image(self, number: int) -> tuple[IntArray, IntArray, IntArray]:
-        """Objects and neighbours of one image, counted within it, and their rows among all."""
-        rows = np.flatnonzero(self.image == number)
-        return self.own[rows] - self.first[number], self.neighbour[rows] - self.first[number], rows
 
 
 def _beliefs(logits_SK: Tensor) -> NDArray[np.float32]:
