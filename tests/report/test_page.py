@@ -226,6 +226,18 @@ def test_a_run_without_dumps_beside_one_with_dumps_shows_its_curves(tmp_path: Pa
     assert unpacked(tmp_path / "report" / "data" / "run1" / "curves.js")["series"]
 
 
+def test_a_dump_that_cannot_be_read_is_a_gap(tmp_path: Path) -> None:
+    run = make_run(tmp_path, SMALL)
+    file = run / "dumps" / "step_000100" / "protocol.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"schema": 0}))
+    built = build_report([run], tmp_path / "report")
+    assert built.steps == 1
+    assert len(built.gaps) == 1
+    assert "step_000100/protocol.json: expected a dump of schema 1, found 0" in built.gaps[0]
+    index = unpacked(tmp_path / "report" / "data" / "index.js")
+    assert (index["runs"][0]["steps"], index["runs"][0]["gaps"]) == ([200], list(built.gaps))
+
+
 def test_a_run_named_twice_is_refused(tmp_path: Path) -> None:
     run = make_run(tmp_path, SMALL)
     with pytest.raises(UserError, match="named twice"):

@@ -63,10 +63,6 @@ class Dump:
     pictures: dict[str, Path]
     gaps: tuple[str, ...] = ()
 
-    @property
-    def by_id(self) -> dict[str, Entry]:
-        return {entry["id"]: entry for entry in self.entries}
-
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
@@ -97,11 +93,6 @@ class RunFolder:
         panel = self.manifest.get("panel")
         return cast(Panel, panel) if isinstance(panel, dict) else None
 
-    def series(self, key: str) -> list[tuple[int, float]]:
-        """(step, value) of one figure of the metrics, without steps where it is absent or was not finite."""
-        found = {row["step"]: row[key] for row in self.metrics if isinstance(row.get(key), int | float)}
-        return sorted(found.items())
-
     def dump(self, step: int | None = None) -> Dump:
         """Read a dump, by default the newest; a `UserError` if there is none, or if it is of another schema."""
         if not self.steps:
@@ -113,18 +104,12 @@ class RunFolder:
         if step is None:
             step = self.steps[-1]
         if step not in self.steps:
-            raise UserError(f"no dump of step {step}; there are {_some(self.steps)}", where=self.path / DUMPS)
+            shown = ", ".join(
+                map(str, self.steps if len(self.steps) <= 8 else (*self.steps[:4], "...", *self.steps[-3:]))
+            )
+            there = f"there are {len(self.steps)}: {shown}"
+            raise UserError(f"no dump of step {step}; {there}", where=self.path / DUMPS)
         return read_dump(dump_folder(self.path, step))
-
-    def dumps(self, steps: Sequence[int] | None = None) -> tuple[list[Dump], list[str]]:
-        """All dumps that can be read (or those of `steps`), ascending, and a sentence for each that cannot."""
-        found, gaps = [], []
-        for step in self.steps if steps is None else steps:
-            try:
-                found.append(self.dump(step))
-            except UserError as error:
-                gaps.append(str(error))
-        return found, gaps
 
 
 def dump_folder(run: Path, step: int) -> Path:
@@ -269,8 +254,3 @@ def _mapping(file: Path, gaps: list[str]) -> dict[str, Any]:
         return value
     gaps.append(f"{file}: expected a mapping")
     return {}
-
-
-def _some(steps: Sequence[int]) -> str:
-    shown = ", ".join(map(str, steps if len(steps) <= 8 else (*steps[:4], "...", *steps[-3:])))
-    return f"{len(steps)}: {shown}"

@@ -19,7 +19,7 @@ from apiece.boxes import as_boxes
 from apiece.dumps.form import Entry
 from apiece.files import atomic_open
 from apiece.match import inside_crowd, number_names
-from apiece.types import BoxXYXY, Detection, Instance, Match
+from apiece.types import Detection, Instance, Match
 
 Colour = tuple[int, int, int]
 
@@ -150,7 +150,7 @@ _MARGIN = 8
 class Mark:
     """One box to draw, in pixels of the original image; its tag is the class name and a note, such as a score."""
 
-    box_xyxy: BoxXYXY
+    box_xyxy: Sequence[float]
     style: Style
     desc: str
     note: str = ""
@@ -221,7 +221,7 @@ def _scale(size_wh: tuple[int, int], least: int) -> float:
     return min(float(-(-least // longest)), max(MAX_SIDE // longest, MAX_SIDE / longest if longest > MAX_SIDE else 1))
 
 
-def _placed(box: BoxXYXY, scale: float) -> _Rectangle:
+def _placed(box: Sequence[float], scale: float) -> _Rectangle:
     x1, y1, x2, y2 = (round(value * scale) for value in box)
     return x1, y1, x2, y2
 
@@ -366,13 +366,13 @@ def draw_entry(image: Image.Image, entry: Entry) -> Image.Image:
     What is there but not labelled is on the left too, where that is known. `image` is the original; the picture is RGB.
     """
     left = [
-        Mark(_box(row["bbox"]), CROWD_REGION if row["fate"] is None else FATES[row["fate"]], row["desc"])
+        Mark(row["bbox"], CROWD_REGION if row["fate"] is None else FATES[row["fate"]], row["desc"])
         for row in entry["objects"]
     ]
-    left += [Mark(_box(row["bbox"]), HIDDEN, row["desc"]) for row in entry["hidden"] or ()]
+    left += [Mark(row["bbox"], HIDDEN, row["desc"]) for row in entry["hidden"] or ()]
     right = [
         Mark(
-            _box(row["bbox"]),
+            row["bbox"],
             PREDICTION if row["outcome"] is None else OUTCOMES[row["outcome"]],
             row["desc"],
             "" if row["score"] is None else f"{row['score']:.2f}",
@@ -409,7 +409,7 @@ def draw_predictions(image: Image.Image, detections: Sequence[Detection], title:
     return _page([overlay(image, marks, "predictions", by_class=True)], title, f"pred {len(detections)}")
 
 
-def contact_sheet(images: Sequence[Image.Image], columns: int = 2) -> Image.Image:
+def contact_sheet(images: Sequence[Image.Image], columns: int = 2, ground: Colour = WHITE) -> Image.Image:
     """Pictures in rows of `columns`, each column and row as large as its largest picture.
 
     Raises:
@@ -420,9 +420,8 @@ def contact_sheet(images: Sequence[Image.Image], columns: int = 2) -> Image.Imag
     rows = [images[start : start + columns] for start in range(0, len(images), columns)]
     widths = [max(row[i].width for row in rows if i < len(row)) for i in range(min(columns, len(images)))]
     heights = [max(picture.height for picture in row) for row in rows]
-    sheet = Image.new(
-        "RGB", (sum(widths) + _MARGIN * (len(widths) - 1), sum(heights) + _MARGIN * (len(rows) - 1)), WHITE
-    )
+    size = [sum(sides) + _MARGIN * (len(sides) - 1) for sides in (widths, heights)]
+    sheet = Image.new("RGB", (size[0], size[1]), ground)
     y = 0
     for row, height in zip(rows, heights, strict=True):
         x = 0
@@ -453,11 +452,6 @@ def count_line(truths: int, predictions: int, matched: int | None, ignored: int 
     rates = {"p": (matched, judged), "r": (matched, truths), "f1": (2 * matched, judged + truths)}
     shown = "  ".join(f"{name} {_short_rate(*rate)}" for name, rate in rates.items())
     return f"{counts}  matched {matched}{f'  ignored {ignored}' if ignored else ''}  {shown}"
-
-
-def _box(values: Sequence[float]) -> BoxXYXY:
-    x1, y1, x2, y2 = values
-    return x1, y1, x2, y2
 
 
 def _short_rate(part: int, whole: int) -> str:
@@ -492,14 +486,11 @@ def _page(panels: Sequence[Image.Image], title: str, counts: str) -> Image.Image
     head = [(fit(title, TITLE_FONT, room), TITLE_FONT)] if title else []
     head += [(line, CAPTION_FONT) for line in wrap(counts.split("  "), CAPTION_FONT, room, most=3, gap="   ")]
     top = _MARGIN + sum(line_height(font) for _, font in head)
-    page = Image.new("RGB", (width, top + max(panel.height for panel in panels) + _MARGIN), BACKGROUND)
-    draw = ImageDraw.Draw(page)
-    y = _MARGIN
+    body = contact_sheet(panels, len(panels), BACKGROUND)
+    page = Image.new("RGB", (width, top + body.height + _MARGIN), BACKGROUND)
+    page.paste(body, (_MARGIN, top))
+    draw, y = ImageDraw.Draw(page), _MARGIN
     for line, font in head:
         draw.text((_MARGIN, y), line, fill=BLACK, font=font)
         y += line_height(font)
-    x = _MARGIN
-    for panel in panels:
-        page.paste(panel, (x, top))
-        x += panel.width + _MARGIN
     return page

@@ -360,7 +360,7 @@ class RunPages:
             self._grid.append({})
             for line, entry in enumerate(dump.entries, 1):
                 self._add(dump, entry, line, in_panel=True)
-            panel = dump.by_id
+            panel = {entry["id"] for entry in dump.entries}
             for line, entry in enumerate(dump.elsewhere, 1):
                 if entry["id"] not in panel:
                     self._add(dump, entry, line, in_panel=False)
