@@ -331,13 +331,9 @@ class BrokenLineError(ValueError):
 def parse_entry(text: str | bytes, where: str | Path) -> Entry:
     """Read a line of a dump. A NaN in it, which strict JSON has no word for, becomes `None`.
 
-    Args:
-        text: The line.
-        where: `file:line`, for messages.
-
     Raises:
         BrokenLineError: It is not an entry.
-        UserError: It is one of another schema.
+        UserError: It is of another schema; the message names `where`, a `file:line`.
     """
     entry = cast(Entry, _parsed(_ENTRY, text, where))
     for row in (*entry["objects"], *entry["predictions"], *(entry["hidden"] or ())):
@@ -367,12 +363,7 @@ def _check_columns(probes: Probes, count: int) -> None:
 
 
 def parse_protocol(text: str | bytes, where: str | Path) -> DumpProtocol:
-    """Read a `protocol.json`.
-
-    Raises:
-        BrokenLineError: It is not a protocol.
-        UserError: It is one of another schema.
-    """
+    """Read a `protocol.json`; errors are those of `parse_entry`."""
     return cast(DumpProtocol, _parsed(_PROTOCOL, text, where))
 
 

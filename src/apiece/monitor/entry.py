@@ -37,7 +37,6 @@ class _Split:
 
     truth: GroundTruth
     detections: Detections
-    match: SplitMatch
     outcomes: Outcomes
     repeats: NDArray[np.bool_]
     strips: NDArray[np.bool_]
@@ -55,11 +54,10 @@ class _Split:
         if complete is not None:
             truth, complete = align_complete(complete, truth)
             hidden, true_match = hidden_instances(complete, truth), match_split(complete, detections)
-        match = match_split(truth, detections)
         repeats = np.zeros(len(detections), dtype=bool)
         repeats[near_duplicates(truth, detections, np.arange(len(detections)))[:, 1]] = True
-        outcomes = label_outcomes(truth, detections, match, hidden)
-        return cls(truth, detections, match, outcomes, repeats, strips(truth, detections), complete, hidden, true_match)
+        outcomes = label_outcomes(truth, detections, match_split(truth, detections), hidden)
+        return cls(truth, detections, outcomes, repeats, strips(truth, detections), complete, hidden, true_match)
 
 
 def build_entries(

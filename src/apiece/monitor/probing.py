@@ -235,7 +235,6 @@ class Prober:
         by_label = np.argsort(place[own_F])
         own_F, other_F = (place[x][by_label] for x in (own_F, other_F))
         return probe_labels(
-            item.sample.id,
             self.settings.passes,
             item.written[order],
             truth_N4,

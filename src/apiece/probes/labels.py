@@ -136,7 +136,6 @@ class LabelProbes:
         follow: How a box is finished that was begun as a neighbour's.
     """
 
-    sample_id: str
     passes: int
     objects: IntArray
     target_N4: IntArray
@@ -182,7 +181,6 @@ class LabelProbes:
 
 
 def probe_labels(
-    sample_id: str,
     passes: int,
     objects: IntArray,
     target_N4: IntArray,
@@ -204,7 +202,6 @@ def probe_labels(
     """
     a1, last = (slot_figures(p, target_N4, group_N, sigma) for p in (a1_N4K, last_N4K))
     return LabelProbes(
-        sample_id=sample_id,
         passes=passes,
         objects=objects,
         target_N4=target_N4,

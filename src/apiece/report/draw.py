@@ -344,12 +344,8 @@ def draw_comparison(
         image: The original; small ones are enlarged without smoothing, large ones reduced.
         truth: Labels, crowd regions among them.
         predictions: Boxes in pixels of the original.
-        match: Between them, as `match_instances` gives it (indices into `truth` as given); `None` draws both sides
-            without judging them.
+        match: By `match_instances`, indices into `truth` as given; `None` draws both sides without judging them.
         title: First line, such as the sample's id.
-
-    Returns:
-        An RGB picture.
     """
     left = [Mark(x.bbox_xyxy, style, x.desc) for x, style in zip(truth, _truth_styles(truth, match), strict=True)]
     styles = _prediction_styles(truth, predictions, match)
@@ -357,7 +353,7 @@ def draw_comparison(
     objects = sum(not instance.iscrowd for instance in truth)
     ignored = sum(style is IGNORED for style in styles)
     counts = count_line(objects, len(predictions), None if match is None else len(match.pairs), ignored)
-    return _page(_side_by_side(image, left, right), title, counts)
+    return _page(_sides(image, left, right), title, counts)
 
 
 def draw_entry(image: Image.Image, entry: Entry) -> Image.Image:
@@ -385,12 +381,11 @@ def draw_entry(image: Image.Image, entry: Entry) -> Image.Image:
         line += f"  true f1 {counts['f1_true']:.3f}".replace("f1 0.", "f1 .")
     if not entry["answer"]["closed"]:
         line += "  answer cut off"
-    return _page(_side_by_side(image, left, right), f"{entry['id']}  step {entry['step']}", line)
+    return _page(_sides(image, left, right), f"{entry['id']}  step {entry['step']}", line)
 
 
-def _side_by_side(image: Image.Image, labels: Sequence[Mark], predictions: Sequence[Mark]) -> list[Image.Image]:
-    """Both sides of an image, of one size."""
-    most = max(len(labels), len(predictions))
+def _sides(image: Image.Image, labels: Sequence[Mark], predictions: Sequence[Mark]) -> list[Image.Image]:
+    most = max(len(labels), len(predictions))  # so that both get one size
     return [overlay(image, labels, "labels", most=most), overlay(image, predictions, "predictions", most=most)]
 
 

@@ -12,7 +12,7 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from apiece.codec.bins import NUM_BINS, Bins
 from apiece.dumps.beliefs import probe_ratios
@@ -21,13 +21,13 @@ from apiece.dumps.form import (
     COUNTS,
     FOLLOW,
     LEVELS,
+    PASS_FIGURES,
     PASSES,
     RATES,
     Curve,
     Entry,
     ObjectRow,
     PredictionRow,
-    ProbePass,
     Probes,
     curve_cells,
     finite,
@@ -48,6 +48,7 @@ WIDE = 40
 """A curve of more cells than this, of two bins or more each, is kept in cells twice as wide: a page is some 300 pixels
 wide, and the cells of a wide curve are most of what a report weighs."""
 _DIGIT_OF = bytes(DIGITS[round(level * 31 / LEVELS)] for level in range(LEVELS + 1))
+_DIGITS = {"argmax": 0, "modes": 0, "entropy": 1, "own_mass": 2, "cross_instance_mass": 2, "exp_argmax_gap": 1}
 _OUTCOME = {name: number for number, name in enumerate(OUTCOMES)}
 _FATE = {name: number for number, name in enumerate(FATES)}
 Points = dict[int, float | None]
@@ -85,19 +86,11 @@ def page_curve(curve: Curve | None) -> list[Any] | None:
     return [start, 2 * step, float(f"{peak * top / LEVELS**2:.3g}"), digits.decode()]
 
 
-class Numbers(Generic[K]):
+class Numbers(dict[K, int]):
     """Distinct values, numbered as they come."""
 
-    def __init__(self) -> None:
-        self._numbers: dict[K, int] = {}
-
-    def __getitem__(self, value: K) -> int:
-        return self._numbers.setdefault(value, len(self._numbers))
-
-    @property
-    def values(self) -> list[K]:
-        """The values by number."""
-        return list(self._numbers)
+    def __missing__(self, value: K) -> int:
+        return self.setdefault(value, len(self))
 
 
 class SampleTrack:
@@ -143,12 +136,11 @@ class SampleTrack:
 
     def boxes(self) -> dict[str, Any]:
         """What is drawn: loaded when the sample comes into sight."""
-        labels = self._labels.values
         return {
-            "descs": self._descs.values,
-            "labels": labels,
-            "bins": [[self._label_bins(row) for row in rows] for rows in labels],
-            "hidden": self._hidden.values,
+            "descs": list(self._descs),
+            "labels": list(self._labels),
+            "bins": [[self._label_bins(row) for row in rows] for rows in self._labels],
+            "hidden": list(self._hidden),
             "steps": list(map(_unpacked, self._boxes)),
         }
 
@@ -213,7 +205,7 @@ def _probes(probes: Probes | None) -> dict[str, Any] | None:
         "passes": probes["passes"],
         **{key: slots[key] for key in ("object", "coordinate", "target")},
         "drift": _rounded(slots["drift"], 1),
-        **{name: _pass(slots[name]) for name in PASSES},
+        **{name: {key: _rounded(slots[name][key], _DIGITS[key]) for key in PASS_FIGURES} for name in PASSES},
         "objects": objects["object"],
         "flip": [int(value) for value in objects["flip"]],
         "chimera": [int(value) for value in objects["chimera"]],
@@ -221,17 +213,6 @@ def _probes(probes: Probes | None) -> dict[str, Any] | None:
             [row["object"], row["neighbour"], row["coordinate"], *_rounded((row[key] for key in FOLLOW), 2)]
             for row in probes["follow"]
         ],
-    }
-
-
-def _pass(figures: ProbePass) -> dict[str, Any]:
-    return {
-        "argmax": figures["argmax"],
-        "modes": figures["modes"],
-        "entropy": _rounded(figures["entropy"], 1),
-        "own": _rounded(figures["own_mass"], 2),
-        "cross": _rounded(figures["cross_instance_mass"], 2),
-        "gap": _rounded(figures["exp_argmax_gap"], 1),
     }
 
 
@@ -373,7 +354,7 @@ class RunPages:
         series = [[key, *steps_and_values(points)] for key, points in figures.items()]
         write_payload(data, f"{name}/curves", {"series": series})
         grid = [{str(numbers[id_]): row for id_, row in rows.items()} for rows in self._grid]
-        write_payload(data, f"{name}/grid", {"classes": self._classes.values, "steps": grid})
+        write_payload(data, f"{name}/grid", {"classes": list(self._classes), "steps": grid})
         for id_, sample in self._tracks.items():
             write_payload(data, f"{name}/boxes_{numbers[id_]:04d}", sample.boxes())
             write_payload(data, f"{name}/details_{numbers[id_]:04d}", sample.details())

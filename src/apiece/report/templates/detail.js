@@ -104,7 +104,7 @@
     const i = probes.object.findIndex((o, k) => o === object && probes.coordinate[k] === coordinate);
     if (i < 0) return "";
     const pair = (key, digits) => `${number(probes.a1[key][i], digits)}→${number(probes.last[key][i], digits)}`;
-    return `own ${pair("own", 2)} · others ${pair("cross", 2)} · gap ${pair("gap", 0)}`;
+    return `own ${pair("own_mass", 2)} · others ${pair("cross_instance_mass", 2)} · gap ${pair("exp_argmax_gap", 0)}`;
   }
 
   apiece.detail = { draw };
