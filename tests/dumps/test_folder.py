@@ -22,7 +22,9 @@ def test_a_whole_run_is_read(tmp_path: Path) -> None:
     assert run.config == {"seed": 0, "optim": {"lr": 1e-05}}
     assert run.panel is not None
     assert run.panel["ids"] == ["a", "b"]
-    assert run.metrics[1:] == ({"step": 20, "loss/total": 1.0}, {"step": 20, "eval/f1/f1": 0.25})
+    assert run.series("loss/total") == [(10, 2.0), (20, 1.0)]
+    assert run.series("eval/f1/f1") == [(20, 0.25)]
+    assert run.series("no such figure") == []
     assert run.steps == (0, 300)
     assert run.gaps == ()
     assert [run.dump(step).step for step in run.steps] == [0, 300]
@@ -38,7 +40,7 @@ def test_a_panel_without_ids_is_a_gap(tmp_path: Path, ids: object) -> None:
     manifest["panel"]["ids"] = ids
     (folder / "manifest.json").write_text(json.dumps(manifest))
     run = open_run(folder)
-    assert run.panel is None and len(run.metrics) == 3
+    assert run.panel is None and run.series("eval/f1/f1") == [(20, 0.25)]
     assert run.gaps == (f"{folder / 'manifest.json'}: panel.ids: expected a list of ids; the panel is left out",)
 
 
@@ -58,7 +60,7 @@ def test_half_written_last_lines_are_named_and_the_rest_is_read(tmp_path: Path) 
         content = file.read_bytes()
         file.write_bytes(content[: len(content) - 5])
     run = open_run(folder)
-    assert [line["loss/total"] for line in run.metrics] == [2.0, 1.0]
+    assert run.series("loss/total") == [(10, 2.0), (20, 1.0)]
     assert run.gaps == (f"{folder}/metrics.jsonl:3: left out: the last line is half-written",)
     dump = run.dump()
     assert ids(dump) == ["a"]

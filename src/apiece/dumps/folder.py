@@ -93,6 +93,11 @@ class RunFolder:
         panel = self.manifest.get("panel")
         return cast(Panel, panel) if isinstance(panel, dict) else None
 
+    def series(self, key: str) -> list[tuple[int, float]]:
+        """(step, value) of one figure of the metrics, without steps where it is absent or was not finite."""
+        found = {line["step"]: line[key] for line in self.metrics if isinstance(line.get(key), int | float)}
+        return sorted(found.items())
+
     def dump(self, step: int | None = None) -> Dump:
         """Read a dump, by default the newest; a `UserError` if there is none, or if it is of another schema."""
         if not self.steps:

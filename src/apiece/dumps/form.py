@@ -215,7 +215,8 @@ class DumpProtocol(_Open):
     probes: Annotated[dict[str, Any] | None, "settings of the probes; `null` where none were run"]
 
 
-PASS_FIGURES: tuple[str, ...] = tuple(ProbePass.__annotations__)
+PassFigure = Literal["argmax", "entropy", "modes", "own_mass", "cross_instance_mass", "exp_argmax_gap"]
+PASS_FIGURES: tuple[PassFigure, ...] = get_args(PassFigure)
 """Figures of a slot, once for each pass."""
 PASSES: tuple[Literal["a1", "last"], ...] = ("a1", "last")
 FOLLOW: tuple[Literal["near_neighbour", "near_own", "elsewhere"], ...] = ("near_neighbour", "near_own", "elsewhere")

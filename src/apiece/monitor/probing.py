@@ -208,10 +208,13 @@ class Prober:
         found, begin = [], 0
         for item in items:
             end = begin + len(item.written)
-            parts = (x[begin:end] for x in (truth_N4, context_N4, group_N, a1, last))
+            one = slice(begin, end)
             here = (begin <= own_F) & (own_F < end)
             own, other = own_F[here] - begin, neighbour_N[own_F[here]] - begin
-            found.append(self._one(item, *parts, own, other, seen_F2K[here]))
+            beliefs = a1[one], last[one]
+            found.append(
+                self._one(item, truth_N4[one], context_N4[one], group_N[one], *beliefs, own, other, seen_F2K[here])
+            )
             begin = end
         return found
 
