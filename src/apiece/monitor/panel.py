@@ -6,6 +6,7 @@ import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, cast
 
@@ -97,16 +98,10 @@ def spread(samples: Sequence[Sample], size: int, seed: int) -> list[str]:
     order = sorted(samples, key=lambda s: hashlib.sha256(f"{seed}:{s.id}".encode("utf-8", "surrogatepass")).digest())
     bucket = crowding_of_counts(np.array([_crowding(sample) for sample in order], dtype=np.int64))
     rows = {name: [s.id for s, b in zip(order, bucket, strict=True) if CROWDING[b] == name] for name in CROWDING}
-    empty = rows.pop(CROWDING[0])
-    first = empty[: -(-size // _EMPTY_SHARE)]
-    buckets = [*rows.values(), first]
-    chosen: dict[str, list[str]] = {name: [] for name in (*rows, CROWDING[0])}
-    while sum(map(len, chosen.values())) < size and any(buckets):
-        for name, waiting in zip(chosen, buckets, strict=True):
-            if waiting and sum(map(len, chosen.values())) < size:
-                chosen[name].append(waiting.pop(0))
-    found = [identity for ids in chosen.values() for identity in ids]
-    found += empty[-(-size // _EMPTY_SHARE) :][: size - len(found)]
+    empty, most_empty = rows.pop(CROWDING[0]), -(-size // _EMPTY_SHARE)
+    turns = zip_longest(*rows.values(), empty[:most_empty])
+    found = [identity for turn in turns for identity in turn if identity is not None][:size]
+    found += empty[most_empty:][: size - len(found)]
     labels = {sample.id: _crowding(sample) for sample in samples}
     return sorted(found, key=labels.__getitem__)
 

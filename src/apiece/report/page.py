@@ -61,7 +61,8 @@ class Photos:
             raise ImageError(ProblemKind.SIZE_DIFFERS, message, path, "")
         data = read_image_file(path, at_most=_AS_IT_IS)
         suffix = ".jpg"
-        if not _plain_jpeg(data) or max(size_wh) > MAX_SIDE:
+        plain = data.startswith(b"\xff\xd8") and b"Exif" not in data[:65536]  # metadata may turn it or name its place
+        if not plain or max(size_wh) > MAX_SIDE:
             image = open_image(path)
             image.thumbnail((MAX_SIDE, MAX_SIDE))
             buffer = io.BytesIO()
@@ -74,11 +75,6 @@ class Photos:
         if not target.exists():
             target.write_bytes(data)
         return name
-
-
-def _plain_jpeg(data: bytes) -> bool:
-    """Whether a file can be copied as it is: a JPEG without metadata, which may turn it or name its place."""
-    return data.startswith(b"\xff\xd8") and b"Exif" not in data[:65536]
 
 
 MARK = '<meta name="generator" content="apiece report">'
@@ -121,7 +117,7 @@ def build_report(
         out: New or empty folder.
         comparison: What `apiece compare` wrote, where there is one.
         comparison_note: Why there is none.
-        overwrite: Whether a report that lies in `out` may be replaced.
+        overwrite: Whether a report in `out` may be replaced.
 
     Raises:
         UserError: A folder is no run, no run has dumps, or `out` is not free.
@@ -172,7 +168,8 @@ def _write(
 ) -> Built:
     for page in pages:
         page.read()
-    ids = list(dict.fromkeys(id_ for panel in (True, False) for p in pages for id_ in _ids(p, in_panel=panel)))
+    found = [(id_, facts.in_panel) for page in pages for id_, facts in page.samples.items()]
+    ids = list(dict.fromkeys(id_ for id_, _ in sorted(found, key=lambda sample: not sample[1])))
     numbers = {id_: number for number, id_ in enumerate(ids)}
     photos = Photos(part)
     samples = [_sample(id_, pages, photos) for id_ in ids]
@@ -204,10 +201,6 @@ def _write(
     size = sum(path.stat().st_size for path in part.rglob("*") if path.is_file())
     gaps = tuple(gap for page in pages for gap in page.gaps) + tuple(lost)
     return Built(out / "index.html", len(samples), sum(len(page.steps) for page in pages), size, gaps)
-
-
-def _ids(page: RunPages, *, in_panel: bool) -> list[str]:
-    return [id_ for id_, facts in page.samples.items() if facts.in_panel == in_panel]
 
 
 def _sample(id_: str, pages: Sequence[RunPages], photos: Photos) -> dict[str, Any]:
