@@ -1,4 +1,4 @@
-"""Runs and dumps made by hand, in the form that docs/records.md describes."""
+"""Runs and dumps made by hand, in the form of `apiece.dumps.form`."""
 
 from __future__ import annotations
 

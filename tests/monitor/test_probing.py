@@ -247,16 +247,6 @@ def test_answer_that_was_cut_off(model: Any, tiny_side: Any) -> None:
     np.testing.assert_allclose(found[0][:kept], found[1], atol=1e-5)
 
 
-def test_under_autocast_the_same_within_rounding(model: Any, tiny_side: Any) -> None:
-    exact = prober(model, tiny_side).labels([CROWD])[0]
-    rounded = Prober(model, toy.encoder(tiny_side), ProbeSettings(), dtype=torch.bfloat16).labels([CROWD])[0]
-    assert exact is not None and rounded is not None
-    assert rounded.a1_N4K.dtype == np.float32
-    np.testing.assert_allclose(rounded.a1_N4K.sum(-1), 1, atol=1e-4)
-    assert 0 < np.abs(rounded.a1_N4K - exact.a1_N4K).max() < 0.1
-    assert len(rounded.follow) == len(exact.follow)
-
-
 def test_settings_of_a_run() -> None:
     settings = ProbeSettings.of(Config())
     assert (settings.passes, settings.sigma, settings.order) == (2, 2.0, ObjectOrder.SORTED)

@@ -84,29 +84,17 @@ class ProbeSettings:
 class _Labelled:
     """A sample with its labels as an answer, and which objects that answer names, in its order."""
 
-    sample: Sample
     written: IntArray
     encoded: EncodedSample
 
 
 class Prober:
-    """Probes a model (not wrapped) and leaves it in the mode that it was in.
+    """Probes a model (not wrapped), in the weights' own precision as evaluation, and leaves it in its mode."""
 
-    `dtype` is that of autocast; `None` for the weights' own precision, as evaluation runs.
-    """
-
-    def __init__(
-        self,
-        model: Any,
-        encoder: SampleEncoder,
-        settings: ProbeSettings | None = None,
-        *,
-        dtype: torch.dtype | None = None,
-    ) -> None:
+    def __init__(self, model: Any, encoder: SampleEncoder, settings: ProbeSettings | None = None) -> None:
         self.model = model
         self.encoder = encoder
         self.settings = settings or ProbeSettings()
-        self._dtype = dtype
         self._stage2 = Stage2Section(
             n_softctx_iter=self.settings.passes,
             coord_ctx_embed_mode=self.settings.embed_mode,
@@ -123,7 +111,9 @@ class Prober:
 
         `None` for a sample whose labels do not fit into the model's context.
         """
-        for group in _batches((self._labelled(s) for s in samples), self.settings.batch_size, _encoded_of):
+        labelled = map(self._labelled, samples)
+        size = self.settings.batch_size
+        for group in _batches(labelled, size, lambda item: None if item is None else item.encoded):
             yield from self._label_batch(group)
 
     def answers(self, answers: Iterable[Answer]) -> list[NDArray[np.float32]]:
@@ -152,7 +142,7 @@ class Prober:
             encoded = self.encoder.training(sample, Augmentation(order=order, seed=seed), 0)
         except TooLongError:
             return None
-        return _Labelled(sample, written_objects(sample, order, seed), encoded)
+        return _Labelled(written_objects(sample, order, seed), encoded)
 
     def _written(self, answer: Answer) -> EncodedSample | None:
         """An answer as it was generated, as if it were a target; `None` where it has no box."""
@@ -292,9 +282,8 @@ class Prober:
     def _evaluating(self) -> Iterator[None]:
         was_training = self.model.training
         self.model.eval()
-        device = next(self.model.parameters()).device.type
         try:
-            with torch.no_grad(), torch.autocast(device, dtype=self._dtype, enabled=self._dtype is not None):
+            with torch.no_grad(), torch.autocast(next(self.model.parameters()).device.type, enabled=False):
                 yield
         finally:
             self.model.train(was_training)
@@ -309,10 +298,6 @@ def _beliefs(logits_SK: Tensor) -> NDArray[np.float32]:
 def _answer(encoded: EncodedSample) -> Encoded:
     assert encoded.answer is not None, "probes are of answers"
     return encoded.answer
-
-
-def _encoded_of(item: _Labelled | None) -> EncodedSample | None:
-    return None if item is None else item.encoded
 
 
 def _batches(items: Iterable[T], size: int, encoded_of: Callable[[T], EncodedSample | None]) -> Iterator[list[T]]:
