@@ -37,7 +37,7 @@ def test_figures_are_those_of_the_records(tmp_path: Path) -> None:
     paths = [make_run(tmp_path, Made("a", skill=0.4)), make_run(tmp_path, Made("b", skill=0.9))]
     rows = rows_of(compared(*paths))
     for side, path in zip("ab", paths, strict=True):
-        records = open_run(path).dump().records
+        records = open_run(path).dump().entries
         gt, pred, matched, ignored = (
             sum(record["counts"][key] for record in records) for key in ("gt", "pred", "matched", "ignored")
         )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from apiece.dumps.folder import Dump
-from apiece.dumps.form import PredictionRow, Record
+from apiece.dumps.form import Entry, PredictionRow
 from apiece.errors import UserError
 from apiece.evaluate.detections import (
     predictions_to_detections,
@@ -42,12 +42,12 @@ def export_coco(dump: Dump, out: Path, annotations: Path | None = None) -> Expor
         out: Of the results.
         annotations: Of the labels; `None` leaves them out.
     """
-    if not dump.records:
+    if not dump.entries:
         raise UserError("the dump has no record that can be read", where=dump.folder)
-    samples = [_sample(record) for record in dump.records]
+    samples = [_sample(record) for record in dump.entries]
     truth, detections = predictions_to_detections(
         samples_to_ground_truth(samples),
-        {record["id"]: [_detection(row) for row in record["predictions"]] for record in dump.records},
+        {record["id"]: [_detection(row) for row in record["predictions"]] for record in dump.entries},
     )
     if annotations is not None:
         coco, files = to_coco(truth), {sample.id: sample.image.as_posix() for sample in samples}
@@ -55,11 +55,11 @@ def export_coco(dump: Dump, out: Path, annotations: Path | None = None) -> Expor
             image["file_name"] = files[info.name]
         write_json(annotations, coco)
     write_coco_results(out, truth, detections)
-    rows = [row for record in dump.records for row in record["predictions"]]
-    return Exported(len(dump.records), len(rows), sum(row["score"] is None for row in rows))
+    rows = [row for record in dump.entries for row in record["predictions"]]
+    return Exported(len(dump.entries), len(rows), sum(row["score"] is None for row in rows))
 
 
-def _sample(record: Record) -> Sample:
+def _sample(record: Entry) -> Sample:
     objects = tuple(
         Instance(row["desc"], _box(row["bbox"]), row["iscrowd"], row["area"], row["id"]) for row in record["objects"]
     )

@@ -12,7 +12,7 @@ import numpy as np
 
 from apiece.dumps.beliefs import probe_ratios
 from apiece.dumps.folder import DUMPS, PROTOCOL_FILE, RECORDS_FILE, Dump, RunFolder, dumped_steps, open_run, read_dump
-from apiece.dumps.form import HiddenRow, ObjectRow, Record
+from apiece.dumps.form import Entry, HiddenRow, ObjectRow
 from apiece.errors import UserError
 from apiece.evaluate.answers import PREDICTIONS_FILE
 from apiece.evaluate.detections import (
@@ -110,7 +110,7 @@ def dump_source(run: RunFolder, dump: Dump, path: Path) -> RunBoxes:
     """
     panel = run.panel
     place = {name: i for i, name in enumerate(panel["ids"])} if panel else {}
-    records = sorted(dump.records, key=lambda record: place.get(record["id"], len(place)))
+    records = sorted(dump.entries, key=lambda record: place.get(record["id"], len(place)))
     if not records:
         raise UserError("expected records, found none that can be read", where=dump.folder, fix="; ".join(dump.gaps))
     protocol = dump.protocol
@@ -185,14 +185,14 @@ def dropped_ratio(answers: Sequence[tuple[int, Iterable[int]]]) -> Ratio:
     return Ratio(dropped, dropped + kept)
 
 
-def _sample(record: Record, objects: Iterable[ObjectRow]) -> Sample:
+def _sample(record: Entry, objects: Iterable[ObjectRow]) -> Sample:
     instances = tuple(
         Instance(row["desc"], _box(row["bbox"]), row["iscrowd"], row["area"], row["id"]) for row in objects
     )
     return Sample(record["id"], Path(record["image"]), (record["width"], record["height"]), instances)
 
 
-def _everything(record: Record) -> list[ObjectRow]:
+def _everything(record: Entry) -> list[ObjectRow]:
     """The labels that are not crowd regions, and what is there but not labelled."""
     hidden: list[HiddenRow] = record["hidden"] or []
     return [row for row in record["objects"] if not row["iscrowd"]] + [
@@ -201,7 +201,7 @@ def _everything(record: Record) -> list[ObjectRow]:
     ]
 
 
-def _detections(record: Record, folder: Path) -> list[Detection]:
+def _detections(record: Entry, folder: Path) -> list[Detection]:
     found = []
     for number, row in enumerate(record["predictions"]):
         score = row["score"]

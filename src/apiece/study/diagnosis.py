@@ -14,7 +14,7 @@ from rich.table import Table
 
 from apiece.codec.bins import COORDINATE_NAMES
 from apiece.data.jsonl import read_jsonl
-from apiece.dumps.beliefs import PASSES
+from apiece.dumps.form import PASSES
 from apiece.evaluate.detections import samples_to_ground_truth
 from apiece.evaluate.forms import Detections, GroundTruth
 from apiece.evaluate.metrics import Metrics, evaluate_detections

@@ -316,7 +316,7 @@ def from_dump(path: Path) -> Material:
     dump = run.dump()
     read = dump_source(run, dump, path)
     config = config_of(path)
-    probes = {record["id"]: record["probes"] for record in dump.records}
+    probes = {record["id"]: record["probes"] for record in dump.entries}
     remarks = list(dump.gaps)
     if not any(found is not None for found in probes.values()):
         remarks.append("the dump holds no probes: add --data to run the model")
@@ -408,7 +408,7 @@ def _probed(predictor: Any, settings: ProbeSettings, samples: Sequence[Sample]) 
     prober = Prober(predictor.engine.model, predictor.encoder, settings)
     found = track(prober.iter_labels(samples), "probes", total=len(samples))
     for sample, probes in zip(samples, found, strict=True):
-        yield sample.id, None if probes is None else probes.record()
+        yield sample.id, None if probes is None else probes.as_json()
 
 
 def _split(request: Request, config: Config | None) -> tuple[Path, Path | None]:

@@ -123,7 +123,7 @@ def _probed(job: Job, predictor: Predictor) -> tuple[Counts, dict[str, Any]]:
     samples = read_split(job.files.panel)
     prober = Prober(predictor.engine.model, predictor.encoder, settings)  # type: ignore[attr-defined]
     probes: dict[str, Any] = {
-        sample.id: None if found is None else found.record()
+        sample.id: None if found is None else found.as_json()
         for sample, found in zip(samples, prober.iter_labels(samples), strict=True)
     }
     truth, complete = samples_to_ground_truth(samples), None
