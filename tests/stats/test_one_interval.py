@@ -13,7 +13,7 @@ from apiece.evaluate.detections import predictions_to_detections, samples_to_gro
 from apiece.evaluate.forms import Detections, GroundTruth
 from apiece.evaluate.metrics import evaluate_detections
 from apiece.stats.ratio import Ratio
-from apiece.study.arms import Arm, Source
+from apiece.study.arms import Arm, RunBoxes
 from apiece.study.comparison import compare
 from apiece.study.diagnosis import diagnose
 from apiece.study.results import Result, Split, judged_split
@@ -49,7 +49,7 @@ def by_compare(images: int) -> Mapping[str, Interval]:
     """The difference to an arm without a single error: there these rates are 0 in every draw."""
     protocol: dict[str, Any] = {"data": "x"}
     arms = [
-        Arm(name, (Source(name, Path(name), "evaluation", *split(images, right=right), protocol=protocol),))
+        Arm(name, (RunBoxes(name, Path(name), "evaluation", *split(images, right=right), protocol=protocol),))
         for name, right in (("right", True), ("wrong", False))
     ]
     return {row.key: (row.found.lo, row.found.hi) for row in compare(arms)[0].rows}
