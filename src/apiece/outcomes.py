@@ -136,7 +136,7 @@ def match_labels(truth: Labels, detections: Boxes, rows: IntArray) -> SplitMatch
     """Match the detections in `rows` to the labels of their image and class, one to one, at IoU >= `IOU_MIN`."""
     objects, crowds = np.flatnonzero(~truth.iscrowd), np.flatnonzero(truth.iscrowd)
     boxes, truth_boxes = detections.bbox_xyxy[rows], truth.bbox_xyxy
-    classes = _num_classes(truth, detections)
+    classes = 1 + max((int(b.category.max()) for b in (truth, detections) if len(b.category)), default=0)
     group = detections.image[rows] * classes + detections.category[rows]
     truth_group = truth.image * classes + truth.category
     match = match_groups(boxes, group, truth_boxes[objects], truth_group[objects], IOU_MIN)
@@ -149,10 +149,6 @@ def match_labels(truth: Labels, detections: Boxes, rows: IntArray) -> SplitMatch
         ignored=rows[left[inside]],
         misses=objects[match.unmatched_truths],
     )
-
-
-def _num_classes(*boxes: Boxes) -> int:
-    return 1 + max((int(b.category.max()) for b in boxes if len(b.category)), default=0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -198,9 +194,8 @@ def label_outcomes(truth: Labels, detections: Boxes, match: SplitMatch, hidden: 
             target[edges.p[rows]], iou[edges.p[rows]] = edges.t[rows], edges.iou[rows]
         of_prediction[edges.p[rows]] = outcome
     if hidden is not None:
-        of_prediction[_on_hidden(hidden, detections, np.flatnonzero(of_prediction == Outcome.BACKGROUND))] = (
-            Outcome.UNLABELLED
-        )
+        on_hidden = match_labels(hidden, detections, np.flatnonzero(of_prediction == Outcome.BACKGROUND))
+        of_prediction[on_hidden.pairs[:, 0]] = Outcome.UNLABELLED
     is_group = covers & (of_prediction[edges.p] == Outcome.GROUP)
     covered = np.stack([edges.p[is_group], edges.t[is_group]], axis=1)
     near = _overlaps(truth, detections, match.ignored)
@@ -227,20 +222,6 @@ def _best_of_each(edges: _Edges, rows: IntArray, worth: FloatArray) -> IntArray:
     rows = rows[np.lexsort((edges.t[rows], -edges.iou[rows], -worth[rows], edges.p[rows]))]
     _, first = np.unique(edges.p[rows], return_index=True)
     return rows[first]
-
-
-def _on_hidden(hidden: Labels, detections: Boxes, rows: IntArray) -> IntArray:
-    """The detections in `rows` that match a hidden instance, one to one."""
-    objects = np.flatnonzero(~hidden.iscrowd)
-    classes = _num_classes(hidden, detections)
-    match = match_groups(
-        detections.bbox_xyxy[rows],
-        detections.image[rows] * classes + detections.category[rows],
-        hidden.bbox_xyxy[objects],
-        hidden.image[objects] * classes + hidden.category[objects],
-        IOU_MIN,
-    )
-    return rows[match.pairs[:, 0]]
 
 
 def _fates(truth: Labels, match: SplitMatch, unmatched: tuple[_Edges, ...], merged: IntArray) -> NDArray[np.int8]:

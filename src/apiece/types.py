@@ -1,7 +1,7 @@
 """The exchange forms: what one part of the package hands to another.
 
 All frozen and checked when made. Data flows one way: JSONL -> `Sample` -> render -> `Encoded` with `Slots` -> model ->
-slot logits -> `LossTerm`s; generation -> `Rollout` -> parse -> `ParseResult` -> `Prediction` -> metrics and pictures.
+slot logits -> `LossTerm`s; generation -> `Rollout` -> parse -> `ParseResult` -> `Detection` -> metrics and pictures.
 
 Shapes: T tokens of an answer, S slots (coordinate tokens), N objects. Boxes are `xyxy` in pixels of the original image
 unless the name says `bins`.

@@ -18,8 +18,7 @@ from apiece.boxes import xyxy_to_xywh
 from apiece.errors import UserError, nearest, require_file
 from apiece.evaluate.forms import Category, Detections, GroundTruth, ImageInfo
 from apiece.files import read_json
-from apiece.match import match_groups
-from apiece.outcomes import IOU_MIN
+from apiece.outcomes import match_labels
 from apiece.types import Detection, Sample
 
 Row = dict[str, Any]
@@ -338,6 +337,5 @@ def with_classes_of(complete: GroundTruth, truth: GroundTruth) -> GroundTruth:
 
 def hidden_instances(complete: GroundTruth, truth: GroundTruth) -> GroundTruth:
     """The complete truth without what is labelled: instances left over by a one-to-one match with all labels."""
-    objects, labels = (truth.rows(~truth.iscrowd) for truth in (complete, truth))
-    match = match_groups(objects.bbox_xyxy, objects.class_groups(), labels.bbox_xyxy, labels.class_groups(), IOU_MIN)
-    return objects.rows(match.unmatched_predictions)
+    objects = np.flatnonzero(~complete.iscrowd)
+    return complete.rows(np.setdiff1d(objects, match_labels(truth, complete, objects).pairs[:, 0]))

@@ -100,10 +100,6 @@ class GroundTruth:
         columns = {name: getattr(self, name)[rows] for name in ("image", "category", "bbox_xywh", "iscrowd", "area")}
         return replace(self, **columns)
 
-    def class_groups(self) -> IntArray:
-        """A number for the image and class of each label, `[N]`."""
-        return self.image * len(self.categories) + self.category
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Detections:

@@ -71,7 +71,7 @@ class Difference:
     lo: float | None = None  # ends of the interval; `None` where too few units are known for one
     hi: float | None = None
     verdict: Verdict = Verdict.CANNOT_TELL
-    # how many times the units the interval needs to exclude zero, if the difference stays as it is; `None` where it
+    # how many times as many units the interval needs to exclude zero, if the difference stays as it is; `None` where it
     # does so already, or never would
     growth: float | None = None
 
