@@ -18,9 +18,10 @@ from apiece.data.jsonl import read_jsonl
 from apiece.evaluate.answers import DEFAULT_POLICY, Answer, under_one_policy, write_answers
 from apiece.evaluate.detections import load_complete, samples_to_ground_truth
 from apiece.evaluate.forms import GroundTruth
-from apiece.evaluate.metrics import METRICS_FILE, write_metrics
+from apiece.evaluate.metrics import METRICS_FILE
 from apiece.evaluate.metrics import Metrics as Scored
 from apiece.evaluate.predict import AHEAD, Predictor, answer_split, score_answers
+from apiece.files import write_json
 from apiece.model.encode import SampleEncoder
 from apiece.monitor.dump import Monitor
 from apiece.monitor.panel import ChosenPanel, choose_panel, panel_again
@@ -108,7 +109,7 @@ def write_scored(
     """Write answers and figures of a split; gives both, by the policy that all answers can follow."""
     write_answers(out, answers)
     metrics = score_answers(samples, answers, policy=DEFAULT_POLICY, complete=complete)
-    write_metrics(out / METRICS_FILE, metrics)
+    write_json(out / METRICS_FILE, metrics)
     return metrics, under_one_policy(answers, DEFAULT_POLICY)
 
 
