@@ -45,7 +45,8 @@ from apiece.train.distributed import World
 from apiece.train.optim import build_optimizers
 from apiece.train.step import StepResult, train_step
 from apiece.types import Per
-from apiece_scenes import ALL, Family
+from apiece_scenes.layouts import Family
+from apiece_scenes.scene import ALL
 from common import (
     Floor,
     PartTimer,

@@ -315,7 +315,7 @@ def test_a_check_holds_no_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_guide_lists_every_kind_under_its_level() -> None:
-    guide = (Path(__file__).resolve().parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    guide = (Path(__file__).resolve().parents[2] / "docs" / "start" / "your_data.md").read_text(encoding="utf-8")
     rows = [line for line in guide.splitlines() if line.startswith("| `")]
     for kind in ProblemKind:
         assert any(row.startswith(f"| `{kind}` | {kind.level} |") for row in rows), kind

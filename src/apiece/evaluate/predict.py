@@ -18,10 +18,9 @@ import torch
 
 from apiece.config.schema import GenerateSection, PromptSection
 from apiece.data.collate import EncodedSample
-from apiece.data.images import image_size, open_image, require_size
+from apiece.data.images import Photo, image_size, open_image, require_size
 from apiece.data.jsonl import read_jsonl
 from apiece.data.lines import ImageError
-from apiece.data.photos import Photo
 from apiece.errors import UserError
 from apiece.evaluate.answers import (
     DEFAULT_POLICY,
