@@ -17,7 +17,7 @@ from apiece.config.resolve import load_config
 from apiece.config.schema import Config, DataSection, OptimSection, PromptSection, RunSection
 from apiece.config.yaml_source import DEFAULT, read_yaml
 
-_DOCS = Path(__file__).parents[2] / "docs" / "config.md"
+_DOCS = Path(__file__).parents[2] / "docs" / "reference" / "config.md"
 
 
 @pytest.mark.parametrize(

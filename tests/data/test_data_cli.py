@@ -81,7 +81,7 @@ def test_what_to_set_for_images_outside_is_said(tmp_path: Path, run: Run, monkey
     words = ("data", "import", "coco", "--annotations", source, "--images", tmp_path / "images", "--out")
     assert "outside" not in run(*words, tmp_path / "x.jsonl")[1]
     said = run(*words, out)[1]
-    assert f"images lie outside the folder of {out}: whatever reads this file needs APIECE_DATA_ROOT" in said
+    assert f"images lie outside the folder of {out}: commands that read this file need APIECE_DATA_ROOT" in said
     assert f"next: export APIECE_DATA_ROOT={tmp_path / 'images'} && apiece data check {out}" in said
     code, said, err = run("data", "check", out)
     assert code == 1 and "leads out of this file's folder: '../images/a.jpg'" in said
