@@ -38,8 +38,7 @@ def diagnose(
         str | None,
         typer.Option(
             metavar="ORDER",
-            help="In which order labels are written: `sorted`, `left_to_right`, `reading` or `random`; as it was "
-            "trained by default.",
+            help="Order of the labels: `sorted`, `left_to_right`, `reading` or `random`; by default as trained.",
         ),
     ] = None,
     batch_size: Annotated[
@@ -71,8 +70,8 @@ def diagnose(
     from apiece.study.diagnosis import diagnose as diagnose_split
     from apiece.study.evidence import Request, from_dump, from_model, reads_dump
 
-    of_run = (Path(target) / "config.yaml").is_file()
-    path = (out or (Path(target) / "diagnosis" if of_run else Path("diagnosis"))) / DIAGNOSIS_FILE
+    home = Path(target) if (Path(target) / "config.yaml").is_file() else Path()
+    path = (out or home / "diagnosis") / DIAGNOSIS_FILE
     require_free(path, overwrite=overwrite)
     request = Request(target, data, complete, samples, object_order, batch_size, max_objects, device)
     if reads_dump(request):
@@ -84,9 +83,7 @@ def diagnose(
     for remark in source.remarks:
         warn(remark)
     found = diagnose_split(
-        source.truth,
-        source.detections,
-        source.probes,
+        *(source.truth, source.detections, source.probes),
         policy=source.policy,
         complete=source.complete,
         sigma=source.sigma,
