@@ -96,6 +96,8 @@ _INTRODUCTION = """\
 
 <!-- Written by `apiece config --reference --out docs/reference/config.md`: edit src/apiece/config, not this file. -->
 
+*Which settings are there, and what does each of them do?*
+
 A config is a YAML file. Settings that it leaves out have the defaults below; unknown keys, wrong values and
 contradictions are errors, all reported at once with file and line.
 
@@ -119,8 +121,8 @@ optim:
 - **Values**: `1e-4` is a number; only `true` and `false` are booleans (`yes`, `no`, `on`, `off` are text); a number
   with a leading zero (`012`) is text; `null`, `~` or nothing resets a setting that allows null. NaN, infinity,
   duplicate keys, tags (`!!int`) and merge keys (`<<`) are errors.
-- **Contradictions**: a setting that asks for something which another one rules out is an error that names both; its
-  default is always allowed.
+- **Contradictions**: a setting that asks for what another one rules out is an error that names both; its default is
+  always allowed.
 """
 
 
