@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from apiece.cli import app
-from apiece.cli.options import Overwrite
+from apiece.cli.options import Overwrite, Settings
 from apiece.errors import UserError
 
 
@@ -20,7 +20,7 @@ def config(
         str | None,
         typer.Argument(metavar="FILE", help="YAML file, or the name of a packaged config; none: the defaults."),
     ] = None,
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings on top of it.")] = None,
+    overrides: Settings = None,
     changed: Annotated[bool, typer.Option("--changed", help="Only what differs from the defaults.")] = False,
     against: Annotated[Path | None, typer.Option(metavar="OTHER", help="Only what differs from this config.")] = None,
     list_: Annotated[bool, typer.Option("--list", help="The packaged configs, by name.")] = False,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from apiece.cli import app
+from apiece.cli.options import Settings
 from apiece.errors import INTERRUPTED, UserError
 
 if TYPE_CHECKING:
@@ -35,14 +36,10 @@ Pack = typer.Option("--pack", help="With `--summary`: put the folder's results i
 @app.command(short_help="Train, judge and compare a set of configs x seeds.")
 def ladder(
     file: Annotated[Path | None, typer.Argument(metavar="LADDER", help="YAML file.")] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the ladder on top of its file.")
-    ] = None,
+    overrides: Settings = None,
     arm: Annotated[list[str] | None, Only] = None,
     seed: Annotated[list[int] | None, OnlySeed] = None,
-    list_: Annotated[
-        bool, typer.Option("--list", help="List the jobs with their state and cost; run nothing.")
-    ] = False,
+    list_: Annotated[bool, typer.Option("--list", help="List jobs with their state and cost; run nothing.")] = False,
     prepare: Annotated[bool, typer.Option("--prepare", help="Draw the scenes that are missing; run nothing.")] = False,
     redo: Annotated[bool, Redo] = False,
     budget_minutes: Annotated[float | None, Budget] = None,
@@ -120,10 +117,8 @@ def _run(asked: LadderFile, chosen: list[Job], compared: list[Job], redo: bool, 
     _finish(asked, compared)
     if progress.failed:
         names = ", ".join(job.name for job, _ in progress.failed)
-        raise UserError(
-            f"{len(progress.failed)} of {len(chosen)} failed: {names}; the errors are above",
-            fix="correct the cause and give the same command again: what is done is skipped",
-        )
+        message = f"{len(progress.failed)} of {len(chosen)} failed: {names}; the errors are above"
+        raise UserError(message, fix="correct the cause and give the same command again: finished jobs are skipped")
 
 
 def _list(jobs: list[Job]) -> None:
@@ -180,20 +175,13 @@ def _summarise(folders: list[Path], arms: list[str], against: list[str], out: Pa
 
     results = [read_results(folder) for folder in folders]
     shared = set.intersection(*({result.arm for result in one} for one in results))
+    where = ", ".join(map(str, folders))
     if not shared:
-        raise UserError(
-            "these ladders have no arm in common, so there is nothing to compare",
-            where=", ".join(map(str, folders)),
-            fix="make the tables of each of them alone",
-            exit_code=2,
-        )
+        message = "these ladders have no arm in common, so there is nothing to compare"
+        raise UserError(message, where=where, fix="make the tables of each of them alone", exit_code=2)
     if unknown := sorted({*arms, *against} - shared):
-        raise UserError(
-            f"there are no results of: {', '.join(unknown)}",
-            where=", ".join(map(str, folders)),
-            fix=f"name some of {', '.join(sorted(shared))}",
-            exit_code=2,
-        )
+        fix = f"name some of {', '.join(sorted(shared))}"
+        raise UserError(f"there are no results of: {', '.join(unknown)}", where=where, fix=fix, exit_code=2)
     kept = {*arms, *(against or results[0][0].references[:1])} if arms else shared
     found = [
         _summary_of(folder, [result for result in one if result.arm in kept], against)
@@ -222,9 +210,7 @@ def _summary_of(folder: Path, results: list[Result], against: list[str]) -> Summ
     there = {result.arm for result in results}
     references = against or [name for name in latest.references if name in there]
     if not references:
-        raise UserError(
-            f"{latest.references[0]}, the reference of this ladder, is not among the results",
-            where=folder,
-            fix=f"run it, or name another one: --against ARM, of {', '.join(sorted(there))}",
-        )
+        message = f"{latest.references[0]}, the reference of this ladder, is not among the results"
+        fix = f"run it, or name another one: --against ARM, of {', '.join(sorted(there))}"
+        raise UserError(message, where=folder, fix=fix)
     return summarise(results, references, arms=latest.arms)

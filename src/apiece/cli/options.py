@@ -31,15 +31,9 @@ ScorePolicyName = Annotated[
     ),
 ]
 Server = Annotated[
-    str | None,
-    typer.Option(
-        help="Let an OpenAI-compatible server (vLLM, SGLang, ...) that serves CHECKPOINT generate the answers.",
-        metavar="URL",
-    ),
+    str | None, typer.Option(metavar="URL", help="OpenAI-compatible server of CHECKPOINT that generates the answers.")
 ]
-ServedModel = Annotated[
-    str | None, typer.Option("--model", help="Its name on the server; by default the only one there.")
-]
+ServedModel = Annotated[str | None, typer.Option("--model", help="Its name on the server, if that serves several.")]
 
 MOVED = {
     "--batch-size": "generate.batch_size=N",
@@ -112,11 +106,9 @@ def answer_settings(
     idle += ["seed"] if "seed" in asked.model_fields_set else []
     idle += ["--device"] if device != "auto" else []
     if idle:
-        raise UserError(
-            f"not with --server, which answers greedily and without grammar, on its own device: {', '.join(idle)}",
-            fix="leave them out; to constrain answers to the format, run without --server",
-            exit_code=2,
-        )
+        message = "not with --server, which answers greedily and without grammar, on its own device"
+        fix = "leave them out; to constrain answers to the format, run without --server"
+        raise UserError(f"{message}: {', '.join(idle)}", fix=fix, exit_code=2)
     base_url(server)
     how = asked.server
     return asked, ServerSettings(server, model, how.concurrency, how.timeout_s, how.retries)

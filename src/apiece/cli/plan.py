@@ -56,18 +56,16 @@ def plan(
         write_json(out, made)
     print_plan(made)
     if not made["batch"]["splits_evenly"]:
-        raise UserError(
-            f"train.batch_size ({loaded.config.train.batch_size}) does not split evenly over {machine.count} processes "
-            f"in micro-batches of {made['batch']['micro']}",
-            where="config",
-            fix=f"train.batch_size={made['batch']['samples']}, which is what was planned",
-        )
+        size, micro = loaded.config.train.batch_size, made["batch"]["micro"]
+        message = f"train.batch_size ({size}) does not split evenly over {machine.count} processes in micro-batches"
+        fix = f"train.batch_size={made['batch']['samples']}, which is what was planned"
+        raise UserError(f"{message} of {micro}", where="config", fix=fix)
     if not made["fits"]:
-        first = made["changes"][0] if made["changes"] else None
-        raise UserError(
-            f"the run does not fit on {gpu}: {made['needs'] / GIB:.1f} GiB needed, {made['room'] / GIB:.1f} usable",
-            where=config,
-            fix=f"{first['change']} ({first['needs'] / GIB:.1f} GiB, {first['times_as_long']:.2f} times as long)"
-            if first
-            else "no change of these settings makes it fit: take a smaller model, or larger GPUs",
+        message = (
+            f"the run does not fit on {gpu}: {made['needs'] / GIB:.1f} GiB needed, {made['room'] / GIB:.1f} usable"
         )
+        fix = "no change of these settings makes it fit: take a smaller model, or larger GPUs"
+        if made["changes"]:
+            first = made["changes"][0]
+            fix = f"{first['change']} ({first['needs'] / GIB:.1f} GiB, {first['times_as_long']:.2f} times as long)"
+        raise UserError(message, where=config, fix=fix)

@@ -115,21 +115,15 @@ def _check_usage(config: Path | None, overrides: list[str], resume: Path | None,
     if len(settings) < len(given):
         raise UserError(f"name a CONFIG ({config}), or a run to --resume: one of the two", exit_code=2)
     if fixed := [one for one in settings if one.partition("=")[0] not in FREE]:
-        raise UserError(
-            f"these settings affect training and cannot be changed when resuming: {' '.join(fixed)}",
-            fix=f"leave them out, or start a new run: apiece train {resume}/config.yaml model.checkpoint={resume} "
-            f"run.name=NEW {' '.join(settings)}; these can: {', '.join(FREE)}",
-            exit_code=2,
-        )
+        new = f"apiece train {resume}/config.yaml model.checkpoint={resume} run.name=NEW {' '.join(settings)}"
+        fix = f"leave them out, or start a new run: {new}; these can: {', '.join(FREE)}"
+        message = f"these settings affect training and cannot be changed when resuming: {' '.join(fixed)}"
+        raise UserError(message, fix=fix, exit_code=2)
     if not (resume / "config.yaml").is_file():
         folder = resume.parent if resume.parent.is_dir() else Path()
         runs = sorted(path.parent.name for path in folder.glob("*/config.yaml"))
         found = "a folder without one" if resume.is_dir() else "a file" if resume.exists() else "nothing"
         there = f"runs in {folder}: {', '.join(runs[-MAX_LISTED:])}" if runs else f"there are no runs in {folder}"
-        raise UserError(
-            f"expected the folder of a run, with its config.yaml; found {found}{nearest(resume.name, runs)}",
-            where=resume,
-            fix=there,
-            exit_code=2,
-        )
+        message = f"expected the folder of a run, with its config.yaml; found {found}{nearest(resume.name, runs)}"
+        raise UserError(message, where=resume, fix=there, exit_code=2)
     return settings
