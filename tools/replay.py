@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from apiece.train.optim import lr_scale, set_lr
 
 from apiece.config.resolve import load_config, require_data
 from apiece.data.collate import Batch
@@ -27,7 +26,7 @@ from apiece.train.distributed import World, join_world
 from apiece.train.loop import one_step
 from apiece.train.meter import Meter
 from apiece.train.setup import Training, build_training, read_training_data, seed_step
-from apiece.train.step import global_counts
+from apiece.train.step import global_counts, lr_scale, set_lr
 from apiece.train.stop import NonFiniteError, explained
 
 

@@ -34,7 +34,7 @@ from apiece.types import ChannelName
 
 
 def check_world(config: Config, world: World) -> None:
-    """Refuse a number of processes that would give ranks different numbers of micro-batches: they would wait forever."""
+    """Refuse a number of processes that would give ranks unequal numbers of micro-batches: they would wait forever."""
     share, rest = divmod(config.train.batch_size, world.size)
     micro = config.train.micro_batch_size or share
     if rest or share % micro:
