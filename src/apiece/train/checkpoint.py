@@ -44,7 +44,7 @@ from apiece.train.run import MetricsFile
 from apiece.train.setup import Training
 from apiece.train.stop import NonFiniteError, UpdateBrokenError, explained
 
-MANIFEST = "manifest.json"
+MANIFEST, NONFINITE = "manifest.json", "nonfinite"
 FORMAT = 3
 """Raised when older readers would misread newer checkpoints: 1 had no manifest, 2 one file of the optimizer's state."""
 READABLE = (2, FORMAT)
@@ -332,6 +332,13 @@ def forget_after(run: Path, step: int) -> None:
         shutil.rmtree(left, ignore_errors=True)
 
 
+def prune(run: Path, keep_last: int, best: int | None) -> None:
+    """Remove all but the newest checkpoints and the one of step `best`."""
+    for folder in complete_checkpoints(run)[:-keep_last]:
+        if step_of(folder) != best:
+            remove_checkpoint(folder)
+
+
 def remove_checkpoint(folder: Path) -> None:
     """Remove a checkpoint; at no time is half of one there under its name."""
     gone = folder.with_name(f".{folder.name}.gone")
@@ -382,12 +389,9 @@ class Saver:
         train = self.training.config.train
         if not self.training.world.is_main:
             return
-        found = complete_checkpoints(self.run)
-        steps = {step_of(folder) for folder in found}
+        steps = {step_of(folder) for folder in complete_checkpoints(self.run)}
         best = None if train.keep_best is None else self.metrics.best(f"eval/{train.keep_best}", steps)
-        for folder in found[: -train.keep_last]:
-            if step_of(folder) != best:
-                remove_checkpoint(folder)
+        prune(self.run, train.keep_last, best)
 
     @contextmanager
     def step(self, step: int) -> Iterator[None]:
@@ -434,7 +438,7 @@ class Saver:
         ) from error
 
     def _report_file(self, step: int) -> Path:
-        return self.run / "nonfinite" / f"step_{step:06d}.json"
+        return self.run / NONFINITE / f"step_{step:06d}.json"
 
     def _report(self, step: int, error: NonFiniteError) -> dict[str, Any]:
         t = self.training
