@@ -190,7 +190,7 @@ class _Pen:
         self.coords = coords
 
     def _text_roles(self, text: list[int], after_object: bool) -> list[Role]:
-        """Roles up to the first coordinate. Whatever differs from the renderer's own syntax tokens counts as the name."""
+        """Roles up to the first coordinate. What differs from the renderer's own syntax tokens counts as the name."""
         lead, tail = self._leads[after_object], self.renderer.piece(BOX_OPEN)
         head = len(lead) if tuple(text[: len(lead)]) == lead else 0
         foot = len(tail) if tuple(text[-len(tail) :]) == tail and head + len(tail) <= len(text) else 0
