@@ -14,7 +14,7 @@ from torch import Tensor
 from apiece.data.collate import Batch, BatchSlots
 from apiece.losses.compose import AnswerLogits, Objective, Weights, at_least_float32
 from apiece.losses.coord import log_coord_mass
-from apiece.model.coord_modules import coord_rows
+from apiece.model.lora import coord_rows
 from apiece.types import LossTerm, Role
 
 

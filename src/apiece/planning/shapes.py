@@ -61,7 +61,7 @@ class ModelShape:
     @classmethod
     def read(cls, folder: Path, rows: int | None = None) -> ModelShape:
         """The sizes of the checkpoint in a folder; its weights may be missing."""
-        config = read_model_config(folder, {kind: family.name for kind, family in FAMILIES.items()})
+        config = read_model_config(folder)
         return cls.of(config, folder / "config.json", rows)
 
     @property
