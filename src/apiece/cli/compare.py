@@ -69,8 +69,7 @@ def compare(
                 exit_code=2,
             )
     from apiece.files import write_json
-    from apiece.study.align import group_seeds
-    from apiece.study.arms import Arm, read_sources
+    from apiece.study.arms import Arm, group_seeds, read_sources
     from apiece.study.comparison import compare as compare_arms
     from apiece.study.comparison import comparison_json
     from apiece.study.tables import print_comparison

@@ -24,10 +24,9 @@ from apiece.evaluate.predict import Predictor, answer_split, evaluate_split, loa
 from apiece.files import write_json
 from apiece.monitor.probing import Prober, ProbeSettings
 from apiece.study.arms import dropped_ratio, evaluation_protocol
-from apiece.study.counts import TRUE, Counts, count_split
 from apiece.study.diagnosis import diagnose
 from apiece.study.jobs import Job
-from apiece.study.results import Result, write_result
+from apiece.study.results import TRUE, Counts, Result, count_split, write_result
 from apiece.train.loop import train
 from apiece.train.run import git_state
 

@@ -23,8 +23,8 @@ from apiece.stats.draws import unit_draws
 from apiece.stats.interval import LEVEL, Difference, Verdict
 from apiece.stats.ratio import CROWDING
 from apiece.study.comparison import ALL, Comparison, Row
-from apiece.study.counts import GROUPS, TRUE, figure_of
 from apiece.study.jobs import Job
+from apiece.study.results import GROUPS, TRUE, figure_of
 from apiece.study.summary import SPEED, Mean, Summary
 
 # A comparison on the terminal.
