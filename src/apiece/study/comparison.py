@@ -462,17 +462,14 @@ def _disagreement(
 
 
 def _effects(truth: GroundTruth, a: Sequence[Side], b: Sequence[Side]) -> list[_Effect]:
-    """What the change of every outcome is worth, for runs paired in order (the shorter arm ends it)."""
+    """The change of every outcome and its effect, for runs paired in order (the shorter arm ends it)."""
     pairs = list(zip(a, b, strict=False))
     found = []
     for outcome in (o for o in Outcome if o is not Outcome.IGNORED):
         counts = [tuple(len(side.judged.outcomes.predictions(outcome)) for side in pair) for pair in pairs]
         if any(map(any, counts)):
             f1 = [_f1(y, 0, outcome) - _f1(y, m - n, outcome) for (_, y), (m, n) in zip(pairs, counts, strict=True)]
-            scored = [
-                [coco_scores(truth, d).figures["AP"] for d in (y.detections, _swapped(x, y, outcome))] for x, y in pairs
-            ]
-            ap = [own - swapped for own, swapped in scored]
+            ap = [_ap(truth, y.detections) - _ap(truth, _swapped(x, y, outcome)) for x, y in pairs]
             found.append(_Effect(outcome, *(float(v) for v in (*np.mean(counts, axis=0), np.mean(f1), np.mean(ap)))))
     return found
 
@@ -509,6 +506,10 @@ def _swapped(a: Side, b: Side, outcome: Outcome) -> Detections:
     return Detections(
         **{c: np.concatenate([getattr(b.detections, c)[rows_b], getattr(a.detections, c)[rows_a]]) for c in columns}
     )
+
+
+def _ap(truth: GroundTruth, detections: Detections) -> float:
+    return coco_scores(truth, detections).figures["AP"]
 
 
 def _mean_iou(side: Side) -> float:

@@ -52,7 +52,7 @@ LABELS_TOO_FEW = 0.1
 
 
 class Stand(StrEnum):
-    """How an explanation stands."""
+    """The verdict on an explanation."""
 
     SUPPORTED = "supported"
     REFUTED = "refuted"
@@ -64,20 +64,13 @@ NOTHING = "nothing to explain"
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """One explanation and its numbers.
-
-    Attributes:
-        stand: What the numbers say of it.
-        numbers: By name.
-        because: The same in one sentence.
-    """
+    """One explanation: its verdict, its numbers by name, and the same in one sentence."""
 
     stand: Stand
     numbers: Mapping[str, Figure]
     because: str
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
         return {
             "verdict": str(self.stand),
             "because": self.because,
@@ -87,16 +80,10 @@ class Explanation:
 
 @dataclass(frozen=True, slots=True)
 class Explained:
-    """What explains the long boxes.
-
-    Attributes:
-        verdict: Names of the supported explanations, `nothing to explain`, or `can't tell`.
-        rate: Long boxes / predictions.
-        explanations: By name.
-    """
+    """The verdict (names of the supported explanations, `nothing to explain`, or `can't tell`), with its reasons."""
 
     verdict: tuple[str, ...]
-    rate: Figure
+    rate: Figure  # long boxes / predictions
     explanations: Mapping[str, Explanation]
 
 
@@ -104,7 +91,6 @@ def explain(evidence: Evidence, *, sigma: float = 2.0, training_groups: Figure |
     """Check every explanation against the numbers.
 
     Args:
-        evidence: Of the split.
         sigma: Width of the training target, bins.
         training_groups: Labelled group boxes / labels where the model was trained, if that is known.
     """
@@ -250,11 +236,6 @@ def _labels_stand(share: Figure, rate: Figure) -> Stand:
     return Stand.REFUTED if high < LABELS_TOO_FEW * rate_low else Stand.CANNOT_TELL
 
 
-# The diagnosis of a split as one JSON document: what fails, how often, where, what is believed, and why.
-#
-# Every key is explained in docs/diagnosing.md.
-
-
 SCHEMA = 1
 DIAGNOSIS_FILE = "diagnosis.json"
 _FINE = {Outcome.TP, Outcome.IGNORED}
@@ -277,13 +258,12 @@ def diagnose(
     """Everything about a split.
 
     Args:
-        truth: Labels.
         detections: Predictions, in the order written.
-        probes: `PROBES` of docs/records.md by sample id.
+        probes: `PROBES` of docs/reference/records.md by sample id.
         policy: Name of the rule that the scores follow.
-        complete: Everything that is on the images, where it is known.
+        complete: All objects of the images, where they are known.
         sigma: Width of the training target, bins.
-        training: JSONL that the model was trained on; its labels are looked at if the file is there.
+        training: JSONL that the model was trained on; its labels are looked at if the file exists.
         seed: Of the bootstrap.
     """
     evidence = Evidence.of(truth, detections, probes, complete, seed)
@@ -315,7 +295,7 @@ def training_groups(path: Path, seed: int = 0) -> Figure:
 
 
 def failures(evidence: Evidence, metrics: Metrics) -> list[Row]:
-    """Every kind of wrong prediction that there is, the most frequent first: how often, where, what fixing it gives."""
+    """Every kind of wrong prediction, the most frequent first: how often, where, and the figures without it."""
     found, outcomes = evidence.detections, evidence.outcomes
     used = np.flatnonzero(outcomes.of_prediction != NONE)
     image, value = found.image[used], outcomes.of_prediction[used].astype(np.int64)
@@ -329,7 +309,7 @@ def failures(evidence: Evidence, metrics: Metrics) -> list[Row]:
 
 
 def misses(evidence: Evidence, metrics: Metrics) -> list[Row]:
-    """Every kind of missed label that there is, per label."""
+    """Every kind of missed label, per label."""
     truth, fates = evidence.truth, evidence.outcomes.of_truth
     objects = np.flatnonzero(fates != NONE)
     image, value = truth.image[objects], fates[objects].astype(np.int64)
@@ -438,7 +418,7 @@ _SHARES = {"several_peaks", "flip", "chimera"}
 
 
 def print_diagnosis(found: Mapping[str, Any], console: Console | None = None) -> None:
-    """Print what fails, how often and where, what is believed, and which explanation the numbers support."""
+    """Print what fails, how often and where, the beliefs, and which explanation the numbers support."""
     console = console or stdout_console()
 
     def say(text: str = "") -> None:
@@ -488,11 +468,7 @@ def _failures(title: str, rows: Sequence[Mapping[str, Any]], key: str) -> Table:
 
 def _probes(title: str, tables: Mapping[str, Any]) -> Table:
     """Figures down, coordinates and labels per image across: fits a narrow terminal. Classes are in the file."""
-    columns = {
-        "all": tables["all"],
-        **tables["by_coordinate"],
-        **tables["by_crowding"],
-    }
+    columns = {"all": tables["all"], **tables["by_coordinate"], **tables["by_crowding"]}
     made = table(title, *columns)
     for figure, name in _FIGURES:
         made.add_row(name, *(_shown(row.get(figure), figure) for row in columns.values()))

@@ -1,4 +1,7 @@
-"""A ladder's file as jobs (one arm and seed each, with its whole config), and doing them, each in its own process."""
+"""A ladder's file as jobs, one for each arm and seed, and doing them one after another, each in its own process.
+
+Several processes may work on one ladder: each skips a job that another one is doing.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from multiprocessing import get_context
 from pathlib import Path
@@ -51,8 +54,7 @@ class LadderFiles:
     test_complete: Path | None
 
     def named(self) -> dict[str, Path]:
-        parts = {name: getattr(self, name) for name in ("train", "panel", "panel_complete", "test", "test_complete")}
-        return {name: path for name, path in parts.items() if path is not None}
+        return {name: path for name, path in asdict(self).items() if path is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +71,11 @@ class Job:
     """One arm and seed.
 
     Attributes:
-        ladder: Name of the ladder.
         arms: All arms of the ladder, in order.
         references: Arms that the others are compared with.
         reference: Config of the reference: every model is probed under its settings.
         made_from: All that decides the result: settings, hashes of data and start, and the probes' settings.
-        match: What it has in common with the reference.
+        match: Whether its steps or its compute equal the reference's.
         results: Folder of the result files.
     """
 
@@ -134,11 +135,7 @@ def load_ladder(path: Path, overrides: Sequence[str] = ()) -> LadderFile:
 
 
 def ladder_files(ladder: LadderFile, workers: int = 1, tell: Any = lambda _: None) -> LadderFiles:
-    """The data of a ladder; generated scenes are drawn if they are not there.
-
-    Raises:
-        UserError: A file is missing.
-    """
+    """The data of a ladder, which must exist; generated scenes are drawn if they are missing."""
     data = ladder.data
     if data.scenes is not None:
         way = (data.scenes.unlabelled, data.scenes.group_boxes)
@@ -147,20 +144,12 @@ def ladder_files(ladder: LadderFile, workers: int = 1, tell: Any = lambda _: Non
         train, panel, test = (splits[name] for name in ("train", "panel", "test"))
         return LadderFiles(train.observed, panel.observed, panel.complete, test.observed, test.complete)
     assert data.train is not None and data.test is not None, "checked when the file was read"
-    files = LadderFiles(
-        train=Path(data.train),
-        panel=Path(data.panel or data.test),
-        panel_complete=_path(data.panel_complete or (None if data.panel else data.test_complete)),
-        test=Path(data.test),
-        test_complete=_path(data.test_complete),
-    )
+    panel_complete = data.panel_complete or (None if data.panel else data.test_complete)
+    panel_whole, test_whole = (Path(name) if name else None for name in (panel_complete, data.test_complete))
+    files = LadderFiles(Path(data.train), Path(data.panel or data.test), panel_whole, Path(data.test), test_whole)
     for name, path in files.named().items():
         require_file(path, f"the ladder's data.{name}")
     return files
-
-
-def _path(name: str | None) -> Path | None:
-    return Path(name) if name else None
 
 
 def plan_jobs(ladder: LadderFile, files: LadderFiles) -> list[Job]:
@@ -169,7 +158,8 @@ def plan_jobs(ladder: LadderFile, files: LadderFiles) -> list[Job]:
     Raises:
         UserError: A config has mistakes, or the start is no checkpoint.
     """
-    from apiece.study.compute import shape_of, step_cost, training_work
+    from apiece.planning.shapes import ModelShape
+    from apiece.study.compute import step_cost, training_work
 
     folder = resolve_checkpoint(ladder.start)
     shared = {
@@ -179,7 +169,7 @@ def plan_jobs(ladder: LadderFile, files: LadderFiles) -> list[Job]:
     }
     configs = {arm: _config(ladder, files, arm) for arm in ladder.chosen}
     reference = configs[ladder.reference]
-    shape, works = shape_of(ladder.start), training_work(reference)
+    shape, works = ModelShape.read(folder), training_work(reference)
     costs = {arm: step_cost(config, works, shape) for arm, config in configs.items()}
     whole = costs[ladder.reference].run(reference, reference.train.steps)
     jobs = []
@@ -213,7 +203,7 @@ def plan_jobs(ladder: LadderFile, files: LadderFiles) -> list[Job]:
 
 
 def _config(ladder: LadderFile, files: LadderFiles, arm: str, *more: str) -> Config:
-    """The config of an arm with what the ladder decides on top."""
+    """The config of an arm with the ladder's own settings on top."""
     decided = {
         "model.checkpoint": ladder.start,
         "data.train": str(files.train),
@@ -247,7 +237,7 @@ def _probes(reference: Config) -> dict[str, Any]:
 
 
 def _made_from(path: Path) -> Any:
-    """What a result (its own file or in a packed one) or the note of a run that was begun says; `None` without one."""
+    """The `made_from` of a result, or of a run's note; `None` without one."""
     stored = stored_result(path)
     try:
         return None if stored is None else filled(stored["made_from"])
@@ -256,12 +246,12 @@ def _made_from(path: Path) -> Any:
 
 
 def filled(made_from: Mapping[str, Any]) -> dict[str, Any]:
-    """The same with settings that the package did not have then, at their defaults: those change nothing."""
+    """The same, with the defaults (which change nothing) of settings that the package did not have then."""
     return {**made_from, "settings": {**_flat(default_values()), **made_from["settings"]}}
 
 
 def differences(found: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """What differs between two such descriptions, `key: found here, wanted` each."""
+    """What differs between two such descriptions, as `key: old then, new now`."""
     lines = []
     for key in dict.fromkeys([*wanted, *found]):
         a, b = found.get(key), wanted.get(key)
@@ -278,11 +268,7 @@ def _short(value: Any) -> str:
 
 
 def chosen_jobs(jobs: Sequence[Job], arms: Sequence[str], seeds: Sequence[int]) -> list[Job]:
-    """The jobs of some arms and seeds; all where none are named.
-
-    Raises:
-        UserError: An arm or a seed is not one of the ladder's.
-    """
+    """The jobs of some arms and seeds, all where none are named; a `UserError` if the ladder lacks one of them."""
     for name, asked, known in (("arm", arms, {j.arm: 0 for j in jobs}), ("seed", seeds, {j.seed: 0 for j in jobs})):
         if unknown := [str(one) for one in asked if one not in known]:
             raise UserError(
@@ -303,10 +289,10 @@ class Progress:
     Attributes:
         done: Jobs done by this call.
         before: How many were done before it.
-        elsewhere: How many another process works at.
-        left: How many nobody has begun, or not finished.
+        elsewhere: How many another process is doing.
+        left: How many are not done.
         why: Why it stopped before the end; `None` if it did not.
-        failed: Jobs that failed, each with its error; those after them were done nevertheless.
+        failed: Jobs that failed, each with its error; the jobs after them were done nevertheless.
     """
 
     done: tuple[Job, ...]
@@ -329,14 +315,13 @@ def work(
     """Do all jobs that are not done.
 
     Args:
-        jobs: In order.
         redo: Put aside what was made from something else, and begin it again.
         budget_minutes: No job is begun that would, by the mean of those before it, take longer in all.
         run: Does a job; false if it was interrupted. In a process of its own by default.
-        tell: Receives a line for each thing that happens.
+        tell: Receives a line about each job that begins, ends or fails.
 
     Raises:
-        UserError: Results of other settings, data or start are there, and `redo` is false.
+        UserError: There are results of other settings, data or start, and `redo` is false.
     """
     refuse_changed(jobs, redo=redo)
     started = time.monotonic()
@@ -358,7 +343,7 @@ def work(
             if budget_minutes is not None and passed + expected > 60 * budget_minutes:
                 return Progress(tuple(done), before, elsewhere, _left(jobs), f"{budget_minutes:g} minutes are spent")
             if state is State.CHANGED:
-                tell(f"put aside what was there of {job.name}: {put_aside(job)}")
+                tell(f"put aside the earlier {job.name}: {put_aside(job)}")
             verb = "resumes" if state is State.BEGUN and job.run.exists() else "begins"
             tell(f"[{number + 1}/{len(jobs)}] {job.name} {verb}: {job.config.train.steps} steps")
             at = time.monotonic()
@@ -381,7 +366,7 @@ def _left(jobs: Sequence[Job]) -> int:
 
 
 def refuse_changed(jobs: Sequence[Job], *, redo: bool) -> None:
-    """Raise a `UserError` that names what has changed, unless it is to be done again."""
+    """Raise a `UserError` that names what has changed, unless `redo`."""
     changed = [(job, what) for job in jobs for state, what in [job.state()] if state is State.CHANGED]
     if not changed or redo:
         return
@@ -393,12 +378,12 @@ def refuse_changed(jobs: Sequence[Job], *, redo: bool) -> None:
         lines.append(f"and {len(changed) - _SHOWN} more")
     raise UserError(
         "\n  ".join([f"{len(changed)} of {len(jobs)} were made from something else", *lines]),
-        fix="set it back, give the ladder another name, or do them again with --redo (what is there is put aside)",
+        fix="undo the change, give the ladder another name, or do them again with --redo (the old ones are put aside)",
     )
 
 
 def put_aside(job: Job) -> Path:
-    """Move a run that was made from something else out of the way; returns where it is."""
+    """Move a run that was made from something else out of the way; returns the folder that it is in now."""
     parent = job.run.parent / "replaced"
     number = 1
     while (parent / f"{job.name}-{number}").exists():
@@ -412,12 +397,12 @@ def put_aside(job: Job) -> Path:
 
 
 def in_a_process(job: Job) -> bool:
-    """Do a job in a process of its own, which gives its memory back; false if it was interrupted.
+    """Do a job in a process of its own, which frees its memory; false if it was interrupted.
 
     A stop signal reaches the job, which saves and ends; this process waits for it.
 
     Raises:
-        UserError: The job failed; what it printed says why.
+        UserError: The job failed; its output says why.
     """
     child = get_context("spawn").Process(target=_child, args=(job,), name=job.name)
     asked = False
