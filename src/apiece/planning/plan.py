@@ -1,4 +1,4 @@
-"""A plan as one JSON document and as tables: lengths, parameters, memory and time by kind of step, what would fit."""
+"""A plan as JSON and tables: lengths, parameters, memory and time by kind of step, and changes that make a run fit."""
 
 from __future__ import annotations
 
@@ -40,12 +40,11 @@ from apiece.planning.memory import Resident
 from apiece.printed import stdout_console, table
 
 VERSION = 2
-COUNTS = tuple(1 << k for k in range(MOST.bit_length()))
-"""Numbers of GPUs that a plan compares: 1, 2, 4, ... 512."""
+COUNTS = tuple(1 << k for k in range(MOST.bit_length()))  # numbers of GPUs that a plan compares: 1, 2, 4, ... 512
 
 
 def make_plan(config: Config, source: PlanInput, machine: Machine) -> dict[str, Any]:
-    """Everything that is planned for a config on a machine."""
+    """The plan of a config on a machine, as JSON."""
     own, gpu = estimate(config, source, machine), machine.gpu
     changes = [] if own.fits else changes_that_fit(config, source, machine)
     return {
@@ -261,8 +260,7 @@ def _duration(seconds: float) -> str:
     return f"{seconds:,.0f} seconds"
 
 
-LEAST_PIXELS = 65_536
-"""Images are not shrunk further than to this: small objects would go first."""
+LEAST_PIXELS = 65_536  # images are not shrunk further than to this: small objects would go first
 LORA_RANK = 16
 SHOWN = 6
 Settings = Mapping[str, Any]
@@ -278,7 +276,7 @@ class Change:
     estimate: Estimate
 
     def typed(self, asked: str) -> str:
-        """As it is typed by someone who gave `--gpu asked`."""
+        """The change as command-line arguments, for a user who gave `--gpu asked`."""
         settings = [f"{path}={_typed(value)}" for path, value in self.settings.items()]
         return " ".join(settings if self.gpu == asked else [*settings, f"--gpu {self.gpu}"])
 

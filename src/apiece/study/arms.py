@@ -40,37 +40,27 @@ from apiece.types import BoxXYXY, Detection, Instance, IntArray, Sample
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RunBoxes:
-    """One run at one step, or one evaluation, with its labels and predictions.
-
-    Attributes:
-        kind: `panel` (a run's dump) or `evaluation` (what `apiece evaluate` wrote).
-        truth: Labels; the images' names are the sample ids.
-        protocol: What the figures depend on: must be equal in all that is compared.
-        min_score: Detections below it are left out of all but AP.
-        dropped: Dropped objects / objects seen, where it is known.
-        probes: Probe figures by key, such as `probes/a1/entropy`.
-        probe_protocol: What the figures of the `last` pass depend on; `None` where no probes were run.
-        config: The run's settings by dotted path, without seed, name and folder; `None` where they are not known.
-        telemetry: Variances by key (`window_var/...`): value by step.
-        telemetry_window: Steps that each of them is taken over.
-    """
+    """One run at one step, or one evaluation, with its labels and predictions."""
 
     name: str
     path: Path
-    kind: str
-    truth: GroundTruth
+    kind: str  # `panel` (a run's dump) or `evaluation` (what `apiece evaluate` wrote)
+    truth: GroundTruth  # labels; the images' names are the sample ids
     detections: Detections
-    protocol: Mapping[str, Any]
+    protocol: Mapping[str, Any]  # what the figures depend on: must be equal in all that is compared
     complete: GroundTruth | None = None
-    min_score: float = 0.0
-    dropped: Ratio | None = None
-    probes: Mapping[str, Ratio] = field(default_factory=dict)
+    min_score: float = 0.0  # detections below it are left out of all but AP
+    dropped: Ratio | None = None  # dropped objects / objects seen, where it is known
+    probes: Mapping[str, Ratio] = field(default_factory=dict)  # probe figures by key, such as `probes/a1/entropy`
+    # what the figures of the `last` pass depend on; `None` where no probes were run
     probe_protocol: Mapping[str, Any] | None = None
     step: int | None = None
     seed: int | None = None
+    # the run's settings by dotted path, without seed, name and folder; `None` where they are not known
     config: Mapping[str, Any] | None = None
+    # variances by key (`window_var/...`): value by step
     telemetry: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
-    telemetry_window: int | None = None
+    telemetry_window: int | None = None  # steps that each of them is taken over
     remarks: tuple[str, ...] = ()
 
     @property
@@ -87,8 +77,7 @@ class Arm:
 
 
 _TELEMETRY = "window_var/"
-_OWN_SETTINGS = ("seed", "run.name", "run.dir")
-"""In which runs of one arm may differ."""
+_OWN_SETTINGS = ("seed", "run.name", "run.dir")  # in which runs of one arm may differ
 
 
 def dump_source(run: RunFolder, dump: Dump, path: Path) -> RunBoxes:

@@ -43,10 +43,8 @@ from apiece.study.results import (
 from apiece.types import IntArray
 
 SCHEMA = 1
-CHANGED = 20
-"""How many of the images that changed most are kept, each way."""
-ALL = "all"
-"""The scope of all images; others are rows of `CROWDING`."""
+CHANGED = 20  # how many of the images that changed most are kept, each way
+ALL = "all"  # the scope of all images; others are rows of `CROWDING`
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,21 +95,15 @@ class Changed(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Comparison:
-    """B minus A.
-
-    Attributes:
-        runs: Name of the arm, and run.
-        protocol: What the comparison and the figures depend on.
-        changed: Images whose F1 changed most, from the best change to the worst.
-    """
+    """B minus A."""
 
     a: str
     b: str
-    runs: tuple[tuple[str, Measured], ...]
+    runs: tuple[tuple[str, Measured], ...]  # name of the arm, and run
     rows: tuple[Row, ...]
     remarks: tuple[str, ...]
-    protocol: Mapping[str, Any]
-    changed: tuple[Changed, ...] = ()
+    protocol: Mapping[str, Any]  # what the comparison and the figures depend on
+    changed: tuple[Changed, ...] = ()  # images whose F1 changed most, from the best change to the worst
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -140,19 +132,12 @@ def comparison_json(comparisons: Sequence[Comparison]) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Table:
-    """All figures of all arms in the same draws of the images of one scope.
+    """All figures of all arms in the same draws of the images of one scope."""
 
-    Attributes:
-        images: `[I]` numbers of the images that count.
-        seed: Of the draws.
-        drawn: Figures by arm and key.
-        bearing: By arm and key: `[I]` which images the figure rests on.
-    """
-
-    images: IntArray
-    seed: int
-    drawn: Mapping[str, Mapping[str, Drawn]]
-    bearing: Mapping[str, Mapping[str, NDArray[np.bool_]]]
+    images: IntArray  # `[I]` numbers of the images that count
+    seed: int  # of the draws
+    drawn: Mapping[str, Mapping[str, Drawn]]  # figures by arm and key
+    bearing: Mapping[str, Mapping[str, NDArray[np.bool_]]]  # by arm and key: `[I]` which images the figure rests on
 
     @classmethod
     def of(
@@ -360,10 +345,8 @@ def _seed_remarks(arms: Mapping[str, Sequence[Measured]]) -> list[str]:
 # long as the window (circular block bootstrap, Politis and Romano 1992), the same blocks for both arms. Only the
 # later half of the steps is compared: before that, the variance is that of a loss still falling.
 
-LEAST_BLOCKS = 4
-"""Fewer give no interval."""
-DEFAULT_WINDOW = 100
-"""Where the config of a run is gone: the default of `train.telemetry_window`."""
+LEAST_BLOCKS = 4  # fewer give no interval
+DEFAULT_WINDOW = 100  # where the config of a run is gone: the default of `train.telemetry_window`
 LEFT_OUT = "variances that not all runs have are left out"
 
 
@@ -424,8 +407,7 @@ def _block(steps: list[int], window: int) -> int:
 # the change of that outcome is worth. Effects overlap, so they do not add up.
 
 
-_WORTH_NAMING = 0.5
-"""Share of the largest effect from which on a second outcome is named."""
+_WORTH_NAMING = 0.5  # share of the largest effect from which on a second outcome is named
 
 
 class _Effect(NamedTuple):

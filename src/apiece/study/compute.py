@@ -23,8 +23,7 @@ from apiece.planning.flops import Recipe, Work, step_flops
 from apiece.planning.shapes import ModelShape
 from apiece.types import Role
 
-SAMPLES = 64
-"""How many training samples a step is counted on, spread over the file."""
+SAMPLES = 64  # how many training samples a step is counted on, spread over the file
 
 
 @dataclass(frozen=True, slots=True)

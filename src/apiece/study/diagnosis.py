@@ -35,20 +35,16 @@ from apiece.stats.ratio import CROWDING
 from apiece.study.evidence import Evidence, Figure, Probes, contrast, labelled_groups, mean, means, quotient
 from apiece.types import IntArray
 
-RATE_LOW = 0.01
-"""Share of long boxes among predictions below which there is nothing to explain."""
+RATE_LOW = 0.01  # share of long boxes among predictions below which there is nothing to explain
 MULTI_HIGH = 0.2
 """Share of labels whose x2 or y2 has several peaks, from which on the beliefs are averages of instances."""
-CHIMERA_HIGH = 0.1
-"""Share of context boxes that mix instances, from which on training on them could matter."""
+CHIMERA_HIGH = 0.1  # share of context boxes that mix instances, from which on training on them could matter
 FOLLOW_HALF = 0.5
 """Share of the mass near either box that goes to the one that was begun: below it the model finishes another one."""
-FOLLOW_KNOWN = 0.1
-"""Mass near either box, below which `follow` decides nothing."""
+FOLLOW_KNOWN = 0.1  # mass near either box, below which `follow` decides nothing
 LABELS_ENOUGH = 0.5
 """Labelled group boxes / labels over long boxes / predictions, from which on the labels explain the predictions."""
-LABELS_TOO_FEW = 0.1
-"""The same, below which they cannot."""
+LABELS_TOO_FEW = 0.1  # the same, below which they cannot
 
 
 class Stand(StrEnum):
@@ -239,8 +235,7 @@ def _labels_stand(share: Figure, rate: Figure) -> Stand:
 SCHEMA = 1
 DIAGNOSIS_FILE = "diagnosis.json"
 _FINE = {Outcome.TP, Outcome.IGNORED}
-_FEWEST = 20
-"""Items of a class, a crowding or a place in the answer, below which it is not named as the worst."""
+_FEWEST = 20  # items of a class, a crowding or a place in the answer, below which it is not named as the worst
 Row = dict[str, Any]
 
 

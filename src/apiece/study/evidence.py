@@ -44,8 +44,7 @@ from apiece.types import IntArray
 if TYPE_CHECKING:
     from apiece.monitor.probing import ProbeSettings
 
-ENOUGH_IMAGES = 10
-"""Images with at least one of the items, below which a number decides nothing."""
+ENOUGH_IMAGES = 10  # images with at least one of the items, below which a number decides nothing
 _SAMPLES_AT_ONCE = 16  # probed together: their beliefs are a few MB each
 Probes = Mapping[str, Mapping[str, Any] | None]
 
@@ -127,29 +126,20 @@ def contrast(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Evidence:
-    """The split behind a diagnosis, its outcomes and its beliefs.
-
-    Attributes:
-        complete: All objects of the images, where they are known.
-        beliefs: Probe figures by name; empty where none were run.
-        first: `[I]` first label of each image.
-        long: `[N]` predictions to be explained: `group`, and strips that are no true positive.
-        under_long: `[M]` labels that one of them covers by half or more.
-        has_neighbour: `[M]` labels with another of their class in the image; crowd regions are none.
-        labelled_groups: `[M]` labels that hold two or more of their own class, as in `apiece data check`; among all
-            objects, where they are known.
-    """
+    """The split behind a diagnosis, its outcomes and its beliefs."""
 
     truth: GroundTruth
     detections: Detections
-    complete: GroundTruth | None
+    complete: GroundTruth | None  # all objects of the images, where they are known
     outcomes: Outcomes
-    beliefs: Mapping[str, Column]
-    first: IntArray
+    beliefs: Mapping[str, Column]  # probe figures by name; empty where none were run
+    first: IntArray  # `[I]` first label of each image
     draws: ImageDraws
-    long: NDArray[np.bool_]
-    under_long: NDArray[np.bool_]
-    has_neighbour: NDArray[np.bool_]
+    long: NDArray[np.bool_]  # `[N]` predictions to be explained: `group`, and strips that are no true positive
+    under_long: NDArray[np.bool_]  # `[M]` labels that one of them covers by half or more
+    has_neighbour: NDArray[np.bool_]  # `[M]` labels with another of their class in the image; crowd regions are none
+    # `[M]` labels that hold two or more of their own class, as in `apiece data check`; among all objects, where
+    # they are known
     labelled_groups: NDArray[np.bool_]
 
     @classmethod
@@ -236,48 +226,30 @@ def _covered(truth: GroundTruth, detections: Detections, rows: IntArray) -> NDAr
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Material:
-    """A split, its predictions and the beliefs at its labels, before anything is named.
-
-    Attributes:
-        complete: All objects of the images, where they are known.
-        probes: `PROBES` of docs/reference/records.md by sample id.
-        policy: Name of the rule that the scores follow.
-        sigma: Width of the training target, bins.
-        training: JSONL that the model was trained on, as its run names it.
-        about: The source, for the JSON.
-        remarks: Warnings for the user.
-    """
+    """A split, its predictions and the beliefs at its labels, before anything is named."""
 
     truth: GroundTruth
     detections: Detections
-    complete: GroundTruth | None
-    probes: Probes
-    policy: str
-    sigma: float
-    training: Path | None
-    about: Mapping[str, Any]
-    remarks: tuple[str, ...] = ()
+    complete: GroundTruth | None  # all objects of the images, where they are known
+    probes: Probes  # `PROBES` of docs/reference/records.md by sample id
+    policy: str  # name of the rule that the scores follow
+    sigma: float  # width of the training target, bins
+    training: Path | None  # JSONL that the model was trained on, as its run names it
+    about: Mapping[str, Any]  # the source, for the JSON
+    remarks: tuple[str, ...] = ()  # warnings for the user
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """The options of `apiece diagnose`; with `None`, those of the run apply.
+    """The options of `apiece diagnose`; with `None`, those of the run apply."""
 
-    Attributes:
-        target: Folder of a run or of a checkpoint, a Hugging Face id, or `tiny`.
-        samples: At most this many images of the split, a fixed choice.
-        order: In which labels are written when they are probed.
-        batch_size: Images at once.
-        max_objects: Of an answer.
-    """
-
-    target: str
+    target: str  # folder of a run or of a checkpoint, a Hugging Face id, or `tiny`
     data: Path | None = None
     complete: Path | None = None
-    samples: int | None = None
-    order: str | None = None
-    batch_size: int | None = None
-    max_objects: int | None = None
+    samples: int | None = None  # at most this many images of the split, a fixed choice
+    order: str | None = None  # in which labels are written when they are probed
+    batch_size: int | None = None  # images at once
+    max_objects: int | None = None  # of an answer
     device: str = "auto"
 
 

@@ -68,29 +68,21 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One arm and seed.
-
-    Attributes:
-        arms: All arms of the ladder, in order.
-        references: Arms that the others are compared with.
-        reference: Config of the reference: every model is probed under its settings.
-        made_from: All that decides the result: settings, hashes of data and start, and the probes' settings.
-        match: Whether its steps or its compute equal the reference's.
-        results: Folder of the result files.
-    """
+    """One arm and seed."""
 
     ladder: str
-    arms: tuple[str, ...]
-    references: tuple[str, ...]
+    arms: tuple[str, ...]  # all arms of the ladder, in order
+    references: tuple[str, ...]  # arms that the others are compared with
     arm: str
     seed: int
     config: Config
-    reference: Config
+    reference: Config  # config of the reference: every model is probed under its settings
     files: LadderFiles
+    # all that decides the result: settings, hashes of data and start, and the probes' settings
     made_from: Mapping[str, Any]
-    match: Match
+    match: Match  # whether its steps or its compute equal the reference's
     cost: Cost
-    results: Path
+    results: Path  # folder of the result files
 
     @property
     def name(self) -> str:
@@ -284,23 +276,15 @@ _SHOWN = 8
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a call came.
+    """How far a call came."""
 
-    Attributes:
-        done: Jobs done by this call.
-        before: How many were done before it.
-        elsewhere: How many another process is doing.
-        left: How many are not done.
-        why: Why it stopped before the end; `None` if it did not.
-        failed: Jobs that failed, each with its error; the jobs after them were done nevertheless.
-    """
-
-    done: tuple[Job, ...]
-    before: int
-    elsewhere: int
-    left: int
-    why: str | None = None
+    done: tuple[Job, ...]  # jobs done by this call
+    before: int  # how many were done before it
+    elsewhere: int  # how many another process is doing
+    left: int  # how many are not done
+    why: str | None = None  # why it stopped before the end; `None` if it did not
     interrupted: bool = False
+    # jobs that failed, each with its error; the jobs after them were done nevertheless
     failed: tuple[tuple[Job, UserError], ...] = ()
 
 

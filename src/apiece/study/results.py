@@ -31,8 +31,7 @@ from apiece.stats.ratio import CROWDING, Ratio, crowding_of_counts
 from apiece.types import IntArray
 
 AP = ("coco/AP", "coco/AP50")
-TRUE = "true/"
-"""Begins the keys of figures judged on complete truth; the plain key is judged on the labels."""
+TRUE = "true/"  # begins the keys of figures judged on complete truth; the plain key is judged on the labels
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,19 +116,13 @@ class Side(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Counts:
-    """Images as figures see them.
+    """Images as figures see them."""
 
-    Attributes:
-        objects: `[I]` how many objects each has: of the complete truth where it is known, else labels.
-        ratios: Figures by key.
-        ap: Matches of AP: by `""` for the labels, by `TRUE` for the complete truth.
-        side: The predictions themselves, where they are at hand: `f1/lenient` needs their scores.
-    """
-
-    objects: IntArray
-    ratios: Mapping[str, Ratio]
+    objects: IntArray  # `[I]` how many objects each has: of the complete truth where it is known, else labels
+    ratios: Mapping[str, Ratio]  # figures by key
+    # matches of AP: by `""` for the labels, by `TRUE` for the complete truth
     ap: Mapping[str, CocoMatches] = field(default_factory=dict)
-    side: Side | None = None
+    side: Side | None = None  # the predictions themselves, where they are at hand: `f1/lenient` needs their scores
 
     @property
     def images(self) -> int:
@@ -138,22 +131,16 @@ class Counts:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Measured:
-    """One run as it is compared.
-
-    Attributes:
-        path: Folder of the run, of one of its dumps, or of an evaluation.
-        counts: Of the images that it was judged on, and of further ones that it was probed on.
-        telemetry: Variances by key (`window_var/...`): value by step.
-        telemetry_window: Steps that each of them is taken over.
-    """
+    """One run as it is compared."""
 
     name: str
-    path: Path
+    path: Path  # folder of the run, of one of its dumps, or of an evaluation
     step: int | None
     seed: int | None
-    counts: tuple[Counts, ...]
+    counts: tuple[Counts, ...]  # of the images that it was judged on, and of further ones that it was probed on
+    # variances by key (`window_var/...`): value by step
     telemetry: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
-    telemetry_window: int | None = None
+    telemetry_window: int | None = None  # steps that each of them is taken over
 
 
 def count_split(
@@ -234,42 +221,28 @@ _RESULTS = "name a folder that `apiece ladder LADDER.yaml` has put results into,
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Result:
-    """The outcome of one arm and seed.
-
-    Attributes:
-        arms: All arms of the ladder, in order.
-        references: Arms that the others are compared with.
-        made_from: Settings, hashes of data and start: all that decided it.
-        protocol: What its figures depend on besides the model: must be equal in all that is compared.
-        match: `steps` or `compute`.
-        flops: `step`, `run` and `of_reference`.
-        telemetry: Variances of the geometry terms by key: value by step.
-        telemetry_window: Steps that each of them is taken over.
-        speed: Samples a second in training.
-        metrics: Flat figures of `metrics.json`, and under `true/` those on complete truth.
-        seconds: `evaluate` and `probe`.
-        diagnosis: `verdict`, `long_boxes` and `explanations` (docs/guides/diagnosing.md) on the panel.
-    """
+    """The outcome of one arm and seed."""
 
     ladder: str
-    arms: tuple[str, ...]
-    references: tuple[str, ...]
+    arms: tuple[str, ...]  # all arms of the ladder, in order
+    references: tuple[str, ...]  # arms that the others are compared with
     arm: str
     seed: int
-    made_from: Mapping[str, Any]
-    protocol: Mapping[str, Any]
-    match: str
+    made_from: Mapping[str, Any]  # settings, hashes of data and start: all that decided it
+    protocol: Mapping[str, Any]  # what its figures depend on besides the model: must be equal in all that is compared
+    match: str  # `steps` or `compute`
     steps: int
     batch_size: int
-    flops: Mapping[str, float]
-    telemetry: Mapping[str, Mapping[int, float]]
-    telemetry_window: int
-    speed: float
-    metrics: Mapping[str, float]
-    seconds: Mapping[str, float]
+    flops: Mapping[str, float]  # `step`, `run` and `of_reference`
+    telemetry: Mapping[str, Mapping[int, float]]  # variances of the geometry terms by key: value by step
+    telemetry_window: int  # steps that each of them is taken over
+    speed: float  # samples a second in training
+    metrics: Mapping[str, float]  # flat figures of `metrics.json`, and under `true/` those on complete truth
+    seconds: Mapping[str, float]  # `evaluate` and `probe`
     machine: Mapping[str, Any]
     test: Counts
     panel: Counts
+    # `verdict`, `long_boxes` and `explanations` (docs/guides/diagnosing.md) on the panel
     diagnosis: Mapping[str, Any] = field(default_factory=dict)
 
     @property

@@ -38,24 +38,16 @@ class Mean:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Summary:
-    """The figures of a ladder.
-
-    Attributes:
-        results: By arm, in the order of the arms, each in the order of seeds.
-        references: Arms that the others are compared with.
-        images: How many images of the test set count, by scope.
-        means: By arm, scope and key.
-        differences: By reference, arm, scope and key: the arm minus the reference.
-        draws: B.
-    """
+    """The figures of a ladder."""
 
     ladder: str
-    results: Mapping[str, tuple[Result, ...]]
-    references: tuple[str, ...]
-    images: Mapping[str, int]
-    means: Mapping[tuple[str, str, str], Mean]
+    results: Mapping[str, tuple[Result, ...]]  # by arm, in the order of the arms, each in the order of seeds
+    references: tuple[str, ...]  # arms that the others are compared with
+    images: Mapping[str, int]  # how many images of the test set count, by scope
+    means: Mapping[tuple[str, str, str], Mean]  # by arm, scope and key
+    # by reference, arm, scope and key: the arm minus the reference
     differences: Mapping[tuple[str, str, str, str], Row]
-    draws: int
+    draws: int  # B
     remarks: tuple[str, ...]
 
     def as_json(self) -> dict[str, Any]:
