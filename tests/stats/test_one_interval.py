@@ -15,9 +15,8 @@ from apiece.evaluate.metrics import evaluate_detections
 from apiece.stats.ratio import Ratio
 from apiece.study.arms import Arm, RunBoxes
 from apiece.study.comparison import compare
-from apiece.study.counts import Counts, count_split
 from apiece.study.diagnosis import diagnose
-from apiece.study.results import Result
+from apiece.study.results import Counts, Result, count_split
 from apiece.study.summary import ALL, summarise
 from apiece.types import Detection, Instance, Sample
 
