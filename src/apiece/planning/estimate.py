@@ -109,7 +109,7 @@ def machine_of(text: str, reaches: float | None = None) -> Machine:
 MOVES = 2 * 7
 """Times that the update moves each trained number: weight, gradient and moments, read and written, in two sweeps."""
 FORWARDS = 5.5
-"""Forward passes for an object while answers are held to the format (docs/performance.md); a token each without."""
+"""Forward passes for an object while answers are held to the format (docs/dev/performance.md); a token each without."""
 LAUNCH = 0.8e-3  # assumed seconds that a layer takes at least while answers are written: starting its kernels
 PASSES = (1, 2, 4)  # passes of Channel-A that every plan shows
 TARGET_LENGTH = 1.5

@@ -256,7 +256,7 @@ def _about(summary: Summary) -> str:
         f"{len(summary.results)} arms, {len(rows)} runs from one start ({start}); judged on {first.test.images} "
         f"images ({images} objects; {summary.images[ALL]} count), probed on {first.panel.images}. "
         f"Data (SHA-256): {data}.\n\n"
-        f"Intervals are {LEVEL:.0%}, over images and seeds ({summary.draws} draws; docs/comparing.md). A figure is "
+        f"Intervals are {LEVEL:.0%}, over images and seeds ({summary.draws} draws; docs/guides/comparing.md). A figure is "
         "a mean over the seeds of its arm, `value [low, high]`. Rates are per prediction, `merged` per object; where "
         "complete truth is known, all are judged on it. A difference is `arm - reference [low, high] verdict`; `?` is "
         "can't tell."
@@ -296,7 +296,7 @@ def _explained(summary: Summary) -> list[str]:
     return [
         "### What explains the long boxes on the panel\n\n"
         "Group boxes, and strips that are no true positive, over predictions; then how many seeds support or refute "
-        f"each explanation (docs/diagnosing.md).\n\n{_grid(['arm', 'long boxes', *names, 'verdict'], rows)}"
+        f"each explanation (docs/guides/diagnosing.md).\n\n{_grid(['arm', 'long boxes', *names, 'verdict'], rows)}"
     ]
 
 
