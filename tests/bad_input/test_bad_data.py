@@ -1,4 +1,4 @@
-"""Bad data files: every kind of dirt of docs/start/your_data.md, in the checker and in every command that reads data."""
+"""Bad data files: every kind of dirt that your_data.md lists, in the checker and in every command that reads data."""
 
 from __future__ import annotations
 
