@@ -256,8 +256,8 @@ def _about(summary: Summary) -> str:
         f"{len(summary.results)} arms, {len(rows)} runs from one start ({start}); judged on {first.test.images} "
         f"images ({images} objects; {summary.images[ALL]} count), probed on {first.panel.images}. "
         f"Data (SHA-256): {data}.\n\n"
-        f"Intervals are {LEVEL:.0%}, over images and seeds ({summary.draws} draws; docs/guides/comparing.md). A figure is "
-        "a mean over the seeds of its arm, `value [low, high]`. Rates are per prediction, `merged` per object; where "
+        f"Intervals are {LEVEL:.0%}, over images and seeds ({summary.draws} draws; docs/guides/comparing.md). "
+        "A figure is a mean over the seeds of its arm, `value [low, high]`. Rates are per prediction, `merged` per object; where "
         "complete truth is known, all are judged on it. A difference is `arm - reference [low, high] verdict`; `?` is "
         "can't tell."
     )
