@@ -44,23 +44,15 @@ Panel = TypedDict(
 
 @dataclass(frozen=True, slots=True)
 class Dump:
-    """One step of a run, as far as it can be read.
+    """One step of a run, as far as it can be read."""
 
-    Attributes:
-        step: Optimizer steps done.
-        entries: In the panel's order.
-        elsewhere: Failures outside the panel.
-        pictures: PNG by sample id, where one was drawn.
-        gaps: What could not be read, one sentence each.
-    """
-
-    step: int
+    step: int  # optimizer steps done
     folder: Path
     protocol: DumpProtocol
-    entries: tuple[Entry, ...]
-    elsewhere: tuple[Entry, ...]
-    pictures: dict[str, Path]
-    gaps: tuple[str, ...] = ()
+    entries: tuple[Entry, ...]  # in the panel's order
+    elsewhere: tuple[Entry, ...]  # failures outside the panel
+    pictures: dict[str, Path]  # PNG by sample id, where one was drawn
+    gaps: tuple[str, ...] = ()  # what could not be read, one sentence each
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,21 +25,13 @@ _DECIMALS = 4
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Follow:
-    """Where the mass of x2 or y2 goes after another instance's x1, y1; `[F]` each. The three masses add up to 1.
+    """Where the mass of x2 or y2 goes after another instance's x1, y1; `[F]` each. The three masses add up to 1."""
 
-    Attributes:
-        object: Whose slot it is.
-        neighbour: Whose x1, y1 stood in the input.
-        coordinate: 2 for x2, 3 for y2.
-        near_neighbour: Mass near the neighbour's coordinate: the model finishes the box that the input began.
-        near_own: Mass near the object's own coordinate.
-    """
-
-    object: IntArray
-    neighbour: IntArray
-    coordinate: IntArray
-    near_neighbour: FloatArray
-    near_own: FloatArray
+    object: IntArray  # whose slot it is
+    neighbour: IntArray  # whose x1, y1 stood in the input
+    coordinate: IntArray  # 2 for x2, 3 for y2
+    near_neighbour: FloatArray  # mass near the neighbour's coordinate: the model finishes the box that the input began
+    near_own: FloatArray  # mass near the object's own coordinate
     elsewhere: FloatArray
 
     def __len__(self) -> int:
