@@ -57,22 +57,15 @@ class Dump:
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
-    """A run, read from its files.
-
-    Attributes:
-        config: `config.yaml`; empty where it is missing.
-        manifest: `manifest.json`; empty where it is missing.
-        metrics: Lines of `metrics.jsonl` in the order written; a step may have several (training, evaluation).
-        steps: Steps with a complete dump, ascending.
-        gaps: What could not be read, one sentence each.
-    """
+    """A run, read from its files."""
 
     path: Path
-    config: dict[str, Any]
-    manifest: dict[str, Any]
+    config: dict[str, Any]  # `config.yaml`; empty where it is missing
+    manifest: dict[str, Any]  # `manifest.json`; empty where it is missing
+    # lines of `metrics.jsonl` in the order written; a step may have several (training, evaluation)
     metrics: tuple[dict[str, Any], ...]
-    steps: tuple[int, ...]
-    gaps: tuple[str, ...] = ()
+    steps: tuple[int, ...]  # steps with a complete dump, ascending
+    gaps: tuple[str, ...] = ()  # what could not be read, one sentence each
 
     @property
     def name(self) -> str:

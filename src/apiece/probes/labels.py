@@ -111,34 +111,20 @@ def _others(group_N: IntArray) -> NDArray[np.bool_]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LabelProbes:
-    """What a model believes at the slots of an image's own labels.
+    """What a model believes at the slots of an image's own labels."""
 
-    Attributes:
-        passes: How many there were; `last` is the last of them.
-        objects: `[N]` indices into the sample's objects, ascending: neither crowd regions nor boxes
-            thinner than a bin.
-        target_N4: True bins.
-        a1_N4K: Distributions with the true coordinates in the input.
-        last_N4K: Distributions with the model's own beliefs in the input.
-        a1: Figures of the first pass.
-        last: Figures of the last pass.
-        drift_N4: Bins between the most likely bin of the two.
-        flip_N: The box was begun as another instance's (`flips`, on the first pass).
-        chimera_N: The box in the input of the last pass mixes instances (`chimeras`).
-        follow: How a box is finished that was begun as a neighbour's.
-    """
-
-    passes: int
+    passes: int  # how many there were; `last` is the last of them
+    # `[N]` indices into the sample's objects, ascending: neither crowd regions nor boxes thinner than a bin
     objects: IntArray
-    target_N4: IntArray
-    a1_N4K: NDArray[np.float32]
-    last_N4K: NDArray[np.float32]
-    a1: SlotFigures
-    last: SlotFigures
-    drift_N4: IntArray
-    flip_N: NDArray[np.bool_]
-    chimera_N: NDArray[np.bool_]
-    follow: Follow
+    target_N4: IntArray  # true bins
+    a1_N4K: NDArray[np.float32]  # distributions with the true coordinates in the input
+    last_N4K: NDArray[np.float32]  # distributions with the model's own beliefs in the input
+    a1: SlotFigures  # figures of the first pass
+    last: SlotFigures  # figures of the last pass
+    drift_N4: IntArray  # bins between the most likely bin of the two
+    flip_N: NDArray[np.bool_]  # the box was begun as another instance's (`flips`, on the first pass)
+    chimera_N: NDArray[np.bool_]  # the box in the input of the last pass mixes instances (`chimeras`)
+    follow: Follow  # how a box is finished that was begun as a neighbour's
 
     def as_json(self) -> Probes:
         """As it stands in a dump entry."""
