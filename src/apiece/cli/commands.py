@@ -1,12 +1,22 @@
 """Importing this module registers every command: those of this package's modules, and those of other packages."""
 
-from importlib import import_module
-from pkgutil import iter_modules
-
-import apiece.cli
+from apiece.cli import (  # noqa: F401  # noqa: F401
+    app,
+    compare,
+    config,
+    data,
+    demo,
+    diagnose,
+    env,
+    evaluate,
+    ladder,
+    model,
+    plan,
+    predict,
+    report,
+    train,
+)
 from apiece.plugins import COMMANDS, plugins
 
-for _module in iter_modules(apiece.cli.__path__, "apiece.cli."):
-    import_module(_module.name)
 for _entry in plugins(COMMANDS):
-    _entry.load()(apiece.cli.app)
+    _entry.load()(app)
