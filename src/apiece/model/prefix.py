@@ -58,7 +58,7 @@ def window_pass(model: Any, first: FirstPass, embeds_NLD: Tensor, sample_N: Tens
             model,
             embeds.view(samples, most * length, width),
             positions,
-            _mask(first.key_mask, begin, length, total),
+            _in_form(model, _mask(first.key_mask, begin, length, total), embeds.dtype),
             ReadPrefix(first.kept, None),
         )
     hidden = language_of(model).norm(hidden).view(samples, most, length, width)
@@ -177,7 +177,7 @@ def first_pass(model: Any, batch: Batch) -> FirstPass:
         model,
         torch.cat([prefix_embeds, embeds_BTD[:, :-1]], dim=1),
         positions,
-        attention_mask(model, key_mask, 0, positions.shape[2], hidden_device=embeds_BTD.device),
+        attention_mask(model, key_mask, 0, positions.shape[2], embeds_BTD),
         kept,
         torch.nn.functional.pad(prefix.image_mask, (0, num_answer - 1)),
         deepstack,
@@ -202,32 +202,55 @@ def later_pass(model: Any, first: FirstPass, embeds_BTD: Tensor) -> Tensor:
         model,
         embeds_BTD[:, first.first_slot : -1],
         first.positions[:, :, start:],
-        attention_mask(model, first.key_mask, start, total, hidden_device=embeds_BTD.device),
+        attention_mask(model, first.key_mask, start, total, embeds_BTD),
         ReadPrefix(first.kept, start),
     )
     hidden = language_of(model).norm(hidden)
     return torch.cat([first.hidden_BTD[:, : first.first_slot + 1], hidden], dim=1)
 
 
-def attention_mask(
-    model: Any, key_mask: Tensor | None, start: int, total: int, *, hidden_device: torch.device
-) -> Tensor | None:
+def attention_mask(model: Any, key_mask: Tensor | None, start: int, total: int, hidden: Tensor) -> Tensor | None:
     """The mask for queries `start` to `total - 1` over all `total` keys, as the attention implementation wants it.
 
-    FlashAttention takes the padding alone and is causal from the last query back; the others take `[1 or B, 1, Q, K]`
-    of bool, or `None` where plain causal attention is meant.
+    FlashAttention takes the padding alone and is causal from the last query back. SDPA takes `[1 or B, 1, Q, K]` of
+    bool, or `None` where plain causal attention is meant. The library's eager attention adds its mask to the scores and
+    reads `None` as "every key is seen", so it always gets a mask of numbers.
+
+    Args:
+        model: Says which implementation its language model runs.
+        key_mask: `[B, total]` bool, false at padding; `None` where there is none.
+        start: The first query's position.
+        total: Number of keys.
+        hidden: Any of the pass's hidden states, for their device and type.
     """
-    if model.config.text_config._attn_implementation.startswith("flash"):
+    implementation = model.config.text_config._attn_implementation
+    if implementation.startswith("flash"):
         return key_mask
-    if key_mask is None and start == 0:
+    if key_mask is None and start == 0 and implementation == "sdpa":
         return None
-    index = torch.arange(total, device=hidden_device)
-    causal = index[None, :] <= index[start:, None]
-    if key_mask is None:
-        return causal[None, None]
-    # A padded query may look at itself: a row without any key would give NaN, which spreads through products by zero.
-    itself = index[None, :] == index[start:, None]
-    return ((causal & key_mask[:, None, :]) | itself)[:, None]
+    index = torch.arange(total, device=hidden.device)
+    allowed = (index[None, :] <= index[start:, None])[None]
+    if key_mask is not None:
+        # A padded query may look at itself: a row without any key would give NaN, which spreads through products by 0.
+        allowed = (allowed & key_mask[:, None, :]) | (index[None, :] == index[start:, None])
+    return _in_form(model, allowed[:, None], hidden.dtype)
+
+
+def _in_form(model: Any, allowed: Tensor, dtype: torch.dtype) -> Tensor:
+    """A bool mask, true where a query may look, as the attention implementation reads it.
+
+    Raises:
+        ValueError: For an implementation whose reading of masks is not known here; a wrong guess would train without a
+            causal mask, silently.
+    """
+    implementation = model.config.text_config._attn_implementation
+    if implementation == "sdpa":
+        return allowed
+    if implementation == "eager":
+        return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill(
+            ~allowed, torch.finfo(dtype).min
+        )
+    raise ValueError(f"attention implementation {implementation}: expected sdpa, eager or flash_attention_2")
 
 
 def _image_embeds(model: Any, prefix: Prefix, embeds: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
