@@ -34,7 +34,7 @@ from torch import Tensor
 
 import proportions
 from apiece.channels.a_soft_context import SoftContext, self_context
-from apiece.channels.answer import slot_logits
+from apiece.channels.answer import CoordRows, slot_logits
 from apiece.config.schema import CoordDecodeMode, ObjectiveSection, Stage2Section
 from apiece.data.collate import Batch
 from apiece.losses.compose import (
@@ -99,7 +99,7 @@ class Naive(SoftContext):
             ids, kinds.int(), image_grid_thw=prefix.grid_thw, attention_mask=torch.ones_like(ids)
         )
         truth = self.model.get_input_embeddings()(ids)
-        embeds, rows = truth, self._rows()
+        embeds, rows = truth, CoordRows.of(self.model, FIRST_ID, BINS)
         terms: list[LossTerm] = []
         for number in range(1, passes + 1):
             hidden = self.model.model(

@@ -233,7 +233,7 @@ def floors(arm: str, model: Any, work: Work, passes: Passes, speed: Speed) -> di
     answer = sum(counts.language(len(a) - 1, p) for a, p in zip(work.answers, prefixes, strict=True))
     # Keys and values of a position, the matrices of all layers, and the head's; float32.
     kept = 4 * 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
-    matrices = counts.shape.matrices()
+    matrices = counts.shape.matrices
     weights, head = 4 * matrices[Part.LANGUAGE], 4 * matrices[Part.COORD]
     # The library reads the head at each step and after each prefix, we for many tokens at once.
     calls = passes.steps + -(-len(work.questions) // work.batch_size) if arm in LIBRARY else 1

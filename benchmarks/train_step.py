@@ -183,7 +183,15 @@ def encode_batches(
 ) -> tuple[list[Batch], float]:
     """`count` batches, and the median seconds that one process takes to load and encode one."""
     samples = scene_samples(folder, case.batch_size * count, case.families, seed=seed)
-    plan = BatchPlan([encoder.estimate_length(s) for s in samples], case.batch_size, window=8, seed=seed)
+    plan = BatchPlan(
+        [
+            encoder.side.images.num_tokens(s.size_wh) + encoder.side.renderer.num_tokens([o.desc for o in s.objects])
+            for s in samples
+        ],
+        case.batch_size,
+        window=8,
+        seed=seed,
+    )
     stream = micro_batches(
         samples, encoder, Augmentation(flip=True), plan,
         start=0, stop=count, rank=0, world=1, micro=case.batch_size, workers=0,
