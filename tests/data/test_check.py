@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from records import DOG, kinds, record, save_image, write_lines
 from rich.console import Console
 
 from apiece import boxes
@@ -25,7 +26,6 @@ from apiece.data.coco import import_coco
 from apiece.data.jsonl import read_jsonl, write_jsonl
 from apiece.data.lines import Level, ProblemKind
 from apiece.errors import UserError
-from records import DOG, kinds, record, save_image, write_lines
 
 
 def check(tmp_path: Path, *lines: Any, **options: Any) -> CheckReport:

@@ -10,7 +10,7 @@ from apiece.config.resolve import load_config
 from apiece.config.schema import Config
 from apiece.planning.flops import ForwardFlops, Work
 from apiece.planning.shapes import ModelShape
-from apiece.study.compute import StepCost, shape_of, step_cost, training_work
+from apiece.study.compute import StepCost, step_cost, training_work
 from apiece_scenes.scene import SceneSettings
 from apiece_scenes.write import write_scenes
 
@@ -24,7 +24,7 @@ def config(**settings: object) -> Config:
 
 @pytest.fixture(scope="module")
 def shape(tiny_checkpoint: Path) -> ModelShape:
-    return shape_of(str(tiny_checkpoint))
+    return ModelShape.read(tiny_checkpoint)
 
 
 def cost(shape: ModelShape, one: Work = ONE, **settings: object) -> StepCost:

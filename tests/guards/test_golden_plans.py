@@ -19,6 +19,7 @@ OF_4B = [CONFIGS / "stage2_two_channel" / "prod" / f"{name}.yaml" for name in KN
 RECIPES = sorted((CONFIGS / "recipes").glob("*.yaml"))
 TINY = HERE / "runs" / "old" / "checkpoints" / "step_000006" / "model"
 TEXT_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+PATCHES = {"image_processor_type": "Qwen2VLImageProcessor", "patch_size": 16, "merge_size": 2}
 OBJECTS = (0, 3, 12, 7, 5, 1, 30, 2)
 """On each image of the data."""
 
@@ -33,6 +34,7 @@ def models(apiece: CommandLine) -> Path:
         (folder / "config.json").write_text(json.dumps(config))
         for file in TEXT_FILES:
             (folder / file).write_bytes((TINY / file).read_bytes())
+        (folder / "preprocessor_config.json").write_text(json.dumps(PATCHES))
     return apiece.folder
 
 
