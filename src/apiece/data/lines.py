@@ -270,7 +270,7 @@ def faults_of(form: LineForm, folder: Path) -> list[tuple[int | None, Fault]]:
     found: list[tuple[int | None, Fault]] = []
     width, height = float(form.width), float(form.height)  # floats compare with floats in half the time
     for index, item in enumerate(form.objects):
-        if faults := desc_faults(item.desc):  # hardly any; an empty list for each would cost two seconds a million lines
+        if faults := desc_faults(item.desc):  # a list for every object would cost two seconds a million lines
             found += [(index, fault) for fault in faults]
         x1, y1, x2, y2 = item.bbox
         if x1 < 0.0 or y1 < 0.0 or x2 > width or y2 > height or x2 - x1 < 1.0 or y2 - y1 < 1.0:  # hardly any box
