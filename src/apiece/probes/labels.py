@@ -1,6 +1,6 @@
 """What a box of several slots says: whose box it began, whether it mixes instances, and whether it is finished.
 
-Each figure is defined in docs/diagnosing.md. Functions take the objects of one image (or of a few: N x N is kept).
+docs/guides/diagnosing.md defines each figure. Functions take the objects of one image (or of a few: N x N is kept).
 
 Shapes: N objects, 4 coordinates (x1, y1, x2, y2), K bins, F rows of `follow`.
 """

@@ -1,6 +1,6 @@
 """What one slot's distribution says: spread, peaks, mass on its own and on other instances, mean against mode.
 
-Each figure is defined in docs/diagnosing.md. Arrays in, arrays out; any number of images at once.
+Each figure is defined in docs/guides/diagnosing.md. Arrays in, arrays out; any number of images at once.
 
 Shapes: N objects, 4 coordinates (x1, y1, x2, y2), K bins, S any number of slots.
 """
