@@ -250,15 +250,14 @@ def decode(raw: bytes) -> LineForm | None:
     except (msgspec.DecodeError, UnicodeError, RecursionError):
         return None
     # The decoder keeps the last of a key that appears twice. Each key has one colon; further ones may lie in texts.
-    keys = 4 if form.id is None else 5
+    keys = (4 if form.id is None else 5) + 5 * len(form.objects)
     for item in form.objects:
-        keys += 2
-        if item.iscrowd is not None:
-            keys += 1
-        if item.area is not None:
-            keys += 1
-        if item.id is not None:
-            keys += 1
+        if item.iscrowd is None:
+            keys -= 1
+        if item.area is None:
+            keys -= 1
+        if item.id is None:
+            keys -= 1
     return form if raw.count(b":") == keys else None
 
 
@@ -271,7 +270,8 @@ def faults_of(form: LineForm, folder: Path) -> list[tuple[int | None, Fault]]:
     found: list[tuple[int | None, Fault]] = []
     width, height = float(form.width), float(form.height)  # floats compare with floats in half the time
     for index, item in enumerate(form.objects):
-        found += [(index, fault) for fault in desc_faults(item.desc)]
+        if faults := desc_faults(item.desc):  # a list for every object would cost two seconds a million lines
+            found += [(index, fault) for fault in faults]
         x1, y1, x2, y2 = item.bbox
         if x1 < 0.0 or y1 < 0.0 or x2 > width or y2 > height or x2 - x1 < 1.0 or y2 - y1 < 1.0:  # hardly any box
             fault = box_faults(item.bbox, (form.width, form.height))
