@@ -18,9 +18,10 @@ from transformers import AutoTokenizer, Qwen3VLConfig, Qwen3VLForConditionalGene
 
 from apiece.codec import NUM_BINS, CoordVocab, Renderer, coord_token
 from apiece.data.collate import EncodedSample, collate_prefix
-from apiece.model.load import TextSide
+from apiece.model.find import resolve_checkpoint
+from apiece.model.load import TextSide, read_image_processor, read_tokenizer
 from apiece.model.prompt import ImageEncoder
-from apiece.model.tiny import CHAT_TEMPLATE, tiny_config, tiny_image_processor
+from apiece.model.tiny import tiny_config
 from apiece.rollout.choose import Ask, Chooser, Ledger
 from apiece.rollout.generate import LocalEngine
 from apiece.rollout.grammar import Grammar
@@ -184,7 +185,8 @@ def narrow_qwen(tokenizer: Path) -> tuple[TextSide, Any]:
     own = AutoTokenizer.from_pretrained(tokenizer)
     coords = [AddedToken(coord_token(k), special=True, normalized=False) for k in range(NUM_BINS)]
     own.add_tokens(coords, special_tokens=True)
-    own.chat_template = CHAT_TEMPLATE
+    tiny = resolve_checkpoint("tiny")
+    own.chat_template = read_tokenizer(tiny).chat_template
     vocab, ids = CoordVocab.of(own), own.get_vocab()
     config = tiny_config(len(own), ids)
     text = config.text_config
@@ -195,6 +197,6 @@ def narrow_qwen(tokenizer: Path) -> tuple[TextSide, Any]:
     config = Qwen3VLConfig(**config.to_dict())
     torch.manual_seed(0)
     model = Qwen3VLForConditionalGeneration._from_config(config, attn_implementation="sdpa").eval()
-    images = ImageEncoder(tiny_image_processor())
+    images = ImageEncoder(read_image_processor(tiny))
     side = TextSide(own, images, vocab, Renderer(own, vocab), config.image_token_id, {}, tokenizer)
     return side, model

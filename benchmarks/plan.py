@@ -42,8 +42,7 @@ from apiece.planning.flops import Recipe, Work, step_flops
 from apiece.planning.memory import training_footprint
 from apiece.planning.shapes import ModelShape
 from apiece.train.distributed import World
-from apiece.train.optim import build_optimizers, freeze_parts
-from apiece.train.step import train_step
+from apiece.train.step import build_optimizers, freeze_parts, train_step
 from apiece.types import Role
 from common import Row, conditions, machine_speed, parser, print_conditions, print_rows, write_report
 from proportions import BINS, IMAGE_ID, Proportions, random_batch

@@ -42,10 +42,10 @@ from apiece.model.prompt import PROMPTS
 from apiece.planning.flops import ForwardFlops
 from apiece.train.batches import BatchPlan, micro_batches
 from apiece.train.distributed import World
-from apiece.train.optim import build_optimizers
-from apiece.train.step import StepResult, train_step
+from apiece.train.step import StepResult, build_optimizers, train_step
 from apiece.types import Per
-from apiece_scenes import ALL, Family
+from apiece_scenes.layouts import Family
+from apiece_scenes.scene import ALL
 from common import (
     Floor,
     PartTimer,

@@ -14,7 +14,7 @@ from apiece.evaluate.detections import (
     predictions_to_detections,
     samples_to_ground_truth,
     to_coco,
-    write_coco_results,
+    to_coco_results,
 )
 from apiece.evaluate.forms import Detections, GroundTruth
 from apiece.types import BoxXYXY, Detection, Instance, Sample
@@ -75,7 +75,7 @@ def write_evaluation(folder: Path, pictures: Sequence[Picture], **changes: Any) 
     for image in coco["images"]:
         image["file_name"] = f"images/{image['file_name']}.png"
     (folder / "coco.json").write_text(json.dumps(coco))
-    write_coco_results(folder / "results.json", truth, detections)
+    (folder / "results.json").write_text(json.dumps(to_coco_results(truth, detections)))
     lines = [
         {
             "id": p.id,

@@ -31,16 +31,18 @@ def narrow(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `source` (what a download would be), `extended`, and `data.jsonl`."""
     from transformers import AutoTokenizer
 
-    from apiece.model.tiny import CHAT_TEMPLATE
-    from apiece_scenes import write_scenes
+    from apiece.model.find import resolve_checkpoint
+    from apiece.model.load import read_tokenizer
+    from apiece_scenes.scene import SceneSettings
+    from apiece_scenes.write import write_scenes
     from narrow import write_narrow
 
     root = tmp_path_factory.mktemp("recipes")
     tokenizer = AutoTokenizer.from_pretrained(shared_data / "qwen3-tokenizer")
-    tokenizer.chat_template = CHAT_TEMPLATE  # Qwen3's own has no images in it
+    tokenizer.chat_template = read_tokenizer(resolve_checkpoint("tiny")).chat_template  # Qwen3's own has no images
     write_narrow(tokenizer, 151_936, True, root / "source", context=2048)  # rows as published
     apiece("model", "extend", "--from", root / "source", "--out", root / "extended")
-    write_scenes(root / "data", 4, seed=5, size=96)
+    write_scenes(root / "data", 4, SceneSettings(size=96), seed=5)
     return root
 
 

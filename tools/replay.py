@@ -25,9 +25,8 @@ from apiece.train.checkpoint import NONFINITE, complete_checkpoints, load_checkp
 from apiece.train.distributed import World, join_world
 from apiece.train.loop import one_step
 from apiece.train.meter import Meter
-from apiece.train.optim import lr_scale, set_lr
 from apiece.train.setup import Training, build_training, read_training_data, seed_step
-from apiece.train.step import global_counts
+from apiece.train.step import global_counts, lr_scale, set_lr
 from apiece.train.stop import NonFiniteError, explained
 
 

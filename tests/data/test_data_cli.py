@@ -9,11 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from records import DOG, record, save_image, write_lines
 from rich.console import Console
 
 from apiece.cli import main
 from apiece.data.check import check_jsonl, print_report
-from records import DOG, record, save_image, write_lines
 
 
 class Run:

@@ -19,12 +19,11 @@ import apiece.cli.ladder  # noqa: F401  registers the command
 from apiece.cli import app
 from apiece.errors import UserError
 from apiece.files import write_json
+from apiece.study import jobs as work_module
 from apiece.study import summary as summary_module
-from apiece.study import work as work_module
-from apiece.study.jobs import Job, State, chosen_jobs, ladder_files, load_ladder, plan_jobs
+from apiece.study.jobs import Job, State, chosen_jobs, ladder_files, load_ladder, plan_jobs, work
 from apiece.study.measure import do_job
 from apiece.study.results import Result, pack_results, read_result
-from apiece.study.work import work
 from apiece.train import loop
 
 
@@ -66,7 +65,7 @@ def test_every_arm_and_seed_leaves_a_result_and_is_skipped_then(finished: Path) 
         "true/f1/f1",
         "coco/AP",
         "true/coco/AP",
-        "true/rates/group",
+        "true/count/truths",
         "speed/samples_per_s",
     } <= figures.keys()
     assert figures["f1/true"] == pytest.approx(figures["true/f1/f1"])

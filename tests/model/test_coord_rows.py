@@ -6,7 +6,7 @@ import pytest
 import torch
 from numpy.testing import assert_allclose
 
-from apiece.model.coord_modules import ordinal_rows
+from apiece.model.extend import ordinal_rows
 
 
 @pytest.mark.parametrize("width", [31, 32, 192, 2048])

@@ -170,14 +170,6 @@ def test_an_answer_that_does_not_fit_is_refused(tiny_side) -> None:
     )
 
 
-def test_lengths_are_known_without_the_image(tiny_side) -> None:
-    encoder = toy.encoder(tiny_side)
-    samples = [*toy.ALL, toy.sample("big", (192, 192), *[("book", (i, 0, i + 9, 90)) for i in range(20)])]
-    real = [len(e.prefix_ids) + len(e.answer.ids) for e in toy.encode(tiny_side, *samples)]
-    prompt = len(encoder.prompt.before) + len(encoder.prompt.after)
-    assert [encoder.estimate_length(s) + prompt for s in samples] == real
-
-
 def test_the_labels_go_with_the_image_as_it_is_shown(tiny_side) -> None:
     """Mirrored with it, in the order of the answer, crowd regions last."""
     crowd = Instance("book", (0.0, 0.0, 10.0, 48.0), iscrowd=True)

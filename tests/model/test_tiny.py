@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import runpy
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -129,3 +132,10 @@ def test_a_run_folder_stands_for_its_newest_whole_checkpoint(tmp_path) -> None:
     for step in ("step_000100", "step_000200"):
         (tmp_path / "checkpoints" / step / "model" / "config.json").write_text("{}")
     assert resolve_checkpoint(str(tmp_path)) == tmp_path / "checkpoints" / "step_000200" / "model"
+
+
+def test_the_embedded_tokenizer_is_the_one_trained_by_the_tool(tmp_path: Path) -> None:
+    tool = runpy.run_path(str(Path(__file__).parents[2] / "tools" / "tiny_tokenizer.py"))
+    tool["train_tiny_tokenizer"]().save_pretrained(tmp_path)
+    for name in ("tokenizer.json", "chat_template.jinja"):
+        assert (tmp_path / name).read_bytes() == (resolve_checkpoint("tiny") / name).read_bytes(), name

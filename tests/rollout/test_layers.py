@@ -62,7 +62,7 @@ PASSES = {
 @pytest.mark.parametrize("name", PASSES)
 def test_the_short_way_is_the_librarys(model, name) -> None:
     lengths, passes = PASSES[name]
-    found, kept = run(LeanLayers.of(model), filled(model, lengths), passes)
+    found, kept = run(LeanLayers(model), filled(model, lengths), passes)
     expected, library_kept = run(PlainModel(model).read, filled(model, lengths), passes)
     for one, other in zip([*found, *kept], [*expected, *library_kept], strict=True):
         assert_allclose(one, other, atol=1e-6, rtol=0)  # norms round to float32, as the library has them do
@@ -77,7 +77,7 @@ def test_in_less_precision(tiny_model, dtype, atol) -> None:
     with torch.no_grad():
         pairs = [
             layers(np.array(passes[0][0]), np.array(passes[0][1]), filled(model, lengths)).float()
-            for layers in (LeanLayers.of(model), PlainModel(model).read)
+            for layers in (LeanLayers(model), PlainModel(model).read)
         ]
     assert pairs[0].abs().max() > 1
     assert_allclose(pairs[0], pairs[1], atol=atol)
@@ -88,7 +88,7 @@ def test_biases_of_attention_are_in_it(tiny_model) -> None:
     for layer in model.model.language_model.layers:
         for part in (layer.self_attn.q_proj, layer.self_attn.v_proj, layer.self_attn.o_proj):
             part.bias = nn.Parameter(torch.linspace(-0.5, 0.5, part.out_features, dtype=torch.float64))
-    found, _ = run(LeanLayers.of(model), filled(model, [4, 2]), PASSES["far positions"][1])
+    found, _ = run(LeanLayers(model), filled(model, [4, 2]), PASSES["far positions"][1])
     expected, _ = run(PlainModel(model).read, filled(model, [4, 2]), PASSES["far positions"][1])
     assert_allclose(found, expected, atol=1e-6)
 

@@ -42,7 +42,7 @@ def answer(renderer: Renderer, *records: DescBins, cut: int | None = None) -> li
 
 
 def build(renderer: Renderer, ids: list[int], sample: Sample, **limits: int) -> JudgedAnswer:
-    settings = {"max_records": 60, "max_length": 4096} | limits
+    settings = {"max_objects": 60, "max_length": 4096} | limits
     return TargetBuilder(renderer, **settings).build(rollout(ids, renderer.tokenizer), sample, num_prefix=10)
 
 
@@ -192,7 +192,7 @@ def test_what_is_not_in_our_form_ends_the_kept_part(renderer, break_it, kept) ->
 
 def test_a_runaway_answer_is_cut(renderer: Renderer) -> None:
     ids = answer(renderer, *[DUPLICATE] * 80)
-    judged = build(renderer, ids, image(BOOK, CAR), max_records=20)
+    judged = build(renderer, ids, image(BOOK, CAR), max_objects=20)
     assert (len(judged.parsed.objects), judged.target.num_kept, judged.target.num_appended) == (80, 20, 1)
     assert len(judged.target.committing) == 19
 
@@ -242,7 +242,7 @@ def check(renderer: Renderer, seed: int) -> None:
     rng = np.random.default_rng(seed)
     sample = scene(rng)
     ids = broken(renderer.render(seen(sample, rng)).ids.tolist(), renderer, rng)
-    judged = build(renderer, ids, sample, max_records=25, max_length=600)
+    judged = build(renderer, ids, sample, max_objects=25, max_length=600)
     parsed, target, match = judged.parsed, judged.target, judged.match
     # Everything dropped is counted, and everything kept is judged.
     assert len(parsed.faults) == sum(parsed.dropped.values())

@@ -13,7 +13,7 @@ from apiece.config.schema import Shuffle
 from apiece.data.index import open_data
 from apiece.data.jsonl import read_jsonl
 from apiece.errors import UserError
-from apiece.model.encode import PromptTokens, SampleEncoder
+from apiece.model.encode import Augmentation, PromptTokens, SampleEncoder
 from apiece.train.batches import BatchPlan, sample_lengths
 from apiece.train.setup import training_samples
 
@@ -96,7 +96,9 @@ def encoder(side: Any, max_length: int = 4096) -> SampleEncoder:
 def test_lengths_from_the_index_are_those_of_the_samples(scenes: Path, tiny_side: Any) -> None:
     made = encoder(tiny_side)
     samples = read_jsonl(scenes)
-    expected = [made.estimate_length(sample) for sample in samples]
+    encoded = [made.training(sample, Augmentation(), 0) for sample in samples]
+    prompt = len(made.prompt.before) + len(made.prompt.after)
+    expected = [len(e.prefix_ids) - prompt + len(e.answer.ids) for e in encoded]
     assert len(set(expected)) > 3
     records = open_data(scenes)
     assert sample_lengths(records, made).tolist() == expected

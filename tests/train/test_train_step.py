@@ -19,8 +19,7 @@ from apiece.model.families import count_parameters, describe_parameters, part_of
 from apiece.model.load import load_model, load_text_side
 from apiece.train.batches import BatchPlan, micro_batches
 from apiece.train.distributed import World
-from apiece.train.optim import WholeMuon, build_optimizers, freeze_parts, lr_scale
-from apiece.train.step import train_step
+from apiece.train.step import WholeMuon, build_optimizers, freeze_parts, lr_scale, train_step
 
 CPU = World(0, 1, torch.device("cpu"))
 

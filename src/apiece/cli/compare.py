@@ -61,8 +61,7 @@ def compare(
     targets = [path for path in (json, None if out is None else out / _FILE) if path is not None]
     for path in targets:
         require_free(path, overwrite=overwrite)
-    from apiece.study.align import group_seeds
-    from apiece.study.arms import Arm, read_sources
+    from apiece.study.arms import Arm, group_seeds, read_sources
     from apiece.study.comparison import compare as compare_arms
     from apiece.study.comparison import comparison_json
     from apiece.study.tables import print_comparison

@@ -22,6 +22,7 @@ from apiece.cli.options import (
     warn,
 )
 from apiece.errors import UserError
+from apiece.files import write_json
 
 if TYPE_CHECKING:
     from apiece.evaluate.metrics import Metrics
@@ -132,7 +133,7 @@ def _evaluate_files(
     predictions: Path, annotations: Path, path: Path, min_score: float, complete: Path | None
 ) -> Metrics:
     from apiece.evaluate.detections import fit_complete, load_coco_results, load_ground_truth, with_classes_of
-    from apiece.evaluate.metrics import AS_GIVEN, evaluate_detections, write_metrics
+    from apiece.evaluate.metrics import AS_GIVEN, evaluate_detections
 
     truth, everything = load_ground_truth(annotations), None
     if complete:
@@ -141,5 +142,5 @@ def _evaluate_files(
         everything = fit_complete(everything, truth, complete)[1]
     detections = load_coco_results(predictions, truth)
     metrics = evaluate_detections(truth, detections, policy=AS_GIVEN, min_score=min_score, complete=everything)
-    write_metrics(path, metrics)
+    write_json(path, metrics)
     return metrics

@@ -102,7 +102,7 @@ def ladder(
 
 
 def _run(asked: LadderFile, chosen: list[Job], compared: list[Job], redo: bool, budget_minutes: float | None) -> None:
-    from apiece.study.work import work
+    from apiece.study.jobs import work
 
     progress = work(chosen, redo=redo, budget_minutes=budget_minutes, tell=typer.echo)
     if progress.why is not None:

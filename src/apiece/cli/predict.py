@@ -64,7 +64,7 @@ def predict(
     from apiece.model.find import resolve_checkpoint
 
     resolve_checkpoint(checkpoint)  # reports a mistake in its name at once, before torch is loaded
-    from apiece.data.photos import find_photos
+    from apiece.data.images import find_photos
     from apiece.evaluate.answers import check_out, chosen_policy
     from apiece.evaluate.predict import load_predictor, predict_photos
 

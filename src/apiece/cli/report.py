@@ -57,8 +57,7 @@ def _compared(runs: list[Path]) -> tuple[dict[str, Any] | None, str]:
     """The comparison of the runs' newest common dumps, or why there is none."""
     if len(runs) < 2:
         return None, ""
-    from apiece.study.align import group_seeds
-    from apiece.study.arms import read_sources
+    from apiece.study.arms import group_seeds, read_sources
     from apiece.study.comparison import compare, comparison_json
 
     try:

@@ -71,28 +71,20 @@ class TooLongError(UserError):
 
 @dataclass(frozen=True)
 class SampleEncoder:
-    """Encodes samples for one model and prompt.
-
-    Attributes:
-        max_length: Longest prefix plus answer that the model takes.
-    """
+    """Encodes samples for one model and prompt."""
 
     side: TextSide
     prompt: PromptTokens
-    max_length: int
+    max_length: int  # longest prefix plus answer that the model takes
     load: Callable[..., Image.Image] = open_image
 
     def question(self, sample: Sample, image: Image.Image | None = None) -> EncodedSample:
-        """Image and prompt alone, for generation; the image is opened unless it is given."""
+        """Image and prompt alone, for generation; the image is opened unless given."""
         return self._prefix(sample, self.load(sample.image) if image is None else image)
 
     def training(self, sample: Sample, augment: Augmentation, epoch: int) -> EncodedSample:
-        """Image, prompt and answer.
-
-        Raises:
-            TooLongError: The answer does not fit the model's context.
-            UserError: The image cannot be read, or has another size than its boxes are for.
-        """
+        """Image, prompt and answer; fails with `TooLongError`, or if the image cannot be read or has another size than
+        its boxes are for."""
         image = self.load(sample.image)
         require_size(sample, image.size)
         objects = list(sample.objects)
@@ -104,9 +96,9 @@ class SampleEncoder:
         crowds = [o for o in objects if o.iscrowd]
         objects = [o for o in objects if not o.iscrowd]
         objects = [objects[i] for i in _written_order(objects, augment.order, rng)]
-        records = objects_to_bins([o.bbox_xyxy for o in objects], [o.desc for o in objects], image.size, Bins())
+        written = objects_to_bins([o.bbox_xyxy for o in objects], [o.desc for o in objects], image.size, Bins())
         encoded = self._prefix(sample, image)
-        answer = self.side.renderer.render(records)
+        answer = self.side.renderer.render(written)
         if augment.context_jitter:
             answer = move_context(answer, augment.context_jitter, Bins().num_bins, rng)
         length = len(encoded.prefix_ids) + len(answer.ids)
@@ -122,20 +114,16 @@ class SampleEncoder:
             encoded.pixel_values,
             encoded.grid_thw,
             answer,
-            num_collapsed=len(objects) - len(records),
+            num_collapsed=len(objects) - len(written),
             shown=Sample(sample.id, sample.image, image.size, (*objects, *crowds)),
         )
 
-    def estimate_length(self, sample: Sample) -> int:
-        """About how many tokens a training sample has without its prompt, and without opening its image.
-
-        For cutting batches by length: exact except for augmentation and boxes thinner than a bin.
-        """
-        tokens = self.side.images.num_tokens(sample.size_wh)
-        return tokens + self.side.renderer.num_tokens([o.desc for o in sample.objects if not o.iscrowd])
-
     def lengths(self, records: DataFile) -> IntArray:
-        """`[N]` the same for every line of a data file, from its index: nothing is read."""
+        """`[N]` approximate tokens of a data file's training samples without the prompt, from its index: nothing is
+        read.
+
+        Exact except for augmentation and boxes thinner than a bin.
+        """
         # Sizes as one number each: a file of a million images has few different ones.
         wide = records.size_wh.astype(np.int64) @ [1 << 32, 1]
         sizes, which = np.unique(wide, return_inverse=True)
@@ -152,10 +140,8 @@ class SampleEncoder:
 
 
 def written_objects(sample: Sample, order: ObjectOrder, seed: int = 0, epoch: int = 0) -> IntArray:
-    """Which of a sample's objects its answer names, `[N]` indices in the order written; the image as it is.
-
-    Crowd regions and boxes thinner than a bin are not among them.
-    """
+    """Which of a sample's objects its answer names, `[N]` indices in the order written; no crowd regions, nor boxes
+    thinner than a bin."""
     kept = [i for i, o in enumerate(sample.objects) if not o.iscrowd]
     rng = Augmentation(seed=seed).rng(sample.id, epoch)
     chosen = [kept[i] for i in _written_order([sample.objects[i] for i in kept], order, rng)]

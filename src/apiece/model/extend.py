@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,6 @@ from torch import Tensor
 from apiece.codec import NUM_BINS, CoordVocab, coord_token
 from apiece.errors import UserError
 from apiece.files import require_new
-from apiece.model.coord_modules import ordinal_rows
 from apiece.model.find import resolve_checkpoint
 from apiece.model.load import load_model, load_text_side, read_image_processor, read_tokenizer, save_pretrained
 from apiece.model.lora import is_adapter
@@ -22,16 +22,10 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def merge_checkpoint(source: str, out: Path, dtype: str, base: str | None = None) -> int:
-    """Write an adapter, merged into its base, as an ordinary checkpoint; coordinate rows are the adapter's.
+    """Write an adapter, merged into its base, as an ordinary checkpoint; returns the new folder's size in bytes.
 
-    Args:
-        source: A run that trained adapters, or the folder of an adapter.
-        out: New folder.
-        dtype: `float32` or `bfloat16`.
-        base: The adapter's base, if that has moved.
-
-    Returns:
-        Size of the new folder in bytes.
+    `source` is a run that trained adapters, or an adapter's folder; `base` says where its base is now, if that has
+    moved.
     """
     if not is_adapter(folder := resolve_checkpoint(source)):
         message = "holds no adapter: its weights are whole already"
@@ -40,7 +34,7 @@ def merge_checkpoint(source: str, out: Path, dtype: str, base: str | None = None
 
 
 def export_checkpoint(source: str, out: Path, dtype: str, base: str | None = None) -> int:
-    """Write a copy of a checkpoint, adapters merged; its prompt and pixel budget go with it; see `merge_checkpoint`."""
+    """Write a copy of a checkpoint, adapters merged, with its prompt and pixel budget; as `merge_checkpoint`."""
     if dtype not in DTYPES:
         raise UserError(f"expected --dtype {' or '.join(DTYPES)}, found {dtype!r}", exit_code=2)
     require_new(out)
@@ -57,20 +51,29 @@ PAD_MULTIPLE = 128
 
 @dataclass(frozen=True, slots=True)
 class Extended:
-    """What was added to a checkpoint.
-
-    Attributes:
-        first_id: Id of the coordinate token of bin 0.
-        rows_before: Rows of the embedding before.
-        rows_after: Rows of the embedding now, padding included.
-        tied: Whether head and embedding are one table.
-    """
+    """What was added to a checkpoint."""
 
     out: Path
-    first_id: int
-    rows_before: int
-    rows_after: int
-    tied: bool
+    first_id: int  # of the coordinate token of bin 0
+    rows_before: int  # of the embedding
+    rows_after: int  # with padding
+    tied: bool  # whether head and embedding are one table
+
+
+def ordinal_rows(num_bins: int, width: int, *, scale: float, mean: Tensor | None = None) -> Tensor:
+    """Sinusoidal features of the bin, `[num_bins, width]`, around `mean` `[width]` with standard deviation `scale`.
+
+    Smooth in the bin, so that neighbours start close. Wavelengths run geometrically from four bins to four times the
+    number of bins, so that rows say both the neighbourhood and the exact bin (Vaswani et al. 2017, section 3.5, with
+    the wavelengths fitted to the grid). In a pretrained model, scale and mean are those of the existing rows.
+    """
+    half = (width + 1) // 2
+    wavelengths = torch.logspace(math.log10(4.0), math.log10(4.0 * num_bins), half, dtype=torch.float64)
+    phase = 2 * math.pi * torch.arange(num_bins, dtype=torch.float64)[:, None] / wavelengths
+    rows = torch.stack([phase.sin(), phase.cos()], dim=-1).flatten(1)[:, :width] * math.sqrt(2) * scale
+    if mean is not None:
+        rows = rows + mean.double()
+    return rows.float()
 
 
 def add_coord_tokens(tokenizer: Any) -> None:
@@ -119,7 +122,6 @@ def _write_rows(table: Tensor, vocab: CoordVocab, used: int) -> None:
 
 
 def _verify(model: Any, out: Path, vocab: CoordVocab) -> None:
-    """Reload what was written and compare every tensor."""
     side = load_text_side(str(out))
     assert side.vocab == vocab, "the saved tokenizer gives other ids than the one in memory"
     again = load_model(str(out), attention="sdpa", dtype="auto")

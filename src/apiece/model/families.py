@@ -1,14 +1,13 @@
-"""The families of models that are supported, and everything that is particular to one of them.
+"""The supported families of models, and everything that is particular to one of them.
 
 The rest of the package asks for the language model, the layers of the vision tower and the features of images, and does
-not know which family they belong to.
+not know the family.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,14 +18,14 @@ from apiece.data.collate import Prefix
 
 
 def part_of(name: str) -> Part:
-    """The part that a parameter or a module belongs to, by its name; alike in all supported families."""
+    """The part that a parameter or a module belongs to, by its name; the same in all supported families."""
     if "visual." in name:
         return Part.MERGER if "merger" in name else Part.VISION
     return Part.COORD if "embed_tokens" in name or "lm_head" in name else Part.LANGUAGE
 
 
 def count_parameters(model: nn.Module) -> dict[Part, tuple[int, int]]:
-    """By part: how many parameters are trained, and how many there are in all, adapters included."""
+    """By part: parameters trained, and all of them, adapters included."""
     counts = dict.fromkeys(Part, (0, 0))
     for name, parameter in model.named_parameters():
         part, count = part_of(name), parameter.numel()
@@ -44,32 +43,23 @@ def describe_parameters(model: nn.Module) -> str:
     return f"trained: {', '.join(parts)}; in all {trained / 1e6:.2f} of {total / 1e6:.2f} M ({share:.3g} %)"
 
 
-@dataclass(frozen=True, slots=True)
-class Family:
-    """One family of models.
-
-    Attributes:
-        unsupported: Config -> a feature that would go wrong silently, or `None`.
-    """
+class Family(NamedTuple):
+    """One family of models."""
 
     name: str
     model_class: Any
-    unsupported: Callable[[Any], str | None]
+    unsupported: Callable[[Any], str | None] = lambda config: None  # config -> a feature that would fail silently
 
 
 def _sliding_window(config: Any) -> str | None:
     return "sliding-window attention in the language model" if config.text_config.use_sliding_window else None
 
 
+# By `model_type` in `config.json`.
 FAMILIES = {
-    "qwen3_vl": Family("Qwen3-VL", Qwen3VLForConditionalGeneration, lambda config: None),
-    "qwen2_5_vl": Family(
-        "Qwen2.5-VL",
-        Qwen2_5_VLForConditionalGeneration,
-        _sliding_window,
-    ),
+    "qwen3_vl": Family("Qwen3-VL", Qwen3VLForConditionalGeneration),
+    "qwen2_5_vl": Family("Qwen2.5-VL", Qwen2_5_VLForConditionalGeneration, _sliding_window),
 }
-"""By `model_type` in `config.json`."""
 
 
 # Where things are in a loaded model: the same in all families.
@@ -89,7 +79,7 @@ def vision_layers(model: Any) -> Sequence[nn.Module]:
 def rope_positions(model: Any, prefix: Prefix, num_answer: int) -> Tensor:
     """Three-axis rotary positions `[3, B, P + T]` of P prefix tokens and `num_answer` text tokens after them.
 
-    They are always passed to the model: left to find them by itself, it silently falls back to plain positions.
+    They are always passed to the model, which would otherwise silently fall back to plain positions.
     """
     positions: Tensor = model.model.get_rope_index(
         prefix.ids, prefix.image_mask.int(), image_grid_thw=prefix.grid_thw, attention_mask=prefix.mask.int()
@@ -99,17 +89,11 @@ def rope_positions(model: Any, prefix: Prefix, num_answer: int) -> Tensor:
     return torch.cat([positions, answer.expand(3, -1, -1)], dim=2)
 
 
-@dataclass(frozen=True, slots=True)
-class ImageFeatures:
-    """What a vision tower makes of a batch's images.
+class ImageFeatures(NamedTuple):
+    """What a vision tower makes of a batch's images."""
 
-    Attributes:
-        embeds_VD: They replace the image tokens' embeddings.
-        deepstack: `[V, D]` each, added to the hidden states after the first layers; empty where a family has none.
-    """
-
-    embeds_VD: Tensor
-    deepstack: tuple[Tensor, ...] = ()
+    embeds_VD: Tensor  # replace the image tokens' embeddings
+    deepstack: tuple[Tensor, ...] = ()  # `[V, D]` each, added to the hidden states after the first layers
 
 
 def image_features(model: Any, prefix: Prefix) -> ImageFeatures:

@@ -8,11 +8,10 @@ from pathlib import Path
 from apiece.errors import UserError, nearest
 from apiece.files import read_json_object
 
-RUNS = "runs"
-
 
 def resolve_checkpoint(name: str) -> Path:
-    """Folder of a checkpoint named `tiny`, by its folder, its run's folder (the newest one), or a Hugging Face id."""
+    """Folder of a checkpoint: `tiny`, a folder, a run's folder (its newest checkpoint), or a downloaded Hugging Face
+    id."""
     if name == "tiny":
         folder = Path(str(resources.files("apiece"))) / "assets" / "tiny"
         if not (folder / "config.json").is_file():
@@ -45,7 +44,7 @@ def resolve_checkpoint(name: str) -> Path:
 def _elsewhere(name: str) -> Path:
     """The downloaded model of a name that is no folder here."""
     path = Path(name)
-    is_local = path.is_absolute() or name.startswith((".", "~", f"{RUNS}/")) or name.count("/") > 1
+    is_local = path.is_absolute() or name.startswith((".", "~", "runs/")) or name.count("/") > 1
     if is_local or ("/" in name and path.parent.is_dir()):
         siblings = sorted(one.name for one in path.parent.iterdir() if one.is_dir()) if path.parent.is_dir() else []
         if not path.parent.is_dir():
@@ -75,6 +74,5 @@ def _elsewhere(name: str) -> Path:
 
 
 def _readable(folder: Path) -> Path:
-    """The folder, if its config.json is a JSON object."""
     read_json_object(folder / "config.json", "a model's settings", fix="copy config.json from the original model again")
     return folder

@@ -38,7 +38,7 @@ DEVICES = ("auto", "cpu", "cuda")
 
 
 def pick_device(name: str, *, cpu: str = "--device cpu") -> torch.device:
-    """The device named `cpu`, `cuda` or `auto`, a GPU where there is one; `cpu` is how the user asks for the CPU."""
+    """The device named `cpu`, `cuda` or `auto` (a GPU where there is one); `cpu` is how the user asks for the CPU."""
     if name not in DEVICES:
         raise UserError(f"unknown device '{name}'{nearest(name, DEVICES)}; known: {', '.join(DEVICES)}", exit_code=2)
     if name == "cuda" and not torch.cuda.is_available():
@@ -90,23 +90,18 @@ def _joined(name: str, parts: list[tuple[tuple[int, ...], Tensor]], folder: Path
 
 @dataclass(frozen=True, slots=True)
 class TextSide:
-    """What is needed to write and read answers and to encode images, without the weights: workers get this.
-
-    Attributes:
-        image_token_id: Placeholder that the image's features replace.
-        card: Contents of `apiece.json`; empty if there is none.
-    """
+    """What is needed to write and read answers and to encode images, without the weights: workers get this."""
 
     tokenizer: Any
     images: ImageEncoder
     vocab: CoordVocab
     renderer: Renderer
-    image_token_id: int
-    card: dict[str, Any]
+    image_token_id: int  # placeholder that the image's features replace
+    card: dict[str, Any]  # contents of `apiece.json`; empty if there is none
     path: Path
 
     def with_max_pixels(self, max_pixels: int) -> TextSide:
-        """The same with at most `max_pixels` an image (never more than the checkpoint's own limit)."""
+        """Never above the checkpoint's own limit."""
         return replace(self, images=self.images.with_max_pixels(max_pixels))
 
 
@@ -117,21 +112,21 @@ def load_text_side(checkpoint: str, max_pixels: int | None = None) -> TextSide:
     tokenizer = read_tokenizer(folder)
     images = ImageEncoder(read_image_processor(folder))
     vocab = CoordVocab.of(tokenizer, where=str(checkpoint))
-    require_fitting(tokenizer, config, folder)
-    side = TextSide(
-        tokenizer=tokenizer,
-        images=images,
-        vocab=vocab,
-        renderer=Renderer(tokenizer, vocab),
-        image_token_id=config.image_token_id,
-        card=read_card(folder),
-        path=folder,
-    )
+    rows = config.text_config.vocab_size
+    if len(tokenizer) > rows:
+        raise UserError(
+            f"tokenizer.json has {len(tokenizer):,} tokens, the model of config.json {rows:,} rows: they are not "
+            "from one checkpoint",
+            where=folder,
+            fix="copy both from the same model",
+        )
+    renderer = Renderer(tokenizer, vocab)
+    side = TextSide(tokenizer, images, vocab, renderer, config.image_token_id, read_card(folder), folder)
     return side if max_pixels is None else side.with_max_pixels(max_pixels)
 
 
 def context_length(checkpoint: str) -> int:
-    """How many tokens the model of a checkpoint takes: image, prompt and answer together."""
+    """How many tokens a checkpoint's model takes: image, prompt and answer together."""
     return int(_read_config(resolve_checkpoint(checkpoint)).text_config.max_position_embeddings)
 
 
@@ -145,7 +140,6 @@ def load_model(
     """The model of a checkpoint, in evaluation mode, on the CPU; an adapter is merged into its base.
 
     Args:
-        checkpoint: As for `resolve_checkpoint`.
         attention: `sdpa`, `eager`, `flash_attention_2`, or `auto` for FlashAttention where it can run, else SDPA.
         dtype: The weights'; `auto` keeps the file's.
         base: An adapter's base, if that has moved.
@@ -171,7 +165,7 @@ def load_model(
     }
     if list(folder.glob(PATTERN)):
         parts = read_shards(folder)
-        # `auto` would take the config's: these are to keep their own.
+        # `auto` would take the config's: these keep their own.
         options["dtype"] = next(iter(parts.values())).dtype if dtype == "auto" else dtype
         return read_weights(
             folder, lambda: cls.from_pretrained(None, config=config, state_dict=parts, **options)
@@ -188,12 +182,10 @@ def save_pretrained(
     card: dict[str, Any] | None = None,
     weights: dict[str, Tensor] | None = None,
 ) -> None:
-    """Write a checkpoint folder that the ordinary loading code reads; weights in shards that are there already stay.
+    """Write a checkpoint folder that the ordinary loading code reads; weights already there in shards stay.
 
-    Args:
-        model: If it has adapters, only these are written.
-        card: What the weights were trained under, for `apiece.json`.
-        weights: All weights by name, where the model holds only a part of them.
+    Of a model with adapters only these are written. `card` is what the weights were trained under, for `apiece.json`;
+    `weights` are all of them by name, where the model holds only a part.
     """
     out.mkdir(parents=True, exist_ok=True)
     about = {}
@@ -226,7 +218,7 @@ def _load_adapted(folder: Path, attention: str, dtype: torch.dtype | Literal["au
 
 
 def _require_whole(folder: Path) -> None:
-    """Open each file of weights, whose header says how long the file must be; an index names all of several files."""
+    """Open each file of weights, whose header says how long it must be; an index names all of several files."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         found = read_json_object(index, "an index of weights", fix="copy or download this file again").get("weight_map")
@@ -252,21 +244,21 @@ def _require_whole(folder: Path) -> None:
 
 
 def _read_config(folder: Path) -> Any:
-    config = read_model_config(folder, {kind: family.name for kind, family in FAMILIES.items()})
+    config = read_model_config(folder)
     if (problem := FAMILIES[config.model_type].unsupported(config)) is not None:
         fix = "no published model of this family needs it"
         raise UserError(f"{problem} is not supported", where=folder / "config.json", fix=fix)
     return config
 
 
-# The parts of a checkpoint's folder. The libraries that read them raise errors of any kind about a file: here these
+# The parts of a checkpoint's folder. The libraries that read them raise errors of any kind about a file: here they
 # become a `UserError` with the file and a remedy.
 
 
 CARD = "apiece.json"
 
 _COPY = "copy {} from the original model again"
-# What transformers and tokenizers raise on files that are not what they should be, found by damaging each of them.
+# What transformers and tokenizers raise on damaged files, found by damaging each of them.
 _UNREADABLE = (
     *(OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError, ZeroDivisionError),
     *(jinja2.TemplateError, StrictDataclassError),
@@ -274,7 +266,7 @@ _UNREADABLE = (
 
 
 class reading:  # noqa: N801  a context manager, read as a verb
-    """Turns a library's error about a user's file into a `UserError`; wrap nothing but the library's call in it."""
+    """Turns a library's error about a user's file into a `UserError`; wrap only the library's call in it."""
 
     def __init__(self, where: Path, what: str, fix: str) -> None:
         self.where, self.what, self.fix = where, what, fix
@@ -322,15 +314,15 @@ def read_card(folder: Path) -> dict[str, Any]:
     return {key: value for key, value in (card | known).items() if value is not None}
 
 
-def read_model_config(folder: Path, supported: Mapping[str, str]) -> Any:
-    """A checkpoint's `config.json`; `supported` are the names of model families by `model_type`."""
+def read_model_config(folder: Path) -> Any:
+    """A checkpoint's `config.json`, of a supported family."""
     path, fix = folder / "config.json", _COPY.format("config.json")
     kind = read_json_object(path, "a model's settings", fix=fix).get("model_type")
-    if not isinstance(kind, str) or kind not in supported:
+    if not isinstance(kind, str) or kind not in FAMILIES:
         raise UserError(
-            f"expected a model of type {', '.join(supported)}, found {'none' if kind is None else repr(kind)}",
+            f"expected a model of type {', '.join(FAMILIES)}, found {'none' if kind is None else repr(kind)}",
             where=path,
-            fix=f"start from a checkpoint of {' or '.join(supported.values())}",
+            fix=f"start from a checkpoint of {' or '.join(family.name for family in FAMILIES.values())}",
         )
     with reading(path, "does not describe a model", fix):
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -366,23 +358,10 @@ def read_image_processor(folder: Path) -> Qwen2VLImageProcessorPil:
     return found
 
 
-def require_fitting(tokenizer: Any, config: Any, folder: Path) -> None:
-    """Refuse a tokenizer with more tokens than the model has rows: they are not from one checkpoint."""
-    rows = config.text_config.vocab_size
-    if len(tokenizer) > rows:
-        raise UserError(
-            f"tokenizer.json has {len(tokenizer):,} tokens, the model of config.json {rows:,} rows: they are not "
-            "from one checkpoint",
-            where=folder,
-            fix="copy both from the same model",
-        )
-
-
 def read_weights(folder: Path, load: Callable[[], tuple[Any, Mapping[str, Any]]]) -> Any:
     """A model whose weights are all there, of the right shapes, and finite; else they would be random numbers.
 
-    Args:
-        load: `from_pretrained` with `output_loading_info=True` and `ignore_mismatched_sizes=True`.
+    `load` is `from_pretrained` with `output_loading_info=True` and `ignore_mismatched_sizes=True`.
     """
     before = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # its own report of the same is pages long
@@ -409,7 +388,7 @@ def read_weights(folder: Path, load: Callable[[], tuple[Any, Mapping[str, Any]]]
 
 
 def _finite(weight: torch.Tensor) -> bool:
-    """Whether all of a weight is finite: one pass over it and no copy."""
+    """One pass over the weight, without a copy."""
     if weight.is_meta or not weight.numel():
         return True
     return bool(torch.isfinite(torch.stack(torch.aminmax(weight.detach()))).all())

@@ -1,8 +1,8 @@
 """Low-rank adapters by peft, with coordinate rows of their own; saved in peft's format, merged back on demand.
 
 While training, the model keeps its class and the names of its parts: peft puts its layers in place of linear ones, and
-the coordinate rows become parameters of their own (`coord_modules.py`). On disk both are what peft calls a LoRA adapter
-with `trainable_token_indices`, so any code that knows peft reads it.
+the coordinate rows become parameters of their own (`separate_coord_rows`). On disk both are what peft calls a LoRA
+adapter with `trainable_token_indices`, so any code that knows peft reads it.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.functional import embedding, linear
 
 from apiece.config.schema import LoraSection
 from apiece.errors import UserError
-from apiece.model.coord_modules import CoordEmbedding, separate_coord_rows
-from apiece.model.families import part_of
+from apiece.model.families import language_of, part_of
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -39,7 +39,7 @@ _ENDS = {
 
 
 def require_peft() -> None:
-    """Fail early where peft is not installed. It takes seconds to import, so only what needs it does."""
+    """Fail early if peft is missing. It takes seconds to import, so only what needs it does."""
     try:
         import peft  # noqa: F401
     except ImportError as error:
@@ -62,14 +62,8 @@ def of_adapter(name: str) -> bool:
 
 
 def add_adapters(model: Any, lora: LoraSection, first: int, bins: int, seed: int) -> None:
-    """Put adapters that add nothing yet into a model, in place, and give its coordinate rows their own parameters.
-
-    Args:
-        model: In float32.
-        first: Id of the first coordinate token.
-        bins: Number of coordinate tokens.
-        seed: Decides the adapters' first values.
-    """
+    """Put adapters that add nothing yet into a float32 model, in place, and give its `bins` coordinate rows from id
+    `first` their own parameters."""
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     chosen = [name for name in linear if part_of(name) in lora.targets]
     # Layers of a kind share a pattern that leaves their numbers open.
@@ -92,7 +86,7 @@ def add_adapters(model: Any, lora: LoraSection, first: int, bins: int, seed: int
 
 
 def add_adapters_like(model: Any, other: Any) -> None:
-    """Put adapters of the shapes of another model's into a model, in place."""
+    """Put adapters of the same shapes as another model's into a model, in place."""
     table = other.get_input_embeddings()
     _inject(model, other.peft_config["default"], table.first, table.rows.shape[0], 0)
 
@@ -111,7 +105,7 @@ def _inject(model: Any, settings: LoraConfig, first: int, bins: int, seed: int) 
 
 
 def adapter_weights(model: Any) -> dict[str, Tensor]:
-    """Adapters and coordinate rows by name; rows that head and embedding share are in it once, as the embedding's."""
+    """Adapters and coordinate rows by name; rows shared by head and embedding appear once, as the embedding's."""
     names = {name for name, _ in model.named_parameters() if of_adapter(name)}
     return {name: tensor for name, tensor in model.state_dict().items() if name in names}
 
@@ -125,13 +119,10 @@ def to_peft_name(name: str) -> str:
 
 
 def save_adapter(model: Any, out: Path, weights: dict[str, Tensor] | None) -> dict[str, Any]:
-    """Write the adapter as peft does, and the base's `config.json`.
+    """Write the adapter as peft does, and the base's `config.json`; returns what identifies the base, for
+    `apiece.json`.
 
-    Args:
-        weights: All of `adapter_weights`, where the model holds only a part of them.
-
-    Returns:
-        What identifies the base, for `apiece.json`.
+    `weights` are all of `adapter_weights`, where the model holds only a part of them.
     """
     settings = model.peft_config["default"]
     tensors = {to_peft_name(n): t.detach().cpu().contiguous() for n, t in (weights or adapter_weights(model)).items()}
@@ -147,7 +138,7 @@ def save_adapter(model: Any, out: Path, weights: dict[str, Tensor] | None) -> di
 
 
 def merged(base: Any, folder: Path) -> Any:
-    """A model, in float32, with the updates of an adapter's folder written into its weights and coordinate rows."""
+    """A float32 model with an adapter's updates written into its weights and coordinate rows."""
     require_peft()
     from peft import PeftModel
 
@@ -157,7 +148,7 @@ def merged(base: Any, folder: Path) -> Any:
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:
-    """The description of a saved adapter; refused if it is not LoRA, is pickled, or would have code imported."""
+    """The description of a saved adapter; refused if it is not LoRA, is pickled, or would import code."""
     path = folder / ADAPTER_CONFIG
     try:
         found = json.loads(path.read_bytes())
@@ -179,7 +170,7 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
 
 
 def fingerprint(folder: Path) -> str:
-    """Identifies a checkpoint's weights in a moment: sizes, headers and samples of the files, hashed."""
+    """Identifies a checkpoint's weights quickly: sizes, headers and samples of the files, hashed."""
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*.safetensors")):
         size = path.stat().st_size
@@ -189,3 +180,58 @@ def fingerprint(folder: Path) -> str:
                 file.seek(k * max(size - 4096, 0) // 64)
                 digest.update(file.read(4096))
     return digest.hexdigest()[:32]
+
+
+# Embedding and head whose coordinate rows are trained while all other rows stay as they are. The rows are a small
+# parameter of their own, so their gradient, their optimizer state and what is saved of them are those of 1000 rows and
+# not of the whole table. Shapes: K bins, D width.
+
+
+class CoordEmbedding(nn.Module):
+    """An embedding whose rows from `first` on, those of the coordinate tokens, are replaced by `rows_KD`."""
+
+    def __init__(self, base: nn.Embedding, first: int, rows_KD: nn.Parameter) -> None:
+        super().__init__()
+        self.base, self.first, self.rows = base, first, rows_KD
+
+    def forward(self, ids: Tensor) -> Tensor:
+        bins = self.rows.shape[0]
+        within = (ids >= self.first) & (ids < self.first + bins)
+        own = embedding((ids - self.first).clamp(0, bins - 1), self.rows)
+        return torch.where(within[..., None], own, self.base(ids))
+
+
+class CoordHead(nn.Module):
+    """A head with other rows for the coordinate tokens; where head and embedding are tied, they share them."""
+
+    def __init__(self, base: nn.Linear, first: int, rows_KD: nn.Parameter) -> None:
+        super().__init__()
+        self.base, self.first, self.rows = base, first, rows_KD
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        logits: Tensor = self.base(hidden)
+        # In place: a second copy of the logits would be the largest tensor of the step.
+        logits[..., self.first : self.first + self.rows.shape[0]] = linear(hidden, self.rows)
+        return logits
+
+
+def separate_coord_rows(model: Any, first: int, bins: int) -> None:
+    """Give a model's coordinate rows parameters of their own, with the values they have."""
+    head, table = model.lm_head, model.get_input_embeddings()
+    rows_KD = nn.Parameter(table.weight.detach()[first : first + bins].clone())
+    tied = head.weight is table.weight
+    head_KD = rows_KD if tied else nn.Parameter(head.weight.detach()[first : first + bins].clone())
+    language_of(model).embed_tokens = CoordEmbedding(table, first, rows_KD)
+    model.lm_head = CoordHead(head, first, head_KD)
+
+
+def coord_rows(model: Any, first: int, bins: int) -> tuple[Tensor, Tensor]:
+    """The coordinate tokens' rows of head and embedding, `[K, D]` each; one tensor where the two are tied.
+
+    Call it once a step: where rows are cut out of a table, the gradient of each cut is as large as the table.
+    """
+    head, table = model.lm_head, model.get_input_embeddings()
+    if isinstance(table, CoordEmbedding):
+        return head.rows, table.rows
+    head_KD = head.weight[first : first + bins]
+    return head_KD, head_KD if head.weight is table.weight else table.weight[first : first + bins]

@@ -21,10 +21,11 @@ if TYPE_CHECKING:
 
 
 def target_size(size_wh: tuple[int, int], factor: int, max_pixels: int) -> tuple[int, int]:
-    """Width and height that an image is resized to: multiples of `factor`, at most `max_pixels`, no needless enlarging.
+    """Width and height that an image is resized to: multiples of `factor`, at most `max_pixels`, not enlarged
+    needlessly.
 
-    Each side is rounded to the nearest multiple (up to one factor at least); above the budget both are scaled down
-    together and rounded down. The aspect ratio is kept as nearly as the multiples allow.
+    Each side is rounded to the nearest multiple (at least one factor); above the budget both are scaled down together
+    and rounded down. The aspect ratio is kept as nearly as the multiples allow.
     """
     width, height = map(float, size_wh)
     if width * height > max_pixels:
@@ -43,18 +44,13 @@ def target_size(size_wh: tuple[int, int], factor: int, max_pixels: int) -> tuple
 
 @dataclass(frozen=True)
 class ImageEncoder:
-    """Resizes, normalises and cuts photos into patches with the checkpoint's own image processor.
+    """Resizes, normalises and cuts photos into patches with the checkpoint's own image processor."""
 
-    Attributes:
-        processor: A `Qwen2VLImageProcessorPil` (needs no torchvision).
-        max_pixels: Pixel budget; the processor's own `longest_edge` if `None`.
-    """
-
-    processor: Any
-    max_pixels: int | None = None
+    processor: Any  # a `Qwen2VLImageProcessorPil`, which needs no torchvision
+    max_pixels: int | None = None  # pixel budget; the processor's own `longest_edge` if `None`
 
     def with_max_pixels(self, max_pixels: int) -> ImageEncoder:
-        """The same under another budget, never above the processor's own."""
+        """Never above the processor's own."""
         return replace(self, max_pixels=min(max_pixels, int(self.processor.size["longest_edge"])))
 
     @property
@@ -73,11 +69,7 @@ class ImageEncoder:
         return (width // self.factor) * (height // self.factor)
 
     def encode(self, image: Image.Image) -> tuple[NDArray[np.float32], tuple[int, int, int]]:
-        """Patches of an RGB image.
-
-        Returns:
-            `pixel_values` `[P, 3 * 2 * patch^2]` float32 and the grid `(1, rows, columns)` in patches.
-        """
+        """Patches of an RGB image, `[P, 3 * 2 * patch^2]` float32, and the grid `(1, rows, columns)` in patches."""
         target = self.size_for(image.size)
         if image.size != target:
             image = image.resize(target, Image.Resampling.BICUBIC)
@@ -107,7 +99,7 @@ PROMPTS = {
 
 
 def prompt_text(name: str, text: str | None) -> str:
-    """The instruction of a named template, or the user's own `text` where `name` is `text`."""
+    """The instruction of a named template, or the user's own `text` if `name` is `text`."""
     if name == "text":
         assert text is not None, "the config checks that `text` comes with `name: text`"
         return text

@@ -24,20 +24,13 @@ from apiece.types import NEAR_BINS
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One decision.
+    """One decision to make."""
 
-    Attributes:
-        row: Which row of what the head reads.
-        state: State of the grammar; `None` where every token may come.
-        draw: Uniform in [0, 1), for sampling.
-        low, high: The first and last bin that a coordinate may have.
-    """
-
-    row: int
-    state: int | None
-    draw: float = 0.0
-    low: int = 0
-    high: int = 0
+    row: int  # of what the head reads
+    state: int | None  # of the grammar; `None` where every token may come
+    draw: float = 0.0  # uniform in [0, 1), for sampling
+    low: int = 0  # the first bin that a coordinate may have
+    high: int = 0  # the last one
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +38,9 @@ class Chosen:
     """Decisions, as far as they are known.
 
     Attributes:
-        ids: The tokens.
-        logprobs: Under the model's full softmax at temperature 1; NaN where it has to be worked out.
+        logprobs: Under the model's full softmax at temperature 1; NaN where `Ledger` works it out.
         masked: The same among the tokens that the format allowed.
-        near: `Rollout.near_mass`; where the log-probability has to be worked out, log of the sum of the exponentials of
-            those logits.
+        near: `Rollout.near_mass`; where the log-probability is NaN, log of the sum of the exponentials of those logits.
     """
 
     ids: list[int]
@@ -58,9 +49,10 @@ class Chosen:
     near: list[float]
 
 
-_COORDS = -1
-TOGETHER = 512
-"""Tokens whose log-probabilities are worked out together."""
+_COORDS = -1  # a group of decisions, as states are
+TOGETHER = 512  # tokens whose log-probabilities are worked out together
+# Where results go: the list of log-probabilities, the list of masses, and an index of both. Until then the mass is the
+# logarithm of an unnormalised sum (NaN if there is none).
 Place = tuple[list[float], list[float], int]
 
 
@@ -78,7 +70,6 @@ class Chooser:
         self._window = torch.arange(2 * NEAR_BINS + 1, device=device)
 
     def choose(self, hidden_ND: Tensor, asked: Sequence[Ask]) -> Chosen:
-        """Decide what is asked; `hidden_ND` is what the head reads."""
         groups: dict[int | None, list[int]] = {}
         for number, ask in enumerate(asked):
             groups.setdefault(self._group(ask.state), []).append(number)
@@ -97,8 +88,7 @@ class Chooser:
             order += numbers
         if not tables:
             return Chosen([], [], [], [])
-        # One transfer for all.
-        table = torch.cat(tables, 1) if len(tables) > 1 else tables[0]
+        table = torch.cat(tables, 1) if len(tables) > 1 else tables[0]  # one transfer for all
         if len(tables) > 1:
             back = sorted(range(len(order)), key=order.__getitem__)
             table = table[:, torch.tensor(back, device=self._device)]
@@ -110,7 +100,7 @@ class Chooser:
         return self._grammar.states[state].kind
 
     def _group(self, state: int | None) -> int | None:
-        """What is decided together: all coordinates; else the same state, as nearly all rows are in a few."""
+        """What is decided together: all coordinates; else one state, as nearly all rows are in a few."""
         if state is None or self._grammar is None:
             return None
         return _COORDS if self._kind(state) is DecisionKind.COORD else state
@@ -129,8 +119,7 @@ class Chooser:
         ids = self._ids(state)
         scores = self._text.logits_of(hidden_ND, ids)
         at = self._pick(scores, asks, ids, 0)
-        nothing = self._open(at)
-        return ids[at], nothing, _logprob(scores, at), nothing
+        return ids[at], self._open(at), _logprob(scores, at), self._open(at)
 
     def _any(self, hidden_ND: Tensor, state: int | None, asks: Sequence[Ask]) -> tuple[Tensor, ...]:
         """From the whole vocabulary, or nearly all of it."""
@@ -156,7 +145,7 @@ class Chooser:
         return self._allowed[state]
 
     def _refuse(self, state: int, size: int) -> Tensor:
-        """Whether the format refuses each token of the vocabulary in a state."""
+        """Which tokens of the vocabulary the format refuses in a state."""
         if state not in self._refused:
             refused = torch.ones(size, dtype=torch.bool, device=self._device)
             refused[self._ids(state)] = False
@@ -190,18 +179,10 @@ def near_mass(ids_B: Tensor, logprob_BV: Tensor, vocab: CoordVocab) -> Tensor:
 
 @dataclass
 class Ledger:
-    """Tokens that were written and whose log-probabilities have to be worked out.
-
-    Attributes:
-        text: The model.
-        hidden: `[N, D]` pieces: what the head reads where each token was decided.
-        tokens: Their ids.
-        places: Where the results go: the list of log-probabilities, the list of masses, and an index of both. The mass
-            holds the logarithm of an unnormalised sum (NaN if there is none), which becomes a probability.
-    """
+    """Written tokens whose log-probabilities have yet to be worked out."""
 
     text: PlainModel
-    hidden: list[Tensor] = field(default_factory=list)
+    hidden: list[Tensor] = field(default_factory=list)  # `[N, D]`: what the head read where each token was decided
     tokens: list[int] = field(default_factory=list)
     places: list[Place] = field(default_factory=list)
 
@@ -217,7 +198,6 @@ class Ledger:
             self.settle()
 
     def settle(self) -> None:
-        """Work out all of them."""
         if not self.tokens:
             return
         hidden_ND = torch.cat(self.hidden)

@@ -1,15 +1,15 @@
-"""The fast path of generation: the same sums as `PlainModel`, without what surrounds them in the library.
+"""The fast path of generation: the same sums as `PlainModel`, without the library's overhead.
 
-At a few tokens a pass the library spends most of its time between the operations, and a head of 150,000 rows is read
-for the sake of a few logits. `FastModel` computes only the rows of the head that are asked for, and runs the layers
-operation by operation where the modules are the library's own and nobody listens to them.
+At a few tokens a pass the library spends most of its time between the operations, and reads a head of 150,000 rows for
+a few logits. `FastModel` computes only the rows of the head that are asked for, and runs the layers operation by
+operation where the modules are the library's own and have no hooks.
 
 Shapes: R rows, W tokens of the widest row, N = R * W, D width, H heads, d head width, C columns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -46,12 +46,12 @@ _FEWEST_POSITIONS = 1024
 
 
 class FastModel(PlainModel):
-    """A model whose head is a plain product, which nobody listens to (`fits`)."""
+    """A model whose head is a plain product without hooks (`fits`)."""
 
     def __init__(self, model: Any) -> None:
         super().__init__(model)
         self._weight = model.lm_head.weight
-        self._layers = LeanLayers.of(model) if is_plain(model) else None
+        self._layers = LeanLayers(model) if is_plain(model) else None
 
     @staticmethod
     def fits(model: Any) -> bool:
@@ -60,8 +60,7 @@ class FastModel(PlainModel):
         return type(head) is nn.Linear and head.bias is None and not head._forward_hooks and not head._forward_pre_hooks
 
     def read(self, ids_RW: NDArray[np.int64], positions_RW: NDArray[np.int64], cache: RowCache) -> Tensor:
-        layers = super().read if self._layers is None else self._layers
-        return layers(ids_RW, positions_RW, cache)
+        return (self._layers or super().read)(ids_RW, positions_RW, cache)
 
     def logits_between(self, hidden_ND: Tensor, first: int, end: int) -> Tensor:
         return wide(F.linear(hidden_ND, self._weight[first:end]))
@@ -70,7 +69,7 @@ class FastModel(PlainModel):
         return wide(F.linear(hidden_ND, self._weight.index_select(0, ids_K)))
 
     def norm_and_own(self, hidden_ND: Tensor, ids_N: Tensor) -> tuple[Tensor, Tensor]:
-        """As `PlainModel.norm_and_own`, for as many columns at a time as stay in the CPU's cache."""
+        # As many columns at a time as stay in the CPU's cache.
         most = AT_ONCE.get(hidden_ND.device.type, AT_ONCE["cuda"])
         columns = max(64, most // len(hidden_ND))
         own_N, sums = torch.zeros(len(ids_N), dtype=torch.float64, device=ids_N.device), []
@@ -84,7 +83,7 @@ class FastModel(PlainModel):
 
 
 def is_plain(model: Any) -> bool:
-    """Whether the language model is the library's: no adapters, no shards, no hooks that expect to be called."""
+    """Whether the language model is the library's own: no adapters, no shards, no hooks."""
     if type(model) is not Qwen3VLForConditionalGeneration:
         return False
     language = model.model.language_model
@@ -116,41 +115,31 @@ class _Layer:
 class LeanLayers:
     """The layers of `Qwen3VLForConditionalGeneration` for text, operation by operation."""
 
-    def __init__(self, language: Any, layers: Sequence[_Layer]) -> None:
-        config = language.config
-        self._embedding, self._rotary, self._layers = language.embed_tokens.weight, language.rotary_emb, layers
-        self._norm = _norm(language.norm)
-        self._heads, self._shared, self._width = (
-            config.num_attention_heads,
-            config.num_key_value_heads,
-            language.layers[0].self_attn.head_dim,
-        )
-        self._scale = language.layers[0].self_attn.scaling
-        self._cos = self._sin = self._embedding.new_zeros(0, 1, self._width)
-
-    @classmethod
-    def of(cls, model: Any) -> LeanLayers:
-        """The layers of a model that is `is_plain`."""
+    def __init__(self, model: Any) -> None:
+        """For a model that is `is_plain`."""
         language = model.model.language_model
-        layers = []
-        for layer in language.layers:
-            a, mlp = layer.self_attn, layer.mlp
-            layers.append(
-                _Layer(
-                    before_attention=_norm(layer.input_layernorm),
-                    query=_product(a.q_proj),
-                    key=_product(a.k_proj),
-                    value=_product(a.v_proj),
-                    head_norm=_head_norm(a, language.config),
-                    out=_product(a.o_proj),
-                    before_mlp=_norm(layer.post_attention_layernorm),
-                    gate=_product(mlp.gate_proj),
-                    up=_product(mlp.up_proj),
-                    down=_product(mlp.down_proj),
-                    act=F.silu if language.config.hidden_act == "silu" else mlp.act_fn,
-                )
+        config, attention = language.config, language.layers[0].self_attn
+        self._embedding, self._rotary = language.embed_tokens.weight, language.rotary_emb
+        self._norm, self._scale = _norm(language.norm), attention.scaling
+        self._heads, self._shared = config.num_attention_heads, config.num_key_value_heads
+        self._width = attention.head_dim
+        self._cos = self._sin = self._embedding.new_zeros(0, 1, self._width)
+        self._layers = [
+            _Layer(
+                before_attention=_norm(layer.input_layernorm),
+                query=_product(layer.self_attn.q_proj),
+                key=_product(layer.self_attn.k_proj),
+                value=_product(layer.self_attn.v_proj),
+                head_norm=_head_norm(layer.self_attn, config),
+                out=_product(layer.self_attn.o_proj),
+                before_mlp=_norm(layer.post_attention_layernorm),
+                gate=_product(layer.mlp.gate_proj),
+                up=_product(layer.mlp.up_proj),
+                down=_product(layer.mlp.down_proj),
+                act=F.silu if config.hidden_act == "silu" else layer.mlp.act_fn,
             )
-        return cls(language, layers)
+            for layer in language.layers
+        ]
 
     def __call__(self, ids_RW: NDArray[np.int64], positions_RW: NDArray[np.int64], cache: RowCache) -> Tensor:
         """As `PlainModel.read`."""
@@ -163,7 +152,7 @@ class LeanLayers:
         x_ND = F.embedding(torch.from_numpy(ids_RW.reshape(-1)).to(mask.device), self._embedding)
         for number, layer in enumerate(self._layers):
             normed = layer.before_attention(x_ND)
-            # Queries and keys together, as each operation costs more than what it does.
+            # Queries and keys together, as starting an operation costs more than its arithmetic.
             both = torch.cat([layer.query(normed), layer.key(normed)], 1).view(len(normed), -1, self._width)
             both = layer.head_norm(both)
             both = (both * cos).addcmul_(both.roll(self._width // 2, -1), sin)
@@ -195,7 +184,7 @@ def _product(module: nn.Linear) -> Product:
 
 
 def _norm(module: Any) -> Product:
-    """As the library: the root mean square in float32, the weight in the model's own precision."""
+    """As in the library: the root mean square in float32, the weight in the model's own precision."""
     return partial(_normed, weight=module.weight, eps=module.variance_epsilon)
 
 

@@ -54,29 +54,17 @@ class StreamingEngine(Engine, Protocol):
 
 @dataclass(frozen=True)
 class LocalEngine:
-    """The model in this process.
+    """The model in this process; `skip`, `guess` and `refill` change the speed and nothing else."""
 
-    Attributes:
-        model: The caller puts it in evaluation mode.
-        side: Its tokenizer and vocabulary.
-        settings: Batch size, caps, temperature, format.
-        seed: Of sampling; a draw is a function of (seed, sample, which answer).
-        skip: Feed forced tokens together with the decision before them, not one at a time. `skip`, `guess` and `refill`
-            change the speed and nothing else.
-        guess: Feed guesses at the next decisions, too.
-        refill: Give the place of an answer that has ended to a waiting image at once, not when all have ended.
-    """
-
-    model: Any
+    model: Any  # the caller puts it in evaluation mode
     side: TextSide
     settings: GenerateSection
-    seed: int = 0
-    skip: bool = True
-    guess: bool = True
-    refill: bool = True
+    seed: int = 0  # a draw is a function of (seed, sample, which answer)
+    skip: bool = True  # feed forced tokens together with the decision before them, not one at a time
+    guess: bool = True  # feed guesses at the next decisions, too
+    refill: bool = True  # give the place of a finished answer to a waiting image at once, not when all are done
 
     def generate(self, questions: Sequence[EncodedSample]) -> list[Rollout]:
-        """One rollout per question, in order."""
         return [answers[0] for answers in self.generate_several(questions, 1)]
 
     @torch.no_grad()
@@ -99,17 +87,9 @@ class LocalEngine:
     def decide(
         self, chooser: Chooser, ledger: Ledger, feeds: Sequence[Feed], starts: Sequence[int], hidden_ND: Tensor
     ) -> list[int]:
-        """Let every row take its next tokens.
+        """Let every row take its next tokens; returns how many of the tokens fed to each row stay.
 
-        Args:
-            chooser: Makes the decisions.
-            ledger: Gets the tokens whose log-probabilities have to be worked out.
-            feeds: What was fed to the rows.
-            starts: Where each row's tokens begin in `hidden_ND`.
-            hidden_ND: What the head reads.
-
-        Returns:
-            How many of the tokens fed to each row stay.
+        The tokens of a row begin at its number of `starts` in `hidden_ND`, which is what the head reads.
         """
         asked: list[Ask] = []
         firsts = []
@@ -117,10 +97,7 @@ class LocalEngine:
             firsts.append(len(asked))
             asked += feed.asks(start)
         chosen = chooser.choose(hidden_ND, asked)
-        stay: list[int] = []
-        at: list[int] = []
-        tokens: list[int] = []
-        places: list[Place] = []
+        stay, at, tokens, places = list[int](), list[int](), list[int](), list[Place]()
         for feed, start, first in zip(feeds, starts, firsts, strict=True):
             draft = feed.row.draft
             before = len(draft.ids)
@@ -134,11 +111,10 @@ class LocalEngine:
         return stay
 
     def text_model(self) -> PlainModel:
-        """The language model after the prefix, and its head; the one place that chooses the fast path."""
+        """The language model after the prefix, and its head; the only place that chooses the fast path."""
         return FastModel(self.model) if FastModel.fits(self.model) else PlainModel(self.model)
 
     def chooser(self, grammar: Grammar | None, text: PlainModel) -> Chooser:
-        """Makes the decisions."""
         device = next(self.model.parameters()).device
         return Chooser(grammar, self.side.vocab, self.settings.temperature, text, device)
 
@@ -152,14 +128,8 @@ class LocalEngine:
             return None
 
 
-@dataclass(frozen=True)
-class _Ready:
-    """A row whose first tokens are decided, with the keys and values of its prefix, `[H, P, d]` a layer."""
-
-    row: AnswerRow
-    keys: list[Tensor]
-    values: list[Tensor]
-    length: int
+# A row whose first tokens are decided; keys and values of its prefix, `[H, P, d]` a layer; how many of them count.
+_Ready = tuple[AnswerRow, list[Tensor], list[Tensor], int]
 
 
 @dataclass
@@ -189,16 +159,16 @@ class _Run:
         return len(self.rows) < self.most and bool(self.waiting or self.ready)
 
     def fill(self) -> None:
-        """Give all free places to rows that wait; images are read some at a time, as reading few is slow."""
+        """Give all free places to waiting rows; images are read several at a time, as reading few is slow."""
         while self.can_fill:
             if not self.ready:
                 wanted = max(self.most - len(self.rows), self.most // 4)
                 count = min(len(self.waiting), -(-wanted // self.answers))
                 self._read([self.waiting.popleft() for _ in range(count)])
                 continue
-            first = self.ready.popleft()
-            self.cache.put(len(self.rows), first.keys, first.values, first.length)
-            self.rows.append(first.row)
+            row, keys, values, length = self.ready.popleft()
+            self.cache.put(len(self.rows), keys, values, length)
+            self.rows.append(row)
 
     def step(self) -> None:
         """One forward pass, with attention by row, and all that is decided from it."""
@@ -227,8 +197,7 @@ class _Run:
         side = self.engine.side
         prefix = collate_prefix(questions, side.tokenizer.pad_token_id, side.image_token_id).to(device)
         feeds = [self._row(i, k).feed() for i in group for k in range(self.answers)]
-        # All begin alike: nothing has been decided yet.
-        more = feeds[0].num_fed - 1
+        more = feeds[0].num_fed - 1  # all begin alike: nothing has been decided yet
         start = torch.tensor(feeds[0].line[1 : more + 1], dtype=torch.int64, device=device).expand(len(group), -1)
         mask = pad(prefix.mask, (0, more), value=True)
         cache = DynamicCache(config=model.config.text_config)
@@ -259,21 +228,15 @@ class _Run:
             keys, values = zip(
                 *((x.keys[image, :, left:], x.values[image, :, left:]) for x in cache.layers), strict=True
             )
-            self.ready.append(_Ready(row, list(keys), list(values), length - 1 + stay[r]))
+            self.ready.append((row, list(keys), list(values), length - 1 + stay[r]))
 
     def _row(self, question: int, answer: int) -> AnswerRow:
         asked = self.questions[question]
         rng = np.random.default_rng([self.engine.seed, zlib.crc32(asked.sample_id.encode()), answer])
-        engine = self.engine
-        return AnswerRow(
-            question * self.answers + answer,
-            Draft(asked.sample_id, engine.side, engine.settings),
-            Cursor(self.grammar, self.names),
-            rng,
-            int(asked.prefix_ids[-1]),
-            engine.skip,
-            engine.guess and engine.skip,
-        )
+        engine, index = self.engine, question * self.answers + answer
+        draft, cursor = Draft(asked.sample_id, engine.side, engine.settings), Cursor(self.grammar, self.names)
+        guess = engine.guess and engine.skip
+        return AnswerRow(index, draft, cursor, rng, int(asked.prefix_ids[-1]), engine.skip, guess)
 
     def _width(self, lengths: NDArray[np.int64]) -> int:
         """The most tokens to feed a row: as many useful ones as possible for what the pass costs.

@@ -33,14 +33,13 @@ from apiece.codec.render import (
 from apiece.codec.vocab import decode_exact, encode_plain
 from apiece.errors import UserError
 
-# Which tokens can continue a name, and which end it: names are free text, restricted to what an answer may contain.
+# Names are free text, restricted to what an answer may contain: which tokens can continue one, and which end it.
 #
 # A name is read as UTF-8, byte by byte where tokens cut characters, so that every answer can be parsed. A token that
 # ends a name may begin with its last characters (`.",` in Qwen's vocabulary).
 
 
-QUOTE = '"'
-_PLAIN = re.compile(r"[A-Za-z0-9]+")
+_PLAIN = re.compile(rb"[A-Za-z0-9]+")
 
 
 class End(IntEnum):
@@ -54,15 +53,10 @@ class End(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class NameSoFar:
-    """A name so far, as far as it matters for what may follow.
+    """What matters of a name so far for what may follow."""
 
-    Attributes:
-        end: What its last complete character is.
-        partial: Bytes of a character that is not complete yet.
-    """
-
-    end: End = End.NOTHING
-    partial: bytes = b""
+    end: End = End.NOTHING  # what its last complete character is
+    partial: bytes = b""  # of a character that is not complete yet
 
     @property
     def can_end(self) -> bool:
@@ -91,41 +85,30 @@ class NameSoFar:
 
 @dataclass(frozen=True, slots=True)
 class NameEnd:
-    """A token that ends a name.
+    """A token that ends a name."""
 
-    Attributes:
-        before: What it adds to the name, as bytes.
-        rest: Ids that the format forces after it, up to the first coordinate.
-    """
-
-    before: bytes
-    rest: tuple[int, ...]
+    before: bytes  # what it adds to the name
+    rest: tuple[int, ...]  # ids that the format forces after it, up to the first coordinate
 
 
 @dataclass(frozen=True)
 class NameTokens:
-    """The vocabulary, as far as names are concerned.
+    """What names need of a vocabulary."""
 
-    Attributes:
-        text: Bytes of each token by id; those that can stand in no name are left out.
-        closings: Tokens that end a name, by id.
-        plain_close: The one that adds nothing to the name.
-    """
-
-    text: dict[int, bytes]
-    closings: dict[int, NameEnd]
-    plain_close: int
+    text: dict[int, bytes]  # of each token by id; those that no name can contain are left out
+    closings: dict[int, NameEnd]  # tokens that end a name, by id
+    plain_close: int  # the one that adds nothing to the name
     _fresh: dict[int, NameSoFar] = field(repr=False)
     _inside: tuple[int, ...] = field(repr=False)
 
     @classmethod
     def of(cls, tokenizer: Any) -> NameTokens:
-        """Read a vocabulary; a `UserError` if it is not a byte-level one."""
+        """Read a vocabulary; a `UserError` if it is not byte-level."""
         data = _token_bytes(tokenizer)
         fresh, text = {}, {}
         after_letter = NameSoFar(End.TEXT)
         for token, value in data.items():
-            written = NameSoFar(End.TEXT) if _is_plain(value) else after_letter.then(value)
+            written = NameSoFar(End.TEXT) if _PLAIN.fullmatch(value) else after_letter.then(value)
             if written is not None:
                 fresh[token], text[token] = written, value
             elif value[0] & 0xC0 == 0x80:  # the rest of a character
@@ -165,12 +148,8 @@ class NameTokens:
 NO_NAME = NameSoFar()
 
 
-def _is_plain(value: bytes) -> bool:
-    return value.isascii() and _PLAIN.fullmatch(value.decode("ascii")) is not None
-
-
 def _token_bytes(tokenizer: Any) -> dict[int, bytes]:
-    """Bytes by id of all tokens that are text."""
+    """Bytes by id of all text tokens."""
     alphabet = _byte_alphabet()
     # Characters that stand for no byte go where Latin-1 does not reach.
     table = dict.fromkeys(range(0x100), 0x10000) | {ord(char): byte for byte, char in enumerate(alphabet)}
@@ -199,11 +178,11 @@ def _byte_alphabet() -> list[str]:
 
 
 def _closings(tokenizer: Any, data: dict[int, bytes]) -> dict[int, NameEnd]:
-    """Tokens that hold the quote after a name as the tokenizer writes it, with what is before and after it."""
-    quote, box_open = QUOTE.encode(), BOX_OPEN.encode()
+    """Tokens that contain the quote after a name as the tokenizer writes it, with what is before and after it."""
+    box_open = BOX_OPEN.encode()
     out: dict[int, NameEnd] = {}
     for token, value in data.items():
-        at = value.find(quote)
+        at = value.find(b'"')
         if at < 0 or not box_open.startswith(value[at:]):
             continue
         before, rest = value[:at], box_open[len(value) - at :].decode()
@@ -219,8 +198,7 @@ def _closings(tokenizer: Any, data: dict[int, bytes]) -> dict[int, NameEnd]:
     return out
 
 
-END = -1
-"""Number of the state after the end token."""
+END = -1  # the state after the end token
 
 
 class DecisionKind(IntEnum):
@@ -233,12 +211,7 @@ class DecisionKind(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What follows a decision.
-
-    Attributes:
-        forced: Ids that the format leaves no choice about.
-        state: Number of the next state, or `END`.
-    """
+    """What follows a decision: ids that the format forces, and the next state or `END`."""
 
     forced: tuple[int, ...]
     state: int
@@ -246,41 +219,23 @@ class Step:
 
 @dataclass(slots=True)
 class FormatState:
-    """A point at which the model decides.
-
-    Attributes:
-        kind: What is decided.
-        steps: By token. For `COORD` empty (any coordinate: `then`), for `NAME` the tokens that end the name.
-        in_name: Whether the decision is part of a name.
-        likely: The usual token, if there is one.
-        coordinate: 0..3 for x1, y1, x2, y2.
-        then: What follows a coordinate.
-        written: The name so far.
-    """
+    """A point at which the model decides."""
 
     kind: DecisionKind
-    steps: dict[int, Step] = field(default_factory=dict)
-    in_name: bool = False
-    likely: int | None = None
-    coordinate: int = -1
-    then: Step | None = None
+    steps: dict[int, Step] = field(default_factory=dict)  # by token; for `NAME` those that end it, for `COORD` none
+    in_name: bool = False  # whether the decision is part of a name
+    likely: int | None = None  # the usual token, if there is one
+    coordinate: int = -1  # 0..3 for x1, y1, x2, y2
+    then: Step | None = None  # what follows any coordinate
     written: NameSoFar = NO_NAME
 
 
 class Grammar:
-    """The format as a machine.
-
-    Attributes:
-        opening: Forced ids at the start of every answer, and the first state.
-        states: By number. Free names add states as they come up.
-    """
+    """The format as a machine; free names add states as they come up."""
 
     def __init__(self, tokenizer: Any, renderer: Renderer, labels: Sequence[str] | None = None) -> None:
-        """Build it for a tokenizer and its renderer; only `labels` may be written if they are given.
-
-        Raises:
-            UserError: The tokenizer does not cut answers where their pieces meet, or a label cannot be written with it.
-        """
+        """Build it for a tokenizer and its renderer; if `labels` are given, only these may be written. Fails if the
+        tokenizer merges pieces of the format, or cannot write a label."""
         self.states: list[FormatState] = []
         self._vocab, self._tokenizer = renderer.vocab, tokenizer
         self._number_of: dict[NameSoFar, int] = {}
@@ -348,9 +303,7 @@ class Grammar:
             steps = {token: Step(closings[token].rest, 0) for token in ending}
             plain = self._names.plain_close
             likely = plain if plain in steps else None
-            self._number_of[written] = self._add(
-                FormatState(DecisionKind.NAME, steps=steps, in_name=True, likely=likely, written=written)
-            )
+            self._number_of[written] = self._add(FormatState(DecisionKind.NAME, steps, True, likely, written=written))
         return self._number_of[written]
 
     def _listed_names(self, labels: Sequence[str], first_coord: int) -> Step:
@@ -366,8 +319,7 @@ class Grammar:
         quote before it is refused: what comes before a name is forced for all names.
         """
         where = "generate.labels"
-        problem = desc_problem(label)
-        if problem:
+        if problem := desc_problem(label):
             raise UserError(f"the name {label!r} {problem}", where=where, fix="rename it, or leave it out")
         tails = set()
         for lead in (START, NEXT):
@@ -392,7 +344,7 @@ class Grammar:
 
 
 def _check_pieces(tokenizer: Any, renderer: Renderer) -> None:
-    """Answers, encoded piece by piece, must have the ids that the tokenizer gives for the whole text."""
+    """Answers encoded piece by piece must have the ids that the tokenizer gives for the whole text."""
     box = (1, 20, 300, 999)
     for count in range(4):
         objects = [("a", box)] * count

@@ -20,8 +20,7 @@ from transformers import AttentionInterface
 ATTENTION = "apiece_rows"
 AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 24}
 """Logits that are normalised together: on a CPU as many as stay in its cache, elsewhere a bound on memory."""
-_GROW = 64
-"""Columns are added in multiples of this."""
+_GROW = 64  # columns are added in multiples of this
 
 
 class PlainModel:
@@ -31,15 +30,10 @@ class PlainModel:
         self.model = model
 
     def read(self, ids_RW: NDArray[np.int64], positions_RW: NDArray[np.int64], cache: RowCache) -> Tensor:
-        """Read tokens.
+        """Read tokens; returns `[N, D]`, what the head reads.
 
-        Args:
-            ids_RW: Row r is in place r of the cache.
-            positions_RW: The same on all three axes of the rotary positions, as for all text.
-            cache: What was read before; gets the keys and values of these.
-
-        Returns:
-            `[N, D]` what the head reads.
+        Row r is in place r of the cache, which gets its new keys and values. A position holds on all three axes, as for
+        all text.
         """
         mask = cache.begin(*ids_RW.shape)
         positions = torch.from_numpy(positions_RW).to(mask.device)
@@ -58,11 +52,9 @@ class PlainModel:
         return wide(self.model.lm_head(hidden_ND))
 
     def logits_between(self, hidden_ND: Tensor, first: int, end: int) -> Tensor:
-        """Logits of the ids from `first` to before `end`."""
         return self.logits(hidden_ND)[:, first:end]
 
     def logits_of(self, hidden_ND: Tensor, ids_K: Tensor) -> Tensor:
-        """Logits `[N, K]` of some ids."""
         return self.logits(hidden_ND).index_select(1, ids_K)
 
     def norm_and_own(self, hidden_ND: Tensor, ids_N: Tensor) -> tuple[Tensor, Tensor]:
@@ -84,23 +76,16 @@ def norm(logits_NV: Tensor) -> Tensor:
     return torch.cat([part.logsumexp(-1) for part in logits_NV.split(rows)]).double()
 
 
-def _wide(logits: Tensor) -> Tensor:
-    return logits if logits.dtype == torch.float64 else logits.float()
-
-
 class RowCache:
     """Keys and values of rows of different lengths; it stands in for the library's cache while answers are written.
 
     New tokens of a row go right after its own last one, so there are no holes. Nothing is copied as rows grow, and a
-    row that is done gives its place to another. Tokens that were taken back are overwritten by the next ones.
-
-    Attributes:
-        lengths: `[R]` tokens of each row that are in.
+    finished row gives its place to another. Tokens that were taken back are overwritten by the next ones.
     """
 
     def __init__(self, config: Any, rows: int) -> None:
         """An empty cache for at most `rows` rows; `config` is the language model's."""
-        self.lengths = np.zeros(rows, dtype=np.int64)
+        self.lengths = np.zeros(rows, dtype=np.int64)  # tokens of each row
         self._group = config.num_attention_heads // config.num_key_value_heads
         self._keys: list[Tensor] = []
         self._values: list[Tensor] = []
@@ -133,8 +118,7 @@ class RowCache:
     def begin(self, rows: int, width: int) -> Tensor:
         """Prepare a forward pass of `width` tokens of the first `rows` rows.
 
-        Returns:
-            The mask `[R, 1, heads per key-value head * W, C]` to be added to attention scores.
+        Returns the mask `[R, 1, heads per key-value head * W, C]` to add to attention scores.
         """
         lengths = self.lengths[:rows]
         self._rows, self._columns = rows, int(lengths.max()) + width
@@ -209,7 +193,7 @@ def row_attention(model: Any) -> Iterator[None]:
 
 @contextmanager
 def before_head(model: Any) -> Iterator[list[Tensor]]:
-    """Collects what the head would read, `[R, W, D]` a pass, and gives it nothing to do."""
+    """Collects the head's input, `[R, W, D]` a pass, and leaves the head nothing to do."""
     seen: list[Tensor] = []
 
     def keep(_: object, args: tuple[Tensor]) -> Tensor:

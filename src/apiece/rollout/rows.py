@@ -1,8 +1,8 @@
 """An answer being written: the text so far, where it is in the format, and what the model reads next.
 
 The last token of an answer is always one that the model has not read yet. It is fed together with the tokens that the
-format forces after it, and with a *guess* at what the model will decide then (continue, the name of the object before,
-close the name). Every decision is made from the model's own logits; where it is not the one guessed, what was fed after
+format forces after it, and with a *guess* at what the model will decide then (continue, the previous object's name,
+close the name). Every decision is made from the model's own logits; where it differs from the guess, what was fed after
 it is taken back. So guesses cost positions, never exactness.
 
 One step of an answer: `row.feed()` says what to read, the chooser answers `feed.asks(...)`, and `feed.take(...)` writes
@@ -26,8 +26,7 @@ from apiece.rollout.choose import Ask, Chosen
 from apiece.rollout.grammar import END, DecisionKind, Grammar
 from apiece.types import FinishReason, Rollout
 
-Names = dict[tuple[int, ...], tuple[int, ...]]
-"""How names continued that began with these tokens, in any answer of a call."""
+Names = dict[tuple[int, ...], tuple[int, ...]]  # how names that began with these tokens continued, in any answer
 
 
 @dataclass
@@ -42,10 +41,8 @@ class Draft:
     masked: list[float] = field(default_factory=list)
     near_mass: list[float] = field(default_factory=list)
     finish: FinishReason | None = None
-    box: list[int] = field(default_factory=list)
-    """Bins of the latest box so far."""
-    stop: FinishReason | None = None
-    """Set once no more objects may follow."""
+    box: list[int] = field(default_factory=list)  # bins of the latest box so far
+    stop: FinishReason | None = None  # set once no more objects may follow
     _object_start: int = 0
     _objects: Counter[tuple[int, ...]] = field(default_factory=Counter)
 
@@ -87,7 +84,6 @@ class Draft:
         return FINISH.startswith(decode_exact(self.side.tokenizer, self.ids[self._object_start :]))
 
     def rollout(self) -> Rollout:
-        """The finished answer."""
         assert self.finish is not None, "asked for only when it has ended"
         return Rollout(
             sample_id=self.sample_id,
@@ -102,19 +98,12 @@ class Draft:
 
 @dataclass
 class Cursor:
-    """Where in the format an answer is.
+    """Where in the format an answer is."""
 
-    Attributes:
-        grammar: The format; `None` where the tokenizer has none.
-        names: Shared by all answers of a call.
-        forced: Ids that must come before the next decision.
-        state: Number of the state of that decision; `None` once the answer has left the format.
-    """
-
-    grammar: Grammar | None
-    names: Names
-    forced: tuple[int, ...] = ()
-    state: int | None = None
+    grammar: Grammar | None  # `None` where the tokenizer has none
+    names: Names  # shared by all answers of a call
+    forced: tuple[int, ...] = ()  # ids that must come before the next decision
+    state: int | None = None  # of that decision; `None` once the answer has left the format
     _name: tuple[int, ...] = ()
     _last_name: tuple[int, ...] = ()
 
@@ -123,7 +112,7 @@ class Cursor:
             self.forced, self.state = self.grammar.opening.forced, self.grammar.opening.state
 
     def follow(self, token: int) -> None:
-        """Move on by a token that was written."""
+        """Move past a token that was written."""
         if self.grammar is None or self.state is None:
             return
         if self.forced:
@@ -162,32 +151,20 @@ class Cursor:
 
 @dataclass
 class AnswerRow:
-    """An answer being written, with what its next step needs.
+    """An answer being written, with what its next step needs."""
 
-    Attributes:
-        index: Its number among all answers of the call.
-        draft: The text.
-        cursor: Where in the format it is.
-        rng: Of its draws.
-        last: The token that the model has not read yet; at first the last one of the prompt.
-        skip: Feed forced tokens with the decision before them, not one by one.
-        guess: Feed guesses after them.
-        offset: Text positions minus cache columns.
-    """
-
-    index: int
+    index: int  # among all answers of the call
     draft: Draft
     cursor: Cursor
     rng: np.random.Generator
-    last: int
-    skip: bool = True
-    guess: bool = True
-    offset: int = 0
+    last: int  # the token that the model has not read yet; at first the last one of the prompt
+    skip: bool = True  # feed forced tokens with the decision before them, not one by one
+    guess: bool = True  # feed guesses after them
+    offset: int = 0  # text positions minus cache columns
     _draws: list[float] = field(default_factory=list)
     _num_asked: int = 0
 
     def feed(self) -> Feed:
-        """What to feed next."""
         draft, cursor, held = self.draft, self.cursor, self.draft.settings.grammar
         line, asked = [self.last, *cursor.forced], dict[int, int | None]()
         if cursor.state is not None and cursor.state != END:
@@ -220,7 +197,6 @@ class AnswerRow:
         return Ask(row, state, draw, low, high)
 
     def write(self, token: int, logprob: float, masked: float, near_mass: float) -> None:
-        """Add a token."""
         self.last = token
         self.cursor.follow(token)
         self.draft.write(token, logprob, masked, near_mass)
@@ -235,39 +211,27 @@ class AnswerRow:
 
 @dataclass(frozen=True)
 class Feed:
-    """What a forward pass reads of a row.
-
-    Attributes:
-        row: The answer.
-        line: Its last token and what follows, forced or guessed.
-        asked: Positions in `line` after which the model decides, to the state of the grammar; ascending.
-        num_fed: How many tokens of `line` are fed.
-    """
+    """What a forward pass reads of a row."""
 
     row: AnswerRow
-    line: list[int]
-    asked: Mapping[int, int | None]
-    num_fed: int
+    line: list[int]  # its last token and what follows, forced or guessed
+    asked: Mapping[int, int | None]  # positions in `line` after which the model decides -> state; ascending
+    num_fed: int  # how many tokens of `line` are fed
 
     def cut(self, most: int) -> Feed:
-        """The same with at most that many tokens."""
         return self if self.num_fed <= most else replace(self, num_fed=most)
 
     def asks(self, start: int) -> list[Ask]:
-        """The decisions after tokens that are fed; the first token fed is number `start` of the batch."""
+        """The decisions after the tokens fed, of which the first is number `start` of the batch."""
         asked = [(position, state) for position, state in self.asked.items() if position < self.num_fed]
         return [self.row.ask(start + position, state, i) for i, (position, state) in enumerate(asked)]
 
     def take(self, chosen: Chosen, first: int) -> tuple[int, list[int]]:
-        """Write what was decided, as far as the guesses were right.
-
-        Args:
-            chosen: Decisions.
-            first: Number of this row's first one among them.
+        """Write what was decided, as far as the guesses were right; this row's decisions begin at number `first`.
 
         Returns:
-            How many of the tokens fed stay; and those of them after which a token was written whose log-probability
-            has to be worked out.
+            How many of the tokens fed stay; and after which of them a token was written whose log-probability has to be
+            worked out.
         """
         row, open_positions, at = self.row, list[int](), first
         everything, accepted = row.draft.settings.forced_logprobs, 0

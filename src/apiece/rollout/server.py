@@ -1,7 +1,7 @@
 """An engine that asks an OpenAI-compatible server (vLLM, SGLang, `transformers serve`), many images at once.
 
 The server gets each image as a PNG at the size the model reads, and the prompt as text; the chat template is its own.
-Answers are greedy and not restricted to the format. What the server does not say (log-probabilities, mostly) is NaN.
+Answers are greedy and not restricted to the format. What the server does not report (mostly log-probabilities) is NaN.
 """
 
 from __future__ import annotations
@@ -35,22 +35,20 @@ from apiece.rollout.rows import Draft
 from apiece.types import FinishReason, Rollout, Sample
 
 KEY_VARIABLE = "APIECE_SERVER_KEY"
-"""Environment variable with the key that the server asks for, if it asks for one."""
-TRANSIENT = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
-"""Statuses that may be gone at the next attempt."""
+"""Environment variable with the key that the server wants, if it wants one."""
+TRANSIENT = frozenset({408, 409, 425, 429, 500, 502, 503, 504})  # may be gone at the next attempt
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0
 CONNECT_S = 10.0
+# Questions open at once, times the concurrency: a slow answer does not block the others for long; memory is bounded.
 AHEAD = 2
-"""Questions that are open at once, times the concurrency: a slow answer does not hold up the others for long, and
-memory stays bounded."""
+# Coordinate tokens must stay in the text, and the model's `generation_config.json` must not change greedy answers. A
+# server that refuses a field by name is asked without it.
 OPTIONAL = {
     "skip_special_tokens": False,
     "spaces_between_special_tokens": False,
     "repetition_penalty": 1.0,
     "logprobs": True,
 }
-"""Coordinate tokens must stay in the text, and the model's `generation_config.json` must not change greedy answers. A
-server that refuses a field by name is asked without it."""
 
 _NUMBERS = re.compile(r"\[\s*-?\d")
 _EMPTIED = re.compile(r"\[\s*,|\"bbox_2d\"\s*:\s*\[\s*\]")
@@ -59,24 +57,16 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class ServerSettings:
-    """Which server answers, and how it is asked.
+    """Which server answers, and how it is asked."""
 
-    Attributes:
-        url: With or without `/v1`.
-        model: Name of the model there; `None` for the only one that it lists.
-        concurrency: Most requests under way at once.
-        timeout_s: How long one answer may take.
-        retries: Attempts after the first one.
-    """
-
-    url: str
-    model: str | None = None
-    concurrency: int = 8
-    timeout_s: float = 300.0
+    url: str  # with or without `/v1`
+    model: str | None = None  # its name there; `None` for the only one listed
+    concurrency: int = 8  # most requests under way at once
+    timeout_s: float = 300.0  # for one answer
     retries: int = 5
 
 
-# The parts of a server's replies that are read; a reply without them, or with others in their place, is refused.
+# The parts of a server's replies that are read; a reply of another form is refused.
 
 
 class _Model(msgspec.Struct):
@@ -137,17 +127,13 @@ def _decoded(reply: httpx2.Response, form: type[T]) -> T | None:
 
 @dataclass
 class Client:
-    """Talks to one server.
-
-    Attributes:
-        settings: Address and limits.
-        optional: Fields that are sent as long as the server does not refuse them.
-        served: Models that the server lists; `None` if it answers, but not with a list.
-    """
+    """Talks to one server."""
 
     settings: ServerSettings
-    optional: dict[str, Any] = field(default_factory=lambda: dict(OPTIONAL))
-    served: list[str] | None = None
+    optional: dict[str, Any] = field(
+        default_factory=lambda: dict(OPTIONAL)
+    )  # sent while the server does not refuse them
+    served: list[str] | None = None  # models listed; `None` if it answers, but not with a list
 
     def __post_init__(self) -> None:
         self.base = base_url(self.settings.url)
@@ -162,11 +148,8 @@ class Client:
         return httpx2.AsyncClient(headers=self._headers, timeout=self._timeout, limits=limits)
 
     def model(self) -> str:
-        """The name of the model to ask: the one asked for, or the only one that the server lists.
-
-        Raises:
-            UserError: No OpenAI-compatible server answers, or it is not known which model is meant.
-        """
+        """The model to ask for: the one named, or the only one listed. Fails if no OpenAI-compatible server answers, or
+        it is unclear which model is meant."""
         try:
             reply = httpx2.get(f"{self.base}/models", headers=self._headers, timeout=self._timeout)
         except httpx2.TransportError as error:
@@ -195,13 +178,8 @@ class Client:
     async def chat(self, http: httpx2.AsyncClient, body: dict[str, Any], sample_id: str) -> _Completion:
         """The server's chat completion, which has a first choice.
 
-        Args:
-            http: From `connections`.
-            body: Of the request, without the optional fields.
-            sample_id: For messages, and the seed of the waiting times.
-
-        Raises:
-            UserError: The server refuses the request, or has not answered it after all attempts.
+        `body` is without the optional fields; the sample's id goes into messages, and seeds the waiting times. Fails if
+        the server refuses the request, or has not answered after all attempts.
         """
         waits = random.Random(zlib.crc32(sample_id.encode()))
         attempt, problem = 0, ""
@@ -243,7 +221,7 @@ class Client:
         return body
 
     def _drop_refused(self, reply: httpx2.Response, sent: dict[str, Any]) -> bool:
-        """Whether optional fields that were sent are refused by name; if so, they are left out from now on."""
+        """Whether fields that were sent are refused by name; if so, they are left out from now on."""
         if reply.status_code not in (400, 422):
             return False
         refused = [name for name in sent if f"'{name}'" in reply.text or f'"{name}"' in reply.text]
@@ -277,11 +255,7 @@ class Client:
 
 
 def base_url(url: str) -> str:
-    """The address that `/models` and `/chat/completions` are under.
-
-    Raises:
-        UserError: Not an http address.
-    """
+    """The address of `/models` and `/chat/completions`; a `UserError` for anything but an http address."""
     try:
         parsed = httpx2.URL(url)
     except httpx2.InvalidURL:
@@ -295,7 +269,7 @@ def base_url(url: str) -> str:
 
 
 def _detail(reply: httpx2.Response) -> str:
-    """The server's own words about an error, whichever of the common forms they have."""
+    """The server's own words about an error, in whichever of the common forms."""
     body = _decoded(reply, _Error)
     found = body and (body.error or body.detail or body.message)
     text = found.message if isinstance(found, _ErrorText) else found or reply.text
@@ -303,7 +277,7 @@ def _detail(reply: httpx2.Response) -> str:
 
 
 def _retry_after(reply: httpx2.Response) -> float:
-    """Seconds that the server asks to wait; 0 where it does not say, or says it as a date."""
+    """Seconds that the server asks to wait; 0 if it does not say, or gives a date."""
     try:
         return max(0.0, float(reply.headers.get("Retry-After", 0)))
     except ValueError:
@@ -334,23 +308,14 @@ class PhotoEncoder(SampleEncoder):
 
 @dataclass
 class ServerEngine:
-    """The model behind a server.
+    """The model behind a server."""
 
-    Attributes:
-        side: Tokenizer and vocabulary of the checkpoint that the server is to serve.
-        instruction: The prompt, as text.
-        settings: Caps; everything else is up to the server.
-        server: Which server, and how it is asked.
-        max_length: Longest prompt plus answer that the model takes.
-        warn: Called once if the server reads prompts of another length.
-    """
-
-    side: TextSide
+    side: TextSide  # of the checkpoint that the server should serve
     instruction: str
-    settings: GenerateSection
+    settings: GenerateSection  # its caps; everything else is up to the server
     server: ServerSettings
-    max_length: int
-    warn: Callable[[str], None]
+    max_length: int  # longest prompt plus answer that the model takes
+    warn: Callable[[str], None]  # called once if the server reads prompts of another length
 
     def __post_init__(self) -> None:
         self.client = Client(self.server)
@@ -359,22 +324,18 @@ class ServerEngine:
         self._warned = False
 
     def generate(self, questions: Sequence[EncodedSample]) -> list[Rollout]:
-        """One rollout per question, in order."""
         return list(self.stream(questions))
 
     def stream(self, questions: Iterable[EncodedSample]) -> Generator[Rollout, None, None]:
         """One rollout per question, in order, each as soon as it and those before it are there.
 
         `questions` is read as far ahead as `AHEAD` says, and no further. The first one is answered alone: a server that
-        cannot answer it is not asked anything else.
-
-        Raises:
-            UserError: A question got no answer; those after it that are under way are given up.
+        cannot answer it is not asked anything else. If a question gets no answer, those under way are cancelled.
         """
         places = asyncio.Semaphore(self.server.concurrency)
         waiting: deque[Future[Rollout]] = deque()
         most = 1
-        # Requests go on in a thread of their own while this one does something else.
+        # Requests run in a thread of their own while this one does something else.
         with start_blocking_portal() as portal, portal.wrap_async_context_manager(self.client.connections()) as http:
             try:
                 for question in questions:
@@ -385,7 +346,7 @@ class ServerEngine:
                 while waiting:
                     yield waiting.popleft().result()
             finally:
-                # So the server stops working on what nobody waits for.
+                # So that the server stops working on what nobody waits for.
                 for asked in waiting:
                     asked.cancel()
 
@@ -416,7 +377,7 @@ class ServerEngine:
         return self.read(question.sample_id, choice, limit)
 
     def read(self, sample_id: str, choice: Choice, limit: int) -> Rollout:
-        """A server's choice as a rollout, with the caps and finish reasons of the engine in this process."""
+        """A server's choice as a rollout, with the caps and finish reasons of the local engine."""
         tokenizer, eos = self.side.tokenizer, self.side.renderer.eos_id
         ids = encode_plain(tokenizer, (choice.message.content or "").removesuffix(decode_exact(tokenizer, [eos])))
         logprobs = self._logprobs(ids, choice)
@@ -441,7 +402,7 @@ class ServerEngine:
     def _require_coordinates(self, text: str) -> None:
         """Refuse a model that writes boxes without coordinate tokens, until the first one is seen.
 
-        After that a number where a coordinate belongs is a mistake of the model, counted like any other.
+        After that a number in place of a coordinate is the model's mistake, counted like any other.
         """
         if self._writes_coordinates:
             return
@@ -461,7 +422,7 @@ class ServerEngine:
             )
 
     def _compare_length(self, usage: _Usage | None, expected: int) -> None:
-        """Prompts of another length mean another template or another image size, and so other answers."""
+        """Prompts of another length mean another template or image size, and so other answers."""
         read = usage.prompt_tokens if usage else None
         if not self._warned and read and read != expected:
             self._warned = True

@@ -47,18 +47,12 @@ from apiece.types import (
 class Subset(IntEnum):
     """Which part of a target a token belongs to."""
 
-    OUTER = 0
-    """The opening that every answer has, and the outermost close."""
-    MATCHED = 1
-    """A predicted object that matches a label."""
-    FALSE_POSITIVE = 2
-    """A predicted object that matches none."""
-    DROPPED = 3
-    """A predicted object with an impossible box (inverted or empty)."""
-    MISS = 4
-    """A label that the model missed, appended."""
-    EOS = 5
-    """The end token."""
+    OUTER = 0  # the opening that every answer has, and the outermost close
+    MATCHED = 1  # a predicted object that matches a label
+    FALSE_POSITIVE = 2  # a predicted object that matches none
+    DROPPED = 3  # a predicted object with an impossible box (inverted or empty)
+    MISS = 4  # a label that the model missed, appended
+    EOS = 5  # the end token
 
 
 SUPERVISED: Mapping[Subset, frozenset[Role]] = {
@@ -78,101 +72,75 @@ _Item = ParsedObject | Fault
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The training target made of one answer of the model.
+    """The training target made of one answer of the model."""
 
-    Attributes:
-        answer: Ids and roles of all tokens; slots of the coordinates that have a loss, with the labels' bins.
-        subset: `[T]` of `Subset`.
-        supervised: `[T]` text tokens with cross-entropy.
-        committing: `[R]` positions of the x1 token of every duplicate and group.
-        num_kept: Predicted objects in it.
-        num_matched: How many of them match a label.
-        num_appended: Labels appended.
-    """
-
-    answer: Encoded
-    subset: NDArray[np.int8]
-    supervised: NDArray[np.bool_]
-    committing: IntArray
-    num_kept: int
-    num_matched: int
-    num_appended: int
+    answer: Encoded  # all tokens; slots of the coordinates that have a loss, with the labels' bins
+    subset: NDArray[np.int8]  # `[T]` of `Subset`
+    supervised: NDArray[np.bool_]  # `[T]` text tokens with cross-entropy
+    committing: IntArray  # `[R]` positions of the x1 token of every duplicate and group
+    num_kept: int  # predicted objects
+    num_matched: int  # how many of them match a label
+    num_appended: int  # labels
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class JudgedAnswer:
-    """An answer compared with the labels.
-
-    Attributes:
-        rollout: The answer.
-        parsed: The objects in it.
-        match: Its valid objects (rows) matched to the labels that can be written, then the crowd regions.
-        outcomes: What each of these objects and labels is.
-        target: The target made of it.
-    """
+    """An answer compared with the labels, and the target made of it."""
 
     rollout: Rollout
     parsed: ParseResult
-    match: SplitMatch
-    outcomes: Outcomes
+    match: SplitMatch  # valid objects (rows) to the labels that can be written, then the crowd regions
+    outcomes: Outcomes  # what each of these objects and labels is
     target: Target
 
 
-@dataclass(frozen=True, slots=True)
-class _Labels:
-    """The labels of an image: those that can be written, in the order written, and then the crowd regions."""
+# The labels of an image that can be written, in the order written; the same as instances, and then the crowd regions.
+_Labels = tuple[list[DescBins], list[Instance]]
 
-    written: list[DescBins]
-    instances: list[Instance]
 
-    @classmethod
-    def of(cls, sample: Sample, bins: Bins) -> _Labels:
-        objects = [o for o in sample.objects if not o.iscrowd]
-        boxes = bins.to_bins([o.bbox_xyxy for o in objects], sample.size_wh)
-        writable = [i for i, (x1, y1, x2, y2) in enumerate(boxes.tolist()) if x2 > x1 and y2 > y1]
-        written = [(objects[i].desc, _four(boxes[i].tolist())) for i in writable]
-        return cls(written, [objects[i] for i in writable] + [o for o in sample.objects if o.iscrowd])
+def _labels_of(sample: Sample, bins: Bins) -> _Labels:
+    objects = [o for o in sample.objects if not o.iscrowd]
+    written: list[DescBins] = []
+    instances = []
+    boxes = bins.to_bins([o.bbox_xyxy for o in objects], sample.size_wh)
+    for o, (x1, y1, x2, y2) in zip(objects, boxes.tolist(), strict=True):
+        if x2 > x1 and y2 > y1:
+            written.append((o.desc, (x1, y1, x2, y2)))
+            instances.append(o)
+    return written, [*instances, *(o for o in sample.objects if o.iscrowd)]
 
 
 @dataclass(frozen=True)
 class TargetBuilder:
-    """Makes targets for one tokenizer.
-
-    Attributes:
-        renderer: Of the tokenizer.
-        max_records: Most predicted objects in a target: the rest of a runaway answer is cut off.
-        max_length: Longest prefix plus target. Predicted objects are removed from the end until it holds.
-    """
+    """Makes targets for one tokenizer."""
 
     renderer: Renderer
-    max_records: int
-    max_length: int
+    max_objects: int  # predicted ones in a target: the rest of a runaway answer is cut off
+    max_length: int  # of prefix plus target: predicted objects are removed from the end until it fits
 
     def build(self, rollout: Rollout, sample: Sample, num_prefix: int) -> JudgedAnswer:
         """Parse an answer, match it to the labels and make its target.
 
-        Args:
-            rollout: The answer.
-            sample: Labels after augmentation, in the order in which an answer names them.
-            num_prefix: Tokens of image and prompt.
+        The sample has the labels after augmentation, in the order in which an answer names them; `num_prefix` counts
+        the tokens of image and prompt.
         """
         ids = rollout.ids.tolist()
         bins = Bins(self.renderer.vocab.num_bins)
-        labels = _Labels.of(sample, bins)
+        labels = _labels_of(sample, bins)
         parsed = parse_ids(ids, self.renderer.tokenizer, self.renderer.vocab)
         whole = _judge(parsed.objects, labels, sample.size_wh, bins)
-        kept = _kept_part(parsed, self.max_records)
+        kept = _kept_part(parsed, self.max_objects)
         while True:
             objects = [item for item in kept if isinstance(item, ParsedObject)]
             all_kept = len(objects) == len(parsed.objects)
             match, outcomes = whole if all_kept else _judge(objects, labels, sample.size_wh, bins)
-            target = self._write(ids, kept, match, outcomes, labels)
+            target = self._write(ids, kept, match, outcomes, labels[0])
             if not kept or num_prefix + len(target.answer.ids) <= self.max_length:
                 return JudgedAnswer(rollout, parsed, *whole, target)
             kept = _ending_complete(kept[:-1])
 
     def _write(
-        self, ids: list[int], kept: Sequence[_Item], match: SplitMatch, outcomes: Outcomes, labels: _Labels
+        self, ids: list[int], kept: Sequence[_Item], match: SplitMatch, outcomes: Outcomes, labels: list[DescBins]
     ) -> Target:
         label_of, charged = dict(match.pairs.tolist()), set(np.flatnonzero(np.isin(outcomes.of_prediction, REDUNDANT)))
         pen = _Pen(self.renderer)
@@ -183,18 +151,16 @@ class TargetBuilder:
                 subset = Subset.MATCHED if row in label_of else Subset.FALSE_POSITIVE
             pen.copy(ids, item, subset)
             if subset is Subset.MATCHED:
-                pen.aim(labels.written[label_of[row]][1])
+                pen.aim(labels[label_of[row]][1])
             elif row in charged and subset is Subset.FALSE_POSITIVE:
                 pen.committing.append(pen.coords[0])
             row += isinstance(item, ParsedObject)
-        missed = [labels.written[i] for i in match.misses.tolist()]
+        missed = [labels[i] for i in match.misses.tolist()]
         pen.append(missed, after_object=bool(kept))
         return pen.target(num_kept=row, num_matched=len(label_of), num_appended=len(missed))
 
 
 class _Pen:
-    """A target being written."""
-
     def __init__(self, renderer: Renderer) -> None:
         self.renderer = renderer
         self.ids: list[int] = []
@@ -202,8 +168,7 @@ class _Pen:
         self.subset: list[Subset] = []
         self.slots: list[tuple[int, int, int, int]] = []
         self.committing: list[int] = []
-        self.coords: tuple[int, ...] = ()
-        """Positions of the last object's coordinates."""
+        self.coords: tuple[int, ...] = ()  # positions of the last object's
         self._leads = [renderer.piece(START), renderer.piece(NEXT)]
         # How many of the tokens before an object would be there without it, too.
         self._shared = [
@@ -225,7 +190,7 @@ class _Pen:
         self.coords = coords
 
     def _text_roles(self, text: list[int], after_object: bool) -> list[Role]:
-        """Roles up to the first coordinate. What is not the renderer's own tokens for the syntax counts as the name."""
+        """Roles up to the first coordinate. What differs from the renderer's own syntax tokens counts as the name."""
         lead, tail = self._leads[after_object], self.renderer.piece(BOX_OPEN)
         head = len(lead) if tuple(text[: len(lead)]) == lead else 0
         foot = len(tail) if tuple(text[-len(tail) :]) == tail and head + len(tail) <= len(text) else 0
@@ -276,7 +241,7 @@ class _Pen:
         )
 
 
-def _kept_part(parsed: ParseResult, max_records: int) -> list[_Item]:
+def _kept_part(parsed: ParseResult, max_objects: int) -> list[_Item]:
     """The objects up to the last complete one before the first thing that is not in the format."""
     kept: list[_Item] = []
     items: list[_Item] = [*parsed.objects, *parsed.faults]
@@ -284,7 +249,7 @@ def _kept_part(parsed: ParseResult, max_records: int) -> list[_Item]:
         if isinstance(item, Fault) and not (item.status in _STAYS and len(item.coord_positions) == 4):
             break
         kept.append(item)
-    return _ending_complete(kept[:max_records])
+    return _ending_complete(kept[:max_objects])
 
 
 def _ending_complete(items: list[_Item]) -> list[_Item]:
@@ -298,7 +263,8 @@ def _judge(
     objects: Sequence[ParsedObject], labels: _Labels, size_wh: tuple[int, int], bins: Bins
 ) -> tuple[SplitMatch, Outcomes]:
     """Match the objects of an answer to the labels of its image, by the definitions of evaluation."""
-    names, truth_names = number_names([o.desc for o in objects], [i.desc for i in labels.instances])
+    instances = labels[1]
+    names, truth_names = number_names([o.desc for o in objects], [i.desc for i in instances])
     found = Columns(
         np.zeros(len(objects), dtype=np.int64),
         names,
@@ -306,23 +272,17 @@ def _judge(
         np.zeros(len(objects), dtype=bool),
     )
     truth = Columns(
-        np.zeros(len(labels.instances), dtype=np.int64),
+        np.zeros(len(instances), dtype=np.int64),
         truth_names,
-        np.array([i.bbox_xyxy for i in labels.instances], dtype=np.float64).reshape(-1, 4),
-        np.array([i.iscrowd for i in labels.instances], dtype=bool),
+        np.array([i.bbox_xyxy for i in instances], dtype=np.float64).reshape(-1, 4),
+        np.array([i.iscrowd for i in instances], dtype=bool),
     )
     match = match_labels(truth, found, np.arange(len(objects)))
     return match, label_outcomes(truth, found, match)
 
 
 def _num_alike(a: Sequence[int], b: Sequence[int]) -> int:
-    """Length of the common start of two token sequences."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-
-
-def _four(values: Sequence[int]) -> tuple[int, int, int, int]:
-    x1, y1, x2, y2 = values
-    return x1, y1, x2, y2
 
 
 # Counts of the answers of a step, which add up over samples, steps and processes, and the figures made of them.
@@ -338,7 +298,7 @@ KEYS = (
 
 
 def tally(judged: Sequence[JudgedAnswer], generate_s: float) -> dict[str, float]:
-    """The counts of some answers by `KEYS`; `generate_s` is the seconds that it took to write them."""
+    """The counts of some answers by `KEYS`; `generate_s` is the seconds it took to write them."""
     counts: Counter[str] = Counter()
     for one in judged:
         counts["answers"] += 1

@@ -20,49 +20,41 @@ from apiece.errors import UserError
 from apiece.model.encode import Augmentation, SampleEncoder
 from apiece.types import IntArray, Sample
 
-Draw = tuple[int, int]
-"""Index of a sample and the epoch it is drawn in."""
+Draw = tuple[int, int]  # index of a sample, and the epoch it is drawn in
+MicroBatch = Batch | Samples
 
 
 @dataclass(frozen=True, eq=False)
 class BatchPlan:
     """Cuts every epoch into batches of samples of similar length.
 
-    An epoch is cut into blocks: with `full` one block of all samples, with `buffer` blocks of `buffer_size` samples
-    that follow each other in the file, with `none` blocks of one batch. A block is a seeded permutation, cut into
-    windows of `window` batches; each window is sorted by length and cut, and the batches of a block are then shuffled
-    (with `none` nothing of that is done). With `buffer` each epoch begins at another place in the file, so that blocks
-    hold other samples every time. The last, short batch of an epoch is filled up from its front.
-
-    Attributes:
-        lengths: About how many tokens each sample has.
-        batch_size: Samples in one optimizer step.
-        window: Batches that are sorted together.
-        shuffle: How far a sample may move from its place in the file.
-        buffer_size: Samples of a block with `buffer`.
+    An epoch is cut into blocks: with `full` one block of all samples, with `buffer` blocks of `buffer_size` consecutive
+    samples of the file, with `none` blocks of one batch. A block is a seeded permutation, cut into windows of `window`
+    batches; each window is sorted by length and cut, and the batches of a block are then shuffled (with `none`, none of
+    this happens). With `buffer` each epoch begins at another place in the file, so that blocks hold different samples
+    every time. The last, short batch of an epoch is filled up from its front.
     """
 
-    lengths: Sequence[int] | IntArray
-    batch_size: int
-    window: int
+    lengths: Sequence[int] | IntArray  # about how many tokens each sample has
+    batch_size: int  # samples in one optimizer step
+    window: int  # batches that are sorted together
     seed: int
-    shuffle: Shuffle = Shuffle.FULL
-    buffer_size: int = 1
+    shuffle: Shuffle = Shuffle.FULL  # how far a sample may move from its place in the file
+    buffer_size: int = 1  # samples of a block, with `buffer`
 
     @property
     def batches_per_epoch(self) -> int:
-        """Batches in one pass over the data."""
         return -(-len(self.lengths) // self.batch_size)
 
     @property
     def batches_per_block(self) -> int:
-        """Batches of a block; the last one of an epoch may be shorter."""
+        """The last block of an epoch may be shorter."""
         if self.shuffle is Shuffle.FULL:
             return self.batches_per_epoch
         return max(1, self.buffer_size // self.batch_size) if self.shuffle is Shuffle.BUFFER else 1
 
     def block(self, epoch: int, number: int) -> IntArray:
-        """`[batches, batch_size]` the batches of one block of an epoch, as indices."""
+        """The batches of one block of an epoch, `[batches, batch_size]` indices."""
         first = number * self.batches_per_block
         count = min(self.batches_per_block, self.batches_per_epoch - first)
         rng = np.random.default_rng([self.seed, epoch])
@@ -102,11 +94,8 @@ class BatchPlan:
 
 
 def sample_lengths(records: DataFile, encoder: SampleEncoder) -> IntArray:
-    """`[N]` about how many tokens each sample has without the prompt.
-
-    Raises:
-        UserError: One does not fit the model: better said now than in the middle of a run.
-    """
+    """Approximate tokens `[N]` of each sample without the prompt; fails now rather than mid-run if one does not fit the
+    model."""
     lengths = encoder.lengths(records)
     prompt = len(encoder.prompt.before) + len(encoder.prompt.after)
     over = np.flatnonzero(lengths + prompt > encoder.max_length)
@@ -121,30 +110,20 @@ def sample_lengths(records: DataFile, encoder: SampleEncoder) -> IntArray:
     return lengths
 
 
-MicroBatch = Batch | Samples
-
-
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    """What a data worker is to make: the samples of one micro-batch, collated unless the channel does that itself."""
-
-    draws: list[Draw]
-    collated: bool
-
-
 class _TrainingSet(Dataset["MicroBatch | UserError"]):
-    """Gives mistakes of the user as values: the loader would wrap an exception of a worker in its traceback."""
+    """Returns the user's mistakes as values: the loader would wrap an exception of a worker in its traceback."""
 
     def __init__(self, samples: Sequence[Sample], encoder: SampleEncoder, augment: Augmentation) -> None:
         self.samples, self.encoder, self.augment = samples, encoder, augment
 
-    def __getitems__(self, asked: _Asked) -> MicroBatch | UserError:
+    def __getitems__(self, asked: tuple[list[Draw], bool]) -> MicroBatch | UserError:
+        draws, collated = asked
         try:
-            encoded = [self.encoder.training(self.samples[i], self.augment, epoch) for i, epoch in asked.draws]
+            encoded = [self.encoder.training(self.samples[i], self.augment, epoch) for i, epoch in draws]
         except UserError as error:
             return error
         side = self.encoder.side
-        return collate(encoded, side.tokenizer.pad_token_id, side.image_token_id) if asked.collated else encoded
+        return collate(encoded, side.tokenizer.pad_token_id, side.image_token_id) if collated else encoded
 
 
 def _unchanged(micro: Any) -> Any:
@@ -152,7 +131,7 @@ def _unchanged(micro: Any) -> Any:
 
 
 def _ignore_stop_signals(worker: int) -> None:
-    """Stop signals often reach the whole process group: the main process ends the workers when its step is done."""
+    """Stop signals often reach the whole process group; the main process ends the workers after its step."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
@@ -177,15 +156,12 @@ def micro_batches(
         micro: Samples in one forward pass.
         workers: Processes; 0 encodes in this one. They end with the generator: close it.
         collated: Whether the micro-batches of a step are collated, with the labels as answers.
-
-    Raises:
-        UserError: A sample cannot be encoded.
     """
 
     def asked() -> Iterator[Any]:
         for step, batch in enumerate(plan.steps(start, stop), start):
             own = batch[rank::world]
-            yield from (_Asked(own[i : i + micro], collated(step)) for i in range(0, len(own), micro))
+            yield from ((own[i : i + micro], collated(step)) for i in range(0, len(own), micro))
 
     loader: Any = DataLoader(
         _TrainingSet(samples, encoder, augment),
@@ -205,6 +181,6 @@ def micro_batches(
             yield found
     finally:
         if workers:
-            # Left to the end of the process they would be waited for without end, as they ignore the signal that is to
-            # stop them; and the traceback of an error keeps the iterator from being collected.
+            # At the end of the process Python would wait for them forever, as they ignore the signal that should stop
+            # them; and an error's traceback keeps the iterator from being collected.
             stream._shutdown_workers()

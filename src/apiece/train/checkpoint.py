@@ -2,7 +2,7 @@
 must remember. Complete or absent.
 
 Nothing is pickled: tensors are safetensors, the rest is JSON. Batches and random numbers are functions of the step, so
-nothing else is needed of them. A run may be resumed on another number of processes, replicated or sharded.
+their state need not be saved. A run may resume on another number of processes, replicated or sharded.
 
     step_000300/
       model/         weights (whole, or a file for each process), config, tokenizer, image processor
@@ -44,7 +44,7 @@ from apiece.train.run import MetricsFile
 from apiece.train.setup import Training
 from apiece.train.stop import NonFiniteError, UpdateBrokenError, explained
 
-MANIFEST = "manifest.json"
+MANIFEST, NONFINITE = "manifest.json", "nonfinite"
 FORMAT = 3
 """Raised when older readers would misread newer checkpoints: 1 had no manifest, 2 one file of the optimizer's state."""
 READABLE = (2, FORMAT)
@@ -55,15 +55,12 @@ log = logging.getLogger("apiece")
 
 # Tensors in safetensors, by torch.distributed.checkpoint: each process writes the parts that it holds to a file of its
 # own. A header says where in the whole tensor its parts are, so any number of processes can read what any other number
-# has written, each its own parts; a file without such a header holds whole tensors, and is read in the same way.
+# wrote; a file without such a header holds whole tensors, and is read in the same way.
 
 
 def write_tensors(folder: Path, tensors: Mapping[str, Tensor], world: World) -> list[Path]:
-    """Write this process's parts of named tensors and give its files; all processes must call this.
-
-    Raises:
-        OSError: One of the processes could not.
-    """
+    """Write this process's parts of named tensors and return its files; all processes must call this. Raises `OSError`
+    if any fails."""
     folder.mkdir(parents=True, exist_ok=True)
     if tensors:  # none before the first update
         with _one_process_is_meant():
@@ -73,11 +70,7 @@ def write_tensors(folder: Path, tensors: Mapping[str, Tensor], world: World) -> 
 
 
 def read_tensors(folder: Path, tensors: Mapping[str, Tensor], world: World) -> None:
-    """Fill this process's parts of named tensors; all processes must call this.
-
-    Raises:
-        OSError: One of the processes could not.
-    """
+    """Fill this process's parts of named tensors; all processes must call this. Raises `OSError` if any fails."""
     if tensors:
         with _one_process_is_meant():
             load(dict(tensors), storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=world.size == 1)
@@ -112,24 +105,21 @@ def optimizer_tensors(model: Any, optimizers: Iterable[torch.optim.Optimizer]) -
 
 
 class NotSavedError(UserError):
-    """A checkpoint could not be written; trying again would not help."""
+    """A checkpoint could not be written; retrying would not help."""
 
 
 def save_checkpoint(run: Path, step: int, training: Training, state: Mapping[str, Any]) -> Path:
-    """Write the checkpoint after `step` steps under a temporary name, then rename it; gives its folder.
+    """Write the checkpoint after `step` steps under a temporary name, then rename it; returns its folder.
 
     All processes must call this, as they may hold parts. With `train.sharded_checkpoints` each writes the weights that
-    it holds; else one process gathers and writes them all, as an ordinary folder. Adapters are small, and are always
-    gathered.
-
-    Args:
-        state: What else the run must remember, as JSON.
+    it holds; otherwise one process gathers and writes them all, as an ordinary folder. Adapters are small, and always
+    gathered. `state` is what else the run must remember, as JSON.
 
     Raises:
         NotSavedError: On every process, if one of them could not write.
     """
     model, side, world = training.model, training.data.side, training.world
-    folder = checkpoint_folder(run, step)
+    folder = run / "checkpoints" / f"step_{step:06d}"
     if world.any(world.is_main and folder.exists()):
         return folder
     temporary = folder.with_name(f".{folder.name}.tmp")
@@ -151,7 +141,10 @@ def save_checkpoint(run: Path, step: int, training: Training, state: Mapping[str
         processor = side.images.processor
         save_pretrained(model, side.tokenizer, processor, temporary / "model", {**training.card, "step": step}, whole)
         write_json(temporary / "state.json", {"format": FORMAT, "step": step, **state})
-        write_manifest(temporary, step, known)
+        files = (path for path in sorted(temporary.rglob("*")) if path.is_file())
+        rest = entries(temporary, (path for path in files if path.relative_to(temporary).as_posix() not in known))
+        manifest: dict[str, Any] = {"format": FORMAT, "step": step, "files": {**known, **rest}}
+        write_json(temporary / MANIFEST, manifest | {"sha256": _own_hash(manifest)})
         sync_tree(temporary)
         temporary.replace(folder)
         sync_path(folder.parent)
@@ -167,7 +160,7 @@ def save_checkpoint(run: Path, step: int, training: Training, state: Mapping[str
 
 
 def _together(write: Callable[[], None] | None, run: Path, folder: Path, world: World) -> None:
-    """Do what may fail on any process; then it has failed on all."""
+    """Run what may fail on any process; if it does, it fails on all."""
     problem = None
     try:
         if write is not None:
@@ -185,8 +178,7 @@ def _together(write: Callable[[], None] | None, run: Path, folder: Path, world: 
 def load_checkpoint(folder: Path, training: Training) -> dict[str, Any]:
     """Restore a checkpoint's weights and optimizer state, each process its own parts; all processes must call this.
 
-    Returns:
-        What else the run remembers; `step` is the number of steps done.
+    Returns what else the run remembers; `step` is the number of steps done.
     """
     try:
         model, world = training.model, training.world
@@ -232,11 +224,6 @@ def _load_optimizers(folder: Path, training: Training) -> None:
 # manifest carries a hash of itself, so that no byte of a checkpoint can change unseen.
 
 
-def checkpoint_folder(run: Path, step: int) -> Path:
-    """Where the checkpoint of a step is, or would be."""
-    return run / "checkpoints" / f"step_{step:06d}"
-
-
 def step_of(folder: Path) -> int:
     """The step that a checkpoint's folder is named after."""
     return int(folder.name.removeprefix("step_"))
@@ -250,18 +237,10 @@ def complete_checkpoints(run: Path) -> list[Path]:
 
 
 def entries(folder: Path, files: Iterable[Path]) -> dict[str, Any]:
-    """What a manifest says of some files of a folder."""
+    """Manifest entries of some files of a folder."""
     return {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": file_hash(path)} for path in files
     }
-
-
-def write_manifest(folder: Path, step: int, known: Mapping[str, Any]) -> None:
-    """Write the manifest of a checkpoint; `known` are entries of files that their writers have hashed already."""
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    rest = entries(folder, (path for path in files if path.relative_to(folder).as_posix() not in known))
-    manifest: dict[str, Any] = {"format": FORMAT, "step": step, "files": {**known, **rest}}
-    write_json(folder / MANIFEST, manifest | {"sha256": _own_hash(manifest)})
 
 
 def _own_hash(manifest: Mapping[str, Any]) -> str:
@@ -270,10 +249,8 @@ def _own_hash(manifest: Mapping[str, Any]) -> str:
 
 
 def problem_of(folder: Path, world: World) -> str | None:
-    """What is wrong with a checkpoint, naming the file; `None` if it is as it was written.
-
-    All processes must call this and get the same answer: each reads its share of the files.
-    """
+    """What is wrong with a checkpoint, naming the file; `None` if nothing. All processes must call this: each reads its
+    share of the files, and all get the same answer."""
     problem = None
     try:
         files = _read_manifest(folder)
@@ -309,12 +286,11 @@ def _file_problem(path: Path, name: str, expected: Mapping[str, Any]) -> str | N
 
 
 def choose_checkpoint(run: Path, step: int | None, world: World) -> Path | None:
-    """The checkpoint that a run resumes from: of the step named, else the newest; `None` where there is none yet.
-
-    All processes must call this.
+    """The checkpoint to resume from: of the step named, else the newest; `None` where there is none yet. All processes
+    must call this.
 
     Raises:
-        UserError: There is none of that step, or it is not as it was written; the message offers an earlier one.
+        UserError: There is none of that step, or it is damaged; the message offers an earlier one.
     """
     found = complete_checkpoints(run)
     steps = [step_of(folder) for folder in found]
@@ -348,7 +324,7 @@ def _of_format_1(folder: Path) -> bool:
 
 
 def forget_after(run: Path, step: int) -> None:
-    """Remove checkpoints of later steps, which are repeated, and what an earlier process left unfinished."""
+    """Remove checkpoints of later steps, which will be repeated, and what an interrupted process left unfinished."""
     for folder in complete_checkpoints(run):
         if step_of(folder) > step:
             remove_checkpoint(folder)
@@ -375,39 +351,24 @@ def remove_checkpoint(folder: Path) -> None:
 # When a run saves, and what else it remembers.
 
 
-NONFINITE = "nonfinite"
-
-
-def report_file(run: Path, step: int) -> Path:
-    """What was not finite in a step."""
-    return run / NONFINITE / f"step_{step:06d}.json"
-
-
 @dataclass
 class Saver:
-    """Saves a run.
-
-    Attributes:
-        meter: Figures that are not written yet.
-        metrics: Figures that are.
-        skipped: Steps that were skipped because something was not finite.
-    """
+    """Saves a run."""
 
     run: Path
     training: Training
-    meter: Meter
-    metrics: MetricsFile
-    skipped: list[int] = field(default_factory=list)
+    meter: Meter  # figures not written yet
+    metrics: MetricsFile  # figures written
+    skipped: list[int] = field(default_factory=list)  # steps in which something was not finite
     _step_s: float = 0.0
     _warned: bool = False
 
     def save(self, step: int) -> None:
         """Write the checkpoint after `step` steps, then remove old ones; all processes must call this."""
-        t = self.training
         self.metrics.sync()
         state = {"skipped": self.skipped, "meter": self.meter.state()}
-        grace, since = t.config.train.grace_s, time.monotonic()
-        save_checkpoint(self.run, step, t, state)
+        grace, since = self.training.config.train.grace_s, time.monotonic()
+        save_checkpoint(self.run, step, self.training, state)
         took = time.monotonic() - since
         if took + self._step_s > grace and not self._warned:
             self._warned = True
@@ -419,13 +380,12 @@ class Saver:
         self.prune()
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Restore what `save` kept."""
         self.skipped[:] = state.get("skipped", [])
         if "meter" in state:
             self.meter.restore(state["meter"])
 
     def prune(self) -> None:
-        """Remove all checkpoints but the newest, and the best where that is asked for."""
+        """Remove all checkpoints but the newest, and the best where `train.keep_best` asks for it."""
         train = self.training.config.train
         if not self.training.world.is_main:
             return
@@ -447,7 +407,7 @@ class Saver:
             self._step_s = time.monotonic() - since
         except NonFiniteError as error:
             if world.is_main:
-                write_json(report_file(self.run, step), self._report(step, error))
+                write_json(self._report_file(step), self._report(step, error))
             allowed = self.training.config.train.skip_nonfinite
             if len(self.skipped) < allowed:
                 self.skipped.append(step)
@@ -472,10 +432,13 @@ class Saver:
                 kept = f"resume with apiece train --resume {self.run}"
         fix = f"{error.fix}; {kept}" if error.fix else kept
         if isinstance(error, NonFiniteError):
-            fix = f"which samples and terms: {report_file(self.run, step)}; {fix}"
+            fix = f"which samples and terms: {self._report_file(step)}; {fix}"
         raise UserError(
             f"step {step}: {error.message}", where=error.where, fix=fix, exit_code=error.exit_code
         ) from error
+
+    def _report_file(self, step: int) -> Path:
+        return self.run / NONFINITE / f"step_{step:06d}.json"
 
     def _report(self, step: int, error: NonFiniteError) -> dict[str, Any]:
         t = self.training

@@ -2,8 +2,8 @@
 
 Sharded training (FSDP2): every process keeps a part of each weight, and a layer is whole only while it runs. The root
 is the module of the whole step, so what lies outside the layers, above all the embedding and head table that the
-channel cuts its coordinate rows from, is whole for as long as a step's forward and backward pass. Outside a step
-nothing is: weights are then read through `whole_state` or `whole_model`, in which all processes must take part.
+channel cuts its coordinate rows from, is whole throughout a step's forward and backward pass. Outside a step nothing
+is: weights are then read through `whole_state` or `whole_model`, in which all processes must take part.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ PATIENCE = timedelta(hours=2)
 
 T = TypeVar("T")
 
-_left: list[Any] = []  # groups that were closed: see `leave_world`
+_left: list[Any] = []  # closed groups: see `leave_world`
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +57,10 @@ class World:
         return tensor
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is set on any process."""
         return flag if self.size == 1 else bool(self.sum(torch.tensor(float(flag), device=self.device)) > 0)
 
     def share(self, value: T) -> list[T]:
-        """The values of all processes, in their order, on every one of them."""
+        """The values of all processes, in rank order, on every one of them."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -69,7 +68,7 @@ class World:
         return values
 
     def gather(self, value: T) -> list[T] | None:
-        """The values of all processes, in their order, on the one that writes files; `None` elsewhere."""
+        """The values of all processes, in rank order, on the main one; `None` elsewhere."""
         if self.size == 1:
             return [value]
         values: list[Any] | None = [None] * self.size if self.is_main else None
@@ -107,11 +106,11 @@ def leave_world(world: World) -> None:
 
 
 def end_process(status: int) -> None:
-    """End a process that was one of several, at once; one that was alone continues to its ordinary end.
+    """End a process that was one of several, at once; a lone process continues to its ordinary end.
 
-    Exit handlers run and what was printed is written, but the interpreter is not finalized. gloo's threads release the
-    tensors of an exchange a little after it, under Python's lock; a thread that asks for that lock during finalization
-    is ended (up to Python 3.13), and ending a thread of C++ in this way aborts the whole process.
+    Exit handlers run and output is flushed, but the interpreter is not finalized. gloo's threads release the tensors of
+    an exchange a little after it, under Python's lock; a thread that asks for that lock during finalization is ended
+    (up to Python 3.13), and ending a C++ thread in this way aborts the whole process.
     """
     if _left or (dist.is_available() and dist.is_initialized()):
         atexit._run_exitfuncs()
@@ -126,7 +125,7 @@ def end_process(status: int) -> None:
 def parallelize(channel: nn.Module, parallel: Parallel, world: World, dtype: torch.dtype | None) -> nn.Module:
     """The step as it is trained here: alone, replicated with averaged gradients, or sharded.
 
-    To be called after freezing and before the optimizers are made: sharding replaces the parameters.
+    Call it after freezing and before making the optimizers: sharding replaces the parameters.
 
     Args:
         channel: The whole step, with the model as `model`; with `fsdp` it is changed in place.
@@ -160,7 +159,7 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def sharded_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """What this process keeps of a whole tensor that is laid out as `like`; nothing is exchanged."""
+    """What this process keeps of a whole tensor laid out as `like`; nothing is exchanged."""
     tensor = tensor.to(like.device)
     if isinstance(like, DTensor):
         return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
@@ -170,8 +169,7 @@ def sharded_like(tensor: Tensor, like: Tensor) -> Tensor:
 def whole_state(state: dict[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
     """Whole named tensors, gathered one by one; all processes must call this.
 
-    Returns:
-        Sharded tensors on the CPU, others as they are; nothing on a process that is not to `keep` them.
+    Sharded tensors come back on the CPU, others as they are; nothing comes back on a process that does not `keep` them.
     """
     out = {}
     for name, tensor in state.items():
@@ -185,10 +183,8 @@ def whole_state(state: dict[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
 
 
 def weights_of(model: Any) -> dict[str, Tensor]:
-    """All weights by name; a head that is tied to the embedding is in it once, as the embedding.
-
-    Of a model with adapters only these: its base never changes.
-    """
+    """All weights by name, or only the adapters where there are some; a head tied to the embedding appears once, as the
+    embedding."""
     if is_adapted(model):
         return adapter_weights(model)
     tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
@@ -199,14 +195,9 @@ def weights_of(model: Any) -> dict[str, Tensor]:
 def whole_model(model: Any, config: ModelSection, world: World, *, everywhere: bool = False) -> Iterator[Any | None]:
     """A model that one process can use alone, outside a step; all processes must enter and leave together.
 
-    A sharded model is gathered into a second one: a forward pass of the first would make all processes wait for it.
-
-    Args:
-        config: Says which checkpoint it was loaded from.
-        everywhere: Each process gets one, not only the one that writes files.
-
-    Yields:
-        On the process that writes files the model, or its copy. Elsewhere `None`, unless everywhere.
+    A sharded model is gathered into a second one (a forward pass of the first would make all processes wait), loaded
+    from the checkpoint that `config` names. The main process gets the model or its copy; the others `None`, unless
+    `everywhere`.
     """
     keep = world.is_main or everywhere
     if any(is_sharded(p) for p in model.parameters()):

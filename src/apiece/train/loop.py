@@ -17,11 +17,10 @@ from apiece.progress import progress_bar
 from apiece.train.batches import MicroBatch
 from apiece.train.checkpoint import Saver, choose_checkpoint, forget_after, load_checkpoint
 from apiece.train.distributed import World, join_world, leave_world
-from apiece.train.meter import Meter, brief, give_back
-from apiece.train.optim import lr_scale, set_lr
+from apiece.train.meter import Meter, give_back
 from apiece.train.run import TRACKERS, MetricsFile, create_run, hold, log_to, make_manifest, read_manifest
 from apiece.train.setup import Training, build_training, check_world, read_training_data, seed_step
-from apiece.train.step import train_step
+from apiece.train.step import lr_scale, set_lr, train_step
 from apiece.train.stop import explained, signal_name, stop_signals
 from apiece.train.watch import Watched, watching, what_to_watch
 
@@ -30,19 +29,12 @@ log = logging.getLogger("apiece")
 
 @dataclass(frozen=True, slots=True)
 class RunEnd:
-    """How a run ended.
-
-    Attributes:
-        run: Its folder.
-        step: Steps done.
-        finished: False if it was interrupted.
-        signal: The signal that interrupted it, on the process that got one.
-    """
+    """How a run ended."""
 
     run: Path
-    step: int
-    finished: bool
-    signal: int | None = None
+    step: int  # steps done
+    finished: bool  # false if it was interrupted
+    signal: int | None = None  # what interrupted it, on the process that got a signal
 
 
 def train(
@@ -58,22 +50,19 @@ def train(
     Args:
         config: When resuming, the run's own.
         name: Name of a new run's folder.
-        resume: Folder of an interrupted run.
         step: Resume from this step's checkpoint; from the newest if `None`.
         say: Gets a line about where the run begins or resumes.
     """
     world = join_world(config.train.device)
     check_world(config, world)
+    steps = config.train.steps
     with open_run(config, name, resume, step, world, say) as opened, stop_signals() as stop, explained(config):
-        run, training, metrics, steps = opened.run, opened.training, opened.metrics, config.train.steps
-        done = start = opened.state["step"]
-        with (
-            watching(run, start, config, training.encoder, world, opened.watched, stop) as watch,
-            progress_bar() as bar,
-        ):
+        run, training, watched, metrics, state, stream = opened
+        done = start = state["step"]
+        with watching(run, start, config, training.encoder, world, watched, stop) as watch, progress_bar() as bar:
             meter = Meter(config, world)
             saver = Saver(run, training, meter, metrics)
-            saver.restore(opened.state)
+            saver.restore(state)
             watch.begin(start, training.model, metrics)
             saver.prune()
             stopped = world.any(stop.now)
@@ -82,7 +71,7 @@ def train(
                 done += 1
                 with saver.step(done):
                     rates = set_lr(training.optimizers, lr_scale(done - 1, steps, config.optim))
-                    one_step(training, meter, next(opened.stream), done)
+                    one_step(training, meter, next(stream), done)
                 if done % config.train.log_every == 0 or done == steps:
                     bar.update(task, note=write_figures(meter, metrics, done, rates, world))
                     give_back()
@@ -119,32 +108,19 @@ def one_step(training: Training, meter: Meter, micro: Sequence[MicroBatch], numb
 
 
 def write_figures(meter: Meter, metrics: MetricsFile, step: int, rates: dict[str, float], world: World) -> str:
-    """Write a line of metrics; gives it in a few words."""
+    """Write a line of metrics; returns it in a few words."""
     if meter.empty:
         return ""
     figures = meter.read(rates)
+    brief = f"loss {figures['loss/total']:.4f}  {figures['speed/samples_per_s']:.1f} samples/s"
     if world.is_main:
         metrics.log(step, figures)
-        log.info("step %d  %s", step, brief(figures))
-    return brief(figures)
+        log.info("step %d  %s", step, brief)
+    return brief
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class OpenRun:
-    """A run that is being trained.
-
-    Attributes:
-        run: Its folder.
-        state: What its checkpoint remembers; `step` is the number of steps done.
-        stream: This process's micro-batches of each step from there on.
-    """
-
-    run: Path
-    training: Training
-    watched: Watched
-    metrics: MetricsFile
-    state: dict[str, Any]
-    stream: Generator[list[MicroBatch]]
+# Folder, what is trained and watched, metrics, what the checkpoint remembers, and the micro-batches of each step.
+OpenRun = tuple[Path, Training, Watched, MetricsFile, dict[str, Any], Generator[list[MicroBatch]]]
 
 
 @contextmanager
@@ -153,7 +129,8 @@ def open_run(
 ) -> Iterator[OpenRun]:
     """Hold the run's lock, read data and model, make its folder or restore its checkpoint, open its files.
 
-    Nothing is written before all that is read has been found good. Data workers, files and lock end with the block.
+    Nothing is written before everything that is read has been found good. Data workers, files and lock end with the
+    block.
     """
     with hold(resume if world.is_main else None):
         found = None if resume is None else choose_checkpoint(resume, step, world)
@@ -177,15 +154,14 @@ def open_run(
                 say(f"training {config.train.steps} steps; log: {run / 'train.log'}")
             else:
                 say(f"resuming from {found or 'the beginning: there is no checkpoint yet'}")
-            yield OpenRun(run, training, watched, metrics, state, stream)
+            yield run, training, watched, metrics, state, stream
 
 
 def make_run(config: Config, name: str, resume: Path | None, world: World, about: dict[str, Any]) -> Path:
     """The run's folder: a new one, or that of the run that is resumed.
 
-    Args:
-        about: Goes into the manifest of a new run. Of a resumed run its data is compared, and its panel added where
-            that was asked for only now; settings that may change on resume are those of its config from then on.
+    `about` goes into the manifest of a new run. Of a resumed run its data is compared, and its panel added if it was
+    not asked for before; settings that may change on resume are those of its config from then on.
     """
     if resume is not None:
         manifest = read_manifest(resume)

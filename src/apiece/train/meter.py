@@ -27,7 +27,7 @@ from apiece.types import Per
 
 
 class Telemetry:
-    """The last `window` values of every figure, each with the number of items that it is a mean over.
+    """The last `window` values of every figure, each with the number of items it is a mean over.
 
     A step with few objects gives a noisier mean, and crowded images give other values than empty ones: so next to the
     variance there is what is left of it after a linear regression on the number of items.
@@ -74,7 +74,7 @@ def _residual_variance(value: np.ndarray, count: np.ndarray) -> float:
 
 
 def give_back() -> None:
-    """Give memory that the C library keeps after tensors are freed back to the system; only the GNU one can.
+    """Return memory that the C library keeps after tensors are freed to the system; only the GNU one can.
 
     Steps differ in length, so freed pieces seldom fit again, and a process on a CPU grows for hundreds of steps: after
     four steps of Channel-B, 840 of 1,510 MB were free.
@@ -84,10 +84,8 @@ def give_back() -> None:
 
 
 class Meter:
-    """Collects steps and gives their figures.
-
-    Values stay tensors until they are read, so that a GPU is not made to wait at every step.
-    """
+    """Collects steps and gives their figures. Values stay tensors until read, so that a GPU need not wait at every
+    step."""
 
     def __init__(self, config: Config, world: World) -> None:
         self._world = world
@@ -98,12 +96,11 @@ class Meter:
         self.restart_clock()
 
     def restart_clock(self) -> None:
-        """Do not count the time until now, which was not spent training."""
+        """Leave out the time until now, which was not spent training."""
         self._since = time.perf_counter()
 
     @property
     def empty(self) -> bool:
-        """Whether there is nothing to read: every step since the last reading was skipped."""
         return not self._results
 
     def add(self, result: StepResult, tally: Mapping[str, float]) -> None:
@@ -113,7 +110,7 @@ class Meter:
             self._tallies.append({**tally, "update_s": result.seconds, "steps": 1.0})
 
     def state(self) -> dict[str, Any]:
-        """All that is remembered, as JSON, for a resumed run; all processes must call this."""
+        """What a resumed run needs, as JSON; all processes must call this."""
         counts = [[tally[key] for key in KEYS] for tally in self._tallies]
         if counts:
             sums = torch.tensor(counts, dtype=torch.float64, device=self._world.device)
@@ -201,13 +198,8 @@ def _from_json(row: Mapping[str, Any]) -> StepResult:
     return StepResult(**{key: tensors(value) for key, value in row.items() if key not in plain}, **plain)
 
 
-def brief(figures: dict[str, float]) -> str:
-    """Loss and speed in a few words."""
-    return f"loss {figures['loss/total']:.4f}  {figures['speed/samples_per_s']:.1f} samples/s"
-
-
 def peak_memory_mb() -> float:
-    """Peak memory so far, in MB: the GPU's where there is one, else the process's."""
+    """Peak memory so far: the GPU's where there is one, else the process's."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e6
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3

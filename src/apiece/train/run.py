@@ -26,11 +26,7 @@ log = logging.getLogger("apiece")
 
 
 def create_run(parent: Path, name: str, config_yaml: str, manifest: dict[str, Any]) -> Path:
-    """Make the folder of a new run with its config and manifest: complete or absent.
-
-    Raises:
-        UserError: The name is taken, or nothing can be written there.
-    """
+    """Make the folder of a new run with its config and manifest: complete or absent. Refuses a name that is taken."""
     run = parent / name
     if run.exists():
         raise UserError(
@@ -63,11 +59,7 @@ def read_manifest(run: Path) -> dict[str, Any]:
 
 @contextmanager
 def hold(run: Path | None) -> Iterator[None]:
-    """Keep other processes from training a run while the block does; `None` holds nothing.
-
-    Raises:
-        UserError: Another process holds it.
-    """
+    """Keep other processes from training a run during the block; refused if one is. `None` holds nothing."""
     if run is None:
         yield
         return
@@ -86,15 +78,14 @@ def make_manifest(seed: int, extra: dict[str, Any]) -> dict[str, Any]:
         "platform": platform.platform(),
         "python": platform.python_version(),
         "seed": seed,
-        "versions": {name: package_version(name) for name in PACKAGES},
+        "versions": {name: _version(name) for name in PACKAGES},
         **extra,
     }
 
 
-def package_version(name: str) -> str | None:
-    """Installed version of a package, `None` if it is not installed."""
+def _version(package: str) -> str | None:
     try:
-        return version(name)
+        return version(package)
     except PackageNotFoundError:
         return None
 
@@ -118,10 +109,9 @@ class Tracker(Protocol):
     """Takes the figures of a run. `metrics.jsonl` is the truth; a tracker shows it elsewhere."""
 
     def start(self, run: Path, config: Mapping[str, Any]) -> None:
-        """Called once, before the first step, with the run's folder and its config."""
+        """Called once, before the first step."""
 
-    def log(self, step: int, figures: Mapping[str, float]) -> None:
-        """Called with the figures of a step."""
+    def log(self, step: int, figures: Mapping[str, float]) -> None: ...
 
     def close(self) -> None:
         """Called at the end, also after an error."""
@@ -155,21 +145,12 @@ TRACKERS: dict[str, type[Tracker]] = {"tensorboard": TensorBoard}
 class MetricsFile:
     """`metrics.jsonl`: one line for each logged step. It is the truth of a run.
 
-    Lines after the step that a run resumes from are dropped, so no step is in it twice.
-
-    Args:
-        run: The run's folder; `None` on a process that writes no files.
-        resumed_at: The step that the run resumes from.
-        trackers: Get the same figures.
-        config: For the trackers.
+    Lines after the step that a run resumes from are dropped, so no step is in it twice. `run` is `None` on a process
+    that writes no files; the trackers get the config and the same figures.
     """
 
     def __init__(
-        self,
-        run: Path | None,
-        resumed_at: int = 0,
-        trackers: Sequence[Tracker] = (),
-        config: Config | None = None,
+        self, run: Path | None, resumed_at: int = 0, trackers: Sequence[Tracker] = (), config: Config | None = None
     ) -> None:
         self._trackers = trackers if run is not None else ()
         self._file: IO[str] | None = None
@@ -216,7 +197,7 @@ class MetricsFile:
         return step in self._evaluations
 
     def best(self, key: str, steps: Collection[int]) -> int | None:
-        """The step with the greatest figure, the first of equal ones; `None` if none of `steps` has it."""
+        """The step of the greatest figure, the first of equal ones; `None` if none of `steps` has it."""
         values = {step: row[key] for step, row in self._evaluations.items() if step in steps and key in row}
         return min(values, key=lambda step: (-values[step], step)) if values else None
 
@@ -240,7 +221,7 @@ def _step_of(line: str) -> float:
 
 @contextmanager
 def log_to(run: Path | None) -> Iterator[None]:
-    """Also write the log to the run's `train.log` while the block runs; `None` writes nothing."""
+    """Also write the log to the run's `train.log` during the block; `None` writes nothing."""
     if run is None:
         yield
         return

@@ -29,13 +29,12 @@ from apiece.rollout.generate import Engine, LocalEngine
 from apiece.rollout.targets import TargetBuilder
 from apiece.train.batches import BatchPlan, MicroBatch, micro_batches, sample_lengths
 from apiece.train.distributed import World, parallelize, whole_model
-from apiece.train.optim import build_optimizers, freeze_parts
-from apiece.train.step import autocast_dtype
+from apiece.train.step import autocast_dtype, build_optimizers, freeze_parts
 from apiece.types import ChannelName
 
 
 def check_world(config: Config, world: World) -> None:
-    """Refuse numbers of processes that would give ranks different numbers of micro-batches: they would wait forever."""
+    """Refuse a number of processes that would give ranks unequal numbers of micro-batches: they would wait forever."""
     share, rest = divmod(config.train.batch_size, world.size)
     micro = config.train.micro_batch_size or share
     if rest or share % micro:
@@ -49,20 +48,15 @@ def check_world(config: Config, world: World) -> None:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainingData:
-    """What is trained on, and how it becomes tokens; known before any weights are loaded.
-
-    Attributes:
-        dropped: Samples left out for having too many objects.
-    """
+    """What is trained on, and how it becomes tokens; known before any weights are loaded."""
 
     side: TextSide
     prompt: PromptTokens
     samples: DataFile
-    dropped: int
+    dropped: int  # samples left out for having too many objects
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """What the run's manifest says of the data."""
         return {
             "data": {str(self.samples.path): self.samples.table.sha256},
             "samples_over_max_objects": self.dropped,
@@ -70,14 +64,14 @@ class TrainingData:
 
 
 def read_training_data(config: Config) -> TrainingData:
-    """Read the data and what writes answers; every name is checked against the tokenizer."""
+    """Read the data and the text side; every name is checked against the tokenizer."""
     side = load_text_side(config.model.checkpoint, config.data.max_pixels)
     prompt = PromptTokens.of(side, prompt_text(config.prompt.name, config.prompt.text))
     return TrainingData(side, prompt, *training_samples(config, side))
 
 
 def training_samples(config: Config, side: TextSide) -> tuple[DataFile, int]:
-    """The samples that are trained on, and how many were left out for having too many objects."""
+    """The samples to train on, and how many were left out for having too many objects."""
     if config.data.train is None:
         raise UserError("data.train is not set", where="config", fix="name the training JSONL: data.train=X.jsonl")
     path = Path(config.data.train)
@@ -94,32 +88,23 @@ def training_samples(config: Config, side: TextSide) -> tuple[DataFile, int]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Training:
-    """Everything that a step is made of.
-
-    Attributes:
-        model: The bare model, not in a distributed wrapper.
-        channels: Both channels of the model: they say whose step it is, and prepare it.
-        wrapped_channels: The same module as a step runs it: alone, replicated or sharded.
-        encoder: Makes tokens and patches of samples.
-        dtype: Autocast's; `None` for float32.
-        plan: Which samples make which batch.
-    """
+    """Everything that a step is made of."""
 
     config: Config
     world: World
     data: TrainingData
-    model: Any
+    model: Any  # bare, not in a distributed wrapper
     objective: Objective
-    channels: TwoChannels
-    wrapped_channels: nn.Module
+    channels: TwoChannels  # both channels: they say whose step it is, and prepare it
+    wrapped_channels: nn.Module  # the same module as a step runs it: alone, replicated or sharded
     optimizers: list[torch.optim.Optimizer]
     encoder: SampleEncoder
-    dtype: torch.dtype | None
+    dtype: torch.dtype | None  # autocast's; `None` for float32
     plan: BatchPlan
 
     @property
     def card(self) -> dict[str, Any]:
-        """What is kept with the weights, so that evaluating under another prompt or pixel budget is noticed."""
+        """Kept with the weights, so that evaluating under another prompt or pixel budget is noticed."""
         config = self.config
         return {
             "prompt": config.prompt.model_dump(mode="json"),
@@ -129,11 +114,8 @@ class Training:
         }
 
     def stream(self, start: int, stop: int, micro: int | None = None) -> Generator[list[MicroBatch]]:
-        """This process's micro-batches of steps `start` to `stop - 1`, counted from 0.
-
-        Args:
-            micro: Samples in one forward pass; the config's if `None`.
-        """
+        """This process's micro-batches of steps `start` to `stop - 1`, counted from 0; `micro` replaces the config's
+        micro-batch size."""
         config, data, world = self.config, self.config.data, self.world
         augment = Augmentation(data.flip, data.scale_jitter, data.context_jitter, data.object_order, config.seed)
         return micro_batches(
@@ -175,11 +157,7 @@ def build_training(config: Config, data: TrainingData, world: World) -> Training
 
 
 def trainable_model(config: Config, side: TextSide, world: World) -> Any:
-    """The model on its device, in training mode: with adapters where the config asks for them, its parts frozen.
-
-    Raises:
-        UserError: Adapters are asked for on top of others, or without peft.
-    """
+    """The model on its device, in training mode: with adapters where the config asks for them, its parts frozen."""
     settings = config.model
     if settings.lora.rank:
         require_peft()
@@ -220,12 +198,12 @@ def build_channels(
 
 
 def rollout_seed(seed: int, step: int) -> int:
-    """The engine's seed at an optimizer step: with it, a drawn answer is a function of (seed, step, sample)."""
+    """The engine's seed at an optimizer step: it makes a drawn answer a function of (seed, step, sample)."""
     return int(np.random.SeedSequence([seed, 0xB, step]).generate_state(1)[0])
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
-    """Make every random number of a step, such as of dropout, a function of the seed, the step and the process.
+    """Make every random number of a step, such as for dropout, a function of the seed, the step and the process.
 
     So a resumed run needs no generator's state, and a step can be repeated.
     """

@@ -2,53 +2,44 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from apiece.config.schema import Precision
+from apiece.config.schema import OptimSection, Part, Precision
 from apiece.data.collate import Batch
 from apiece.losses.compose import Counts, Objective, mean, total_loss
-from apiece.train.distributed import World, whole
+from apiece.model.families import part_of
+from apiece.model.lora import is_adapted, of_adapter
+from apiece.train.distributed import World, is_sharded, sharded_like, whole
 from apiece.train.stop import MORE_ROOM, NonFiniteError, UpdateBrokenError, first_line
 from apiece.types import LossTerm, Per
 
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What one step did; tensors, so that reading them can wait.
+    """What one step did, over all ranks; tensors, so that reading them can wait."""
 
-    Attributes:
-        atoms: Weight x mean of every term over the whole step; they add up to the total loss.
-        values: Unweighted means.
-        per: What each value is a mean over.
-        grad_norm: Global norm before clipping.
-        counts: Items by kind over all ranks.
-        num_tokens: Real tokens, prefix and answer, over all ranks.
-        num_places: Tokens and padding, over all ranks.
-        num_collapsed: Objects left out because their box is thinner than a bin, over all ranks.
-        seconds: Duration of the step on this process.
-    """
-
-    atoms: dict[str, Tensor]
-    values: dict[str, Tensor]
-    per: dict[str, Per]
-    grad_norm: Tensor
-    counts: dict[Per, Tensor]
-    num_tokens: Tensor
-    num_places: Tensor
-    num_collapsed: Tensor
-    seconds: float
+    atoms: dict[str, Tensor]  # weight x mean of every term over the whole step; they add up to the total loss
+    values: dict[str, Tensor]  # unweighted means
+    per: dict[str, Per]  # what each value is a mean over
+    grad_norm: Tensor  # global, before clipping
+    counts: dict[Per, Tensor]  # items by kind
+    num_tokens: Tensor  # prefix and answer, without padding
+    num_places: Tensor  # the same with padding
+    num_collapsed: Tensor  # objects left out because their box is thinner than a bin
+    seconds: float  # on this process
 
 
 def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:
     """The dtype that matrix products run in, or `None` for plain float32.
 
-    `auto` is bf16 on a GPU that multiplies bf16 natively. A CPU may, too, and was slower: see docs/performance.md.
+    `auto` is bf16 on a GPU that multiplies bf16 natively. A CPU may, too, but was slower: see docs/dev/performance.md.
     """
     if precision is Precision.FP32:
         return None
@@ -75,7 +66,7 @@ def train_step(
 
     Raises:
         NonFiniteError: A term or the gradient is not finite, on every process; the weights are untouched.
-        UpdateBrokenError: The update was begun and could not be ended.
+        UpdateBrokenError: The update began and could not be completed.
     """
     start = time.perf_counter()
     counts, (tokens, places, collapsed) = global_counts(objective, batches, world)
@@ -98,7 +89,7 @@ def train_step(
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-    except RuntimeError as error:  # memory ran out, or a data worker died: that is raised wherever the process is
+    except RuntimeError as error:  # out of memory, or a data worker died, which is raised wherever the process is
         raise UpdateBrokenError(f"the update was broken off: {first_line(error)}", fix=MORE_ROOM) from error
     return StepResult(
         atoms={t.name: t.weight * mean(t, counts) for t in terms if t.weight},
@@ -132,7 +123,6 @@ def _not_finite(
     grad_norm: Tensor,
     world: World,
 ) -> NonFiniteError:
-    """What was not finite and where, from all processes."""
     own: list[dict[str, Any]] = [
         {"rank": world.rank, "samples": list(batch.sample_ids), "term": t.name, "value": str(float(t.total))}
         for batch, terms in zip(batches, collected, strict=True)
@@ -151,7 +141,99 @@ def _not_finite(
 
 
 def _summed(collected: Sequence[Sequence[LossTerm]], world: World) -> list[LossTerm]:
-    """Terms added up over micro-batches and ranks."""
+    """Terms summed over micro-batches and ranks."""
     by_term = [torch.stack([t.total for t in row]).sum() for row in zip(*collected, strict=True)]
     totals = world.sum(torch.stack(by_term))
     return [replace(t, total=total) for t, total in zip(collected[0], totals, strict=True)]
+
+
+# Parameter groups, optimizers and the learning rate over time.
+
+
+def part_rates(config: OptimSection) -> dict[Part, float]:
+    """The peak learning rate of every part."""
+    own = {Part.VISION: config.lr_vision, Part.MERGER: config.lr_merger, Part.COORD: config.lr_coord}
+    return {part: config.lr if (rate := own.get(part)) is None else rate for part in Part}
+
+
+def freeze_parts(model: nn.Module, config: OptimSection, frozen: Iterable[Part] = ()) -> None:
+    """Freeze the parts named or with rate 0 and train the rest; of a model with adapters, only these and the coordinate
+    rows."""
+    rates, frozen, adapted = part_rates(config), set(frozen), is_adapted(model)
+    for name, parameter in model.named_parameters():
+        part = part_of(name)
+        parameter.requires_grad_(rates[part] > 0 and part not in frozen and (not adapted or of_adapter(name)))
+
+
+def build_optimizers(model: nn.Module, config: OptimSection) -> list[torch.optim.Optimizer]:
+    """One or two optimizers over the trainable parameters of the bare (or sharded) model, as `freeze_parts` left them.
+
+    Each group carries its `part`, and `peak_lr` for the schedule.
+    """
+    rates = part_rates(config)
+    adamw: dict[tuple[Part, bool], list[Tensor]] = {}
+    muon: list[Tensor] = []
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        part = part_of(name)
+        matrix = parameter.ndim == 2 and not any(x in name for x in ("embed", "lm_head"))
+        if config.name == "muon" and matrix:
+            muon.append(parameter)
+        else:
+            adamw.setdefault((part, matrix), []).append(parameter)
+    groups: list[dict[str, Any]] = [
+        {
+            "params": params,
+            "lr": rates[part],
+            "peak_lr": rates[part],
+            "part": str(part),
+            "weight_decay": config.weight_decay if decays else 0.0,
+        }
+        for (part, decays), params in adamw.items()
+    ]
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, betas=config.betas)]
+    if muon:
+        group = {"params": muon, "lr": config.lr_muon, "peak_lr": config.lr_muon, "part": "matrices"}
+        # Scaled so that an update has AdamW's usual size (Liu et al. 2025, "Muon is scalable for LLM training").
+        kind = WholeMuon if any(is_sharded(p) for p in muon) else torch.optim.Muon
+        optimizers.append(kind([group], weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"))
+    return optimizers
+
+
+class WholeMuon(torch.optim.Muon):
+    """Muon for sharded matrices: each is gathered for its update, which is then exactly that of one process.
+
+    The library's products of shards add up bf16 parts in another order, and wait for the other processes in each.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """All processes must call this."""
+        for group in self.param_groups:
+            for parameter in (p for p in group["params"] if p.grad is not None):
+                entire = nn.Parameter(whole(parameter.detach()))
+                entire.grad = whole(parameter.grad)
+                alone = torch.optim.Muon([group | {"params": [entire]}])
+                alone.state[entire] = {name: whole(value) for name, value in self.state[parameter].items()}
+                alone.step()
+                parameter.copy_(sharded_like(entire.detach(), parameter))
+                self.state[parameter] = {n: sharded_like(v, parameter) for n, v in alone.state[entire].items()}
+
+
+def lr_scale(step: int, steps: int, config: OptimSection) -> float:
+    """Share of the peak rate at a step (from 0): linear warm-up, then a cosine to `min_lr_ratio`."""
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    done = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
+    return config.min_lr_ratio + (1 - config.min_lr_ratio) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def set_lr(optimizers: Iterable[torch.optim.Optimizer], scale: float) -> dict[str, float]:
+    """Set every group's rate to `scale` of its peak; returns the rates by part."""
+    rates = {}
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = scale * group["peak_lr"]
+            rates[group["part"]] = group["lr"]
+    return rates

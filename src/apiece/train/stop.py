@@ -1,7 +1,7 @@
 """Being asked to stop: Ctrl-C, and SIGTERM as a cluster sends it before it takes a machine away.
 
 The first signal asks: the step in progress is finished and saved; an evaluation or a dump is cut short, since it can be
-made again. A second signal ends the process at once, by the operating system.
+repeated. A second signal ends the process at once, by the operating system.
 """
 
 from __future__ import annotations
@@ -26,13 +26,9 @@ class CutShortError(Exception):
 
 @dataclass
 class StopFlag:
-    """Whether this process was asked to stop.
+    """Whether this process was asked to stop."""
 
-    Attributes:
-        signal: The signal that asked, if one did.
-    """
-
-    signal: int | None = None
+    signal: int | None = None  # the one that asked
     _cut: bool = field(default=False, repr=False)
 
     @property
@@ -47,13 +43,13 @@ class StopFlag:
         self.check()
 
     def check(self) -> None:
-        """Leave the block that may be cut short, if this process was asked to stop."""
+        """Leave the `cutting` block if this process was asked to stop."""
         if self.now and self._cut:
             raise CutShortError
 
     @contextmanager
     def cutting(self) -> Iterator[None]:
-        """Leave the block as soon as a signal comes, wherever in it that may be."""
+        """Leave the block as soon as a signal comes, wherever it is."""
         self._cut = True
         try:
             with suppress(CutShortError):
@@ -64,7 +60,7 @@ class StopFlag:
 
 @contextmanager
 def stop_signals() -> Iterator[StopFlag]:
-    """Signals ask the flag while the block runs."""
+    """Signals set the flag while the block runs."""
     flag = StopFlag()
     before = {s: signal.signal(s, flag.ask) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -74,9 +70,9 @@ def stop_signals() -> Iterator[StopFlag]:
             signal.signal(number, handler)
 
 
-# What can happen to a step, in words: a value that is not finite, memory that runs out, a worker or process lost.
+# What can happen to a step: a value that is not finite, memory that runs out, a worker or process lost.
 #
-# All of it but `UpdateBrokenError` happens before the update: the weights are those of the step before, and are saved.
+# All but `UpdateBrokenError` happen before the update: the weights are those of the step before, and are saved.
 
 
 MORE_ROOM = (
@@ -89,12 +85,7 @@ _PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe",
 
 
 class NonFiniteError(UserError):
-    """A term or the gradient of a step is not finite. Every process raises the same.
-
-    Args:
-        message: What, and in which samples.
-        found: The same as JSON, for `RUN/nonfinite`.
-    """
+    """A term or the gradient of a step is not finite; `found` says which as JSON. Every process raises the same."""
 
     def __init__(self, message: str, *, found: dict[str, Any]) -> None:
         super().__init__(message, fix="lower optim.lr, or look at those samples: apiece data check")
@@ -102,7 +93,7 @@ class NonFiniteError(UserError):
 
 
 class UpdateBrokenError(UserError):
-    """An update was begun and not completed: the weights are neither those before nor those after."""
+    """An update began and was not completed: the weights are neither those before nor those after."""
 
 
 @contextmanager
@@ -128,7 +119,7 @@ def explained(config: Config) -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says."""
+    """The first line of an error's message."""
     return str(error).strip().partition("\n")[0]
 
 
@@ -156,5 +147,5 @@ def _worker(error: RuntimeError, config: Config) -> UserError:
 
 
 def signal_name(number: int) -> str:
-    """The name of a signal, such as SIGTERM for 15."""
+    """Such as SIGTERM for 15."""
     return signal.Signals(number).name

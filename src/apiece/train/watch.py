@@ -18,9 +18,9 @@ from apiece.data.jsonl import read_jsonl
 from apiece.evaluate.answers import DEFAULT_POLICY, Answer, under_one_policy, write_answers
 from apiece.evaluate.detections import load_complete, samples_to_ground_truth
 from apiece.evaluate.forms import GroundTruth
-from apiece.evaluate.metrics import METRICS_FILE, write_metrics
-from apiece.evaluate.metrics import Metrics as Scored
+from apiece.evaluate.metrics import METRICS_FILE
 from apiece.evaluate.predict import AHEAD, Predictor, answer_split, score_answers
+from apiece.files import write_json
 from apiece.model.encode import SampleEncoder
 from apiece.monitor.dump import Monitor
 from apiece.monitor.panel import ChosenPanel, choose_panel, panel_again
@@ -34,11 +34,11 @@ LOGGED = (
     *("coco/AP", "coco/AP50", "f1/f1", "f1/precision", "f1/recall", "f1/mean_iou", "f1/true"),
     *("parse/dropped", "parse/finish_eos"),
 )
-"""Figures of an evaluation that go to the metrics of the run."""
+"""Figures of an evaluation that go into the run's metrics."""
 
 
 def eval_subset(config: Config) -> list[Sample]:
-    """A fixed choice of `eval.samples` samples of `data.eval`, in the order of the file; none without the file."""
+    """A fixed choice of `eval.samples` samples of `data.eval`, in file order; none without the file."""
     if config.data.eval is None:
         return []
     samples, size = open_data(Path(config.data.eval)), config.eval.samples
@@ -60,17 +60,13 @@ def evaluate_step(
     world: World | None = None,
     stop: StopFlag | None = None,
 ) -> tuple[dict[str, float], list[Answer]] | None:
-    """Evaluate on the fixed subset into `eval/step_*/`; each process asks about its share, one writes.
+    """Evaluate after `step` steps on the fixed subset into `eval/step_*/`; each process answers its share, one writes.
 
-    Args:
-        step: Optimizer steps done.
-        model: Whole, and left in the mode that it was in.
-        complete: Complete truth of (at least) the subset, where it is known.
-        world: The processes, all of which must call this; this one alone if `None`.
-        stop: Cuts it short.
+    All processes of `world` must call this (this one alone if `None`). The model is whole, and left in its mode.
+    `complete` is the complete truth of (at least) the subset, where it is known.
 
     Returns:
-        The figures for the metrics, and the answers; empty on processes that write no files. `None` if cut short.
+        The figures for the metrics, and the answers, both empty on processes that write no files; `None` if cut short.
     """
     world, stop = world or World(0, 1, model.device), stop or StopFlag()
     own = answered(model, encoder, samples[world.rank :: world.size], config, stop)
@@ -79,15 +75,20 @@ def evaluate_step(
     shares = world.gather(own)
     if shares is None:
         return {}, []
-    answers = in_order(shares)
-    metrics, answers = write_scored(answers, samples, run / "eval" / f"step_{step:06d}", complete=complete)
-    return {f"eval/{key}": float(value) for key in LOGGED if (value := metrics.get(key)) is not None}, answers
+    # Answers of all ranks, interleaved back into the order of the samples.
+    answers = [answer for row in itertools.zip_longest(*shares) for answer in row if answer is not None]
+    out = run / "eval" / f"step_{step:06d}"
+    write_answers(out, answers)
+    metrics = score_answers(samples, answers, policy=DEFAULT_POLICY, complete=complete)
+    write_json(out / METRICS_FILE, metrics)
+    figures = {f"eval/{key}": float(value) for key in LOGGED if (value := metrics.get(key)) is not None}
+    return figures, under_one_policy(answers, DEFAULT_POLICY)
 
 
 def answered(
     model: Any, encoder: SampleEncoder, samples: Sequence[Sample], config: Config, stop: StopFlag
 ) -> list[Answer] | None:
-    """The model's answers, in order; `None` where the process was asked to stop before it had them all."""
+    """The model's answers, in order; `None` if the process was asked to stop before it had them all."""
     engine = LocalEngine(model, encoder.side, config.generate, config.seed)
     predictor = Predictor(encoder, engine, config.generate.batch_size, ahead=AHEAD)
     answers: list[Answer] | None = None
@@ -96,49 +97,23 @@ def answered(
     return answers
 
 
-def in_order(shares: Sequence[Sequence[Answer]]) -> list[Answer]:
-    """Interleaves the answers of all ranks back into the order of the samples."""
-    mixed = itertools.zip_longest(*shares)
-    return [answer for row in mixed for answer in row if answer is not None]
-
-
-def write_scored(
-    answers: Sequence[Answer], samples: Sequence[Sample], out: Path, *, complete: GroundTruth | None
-) -> tuple[Scored, list[Answer]]:
-    """Write answers and figures of a split; gives both, by the policy that all answers can follow."""
-    write_answers(out, answers)
-    metrics = score_answers(samples, answers, policy=DEFAULT_POLICY, complete=complete)
-    write_metrics(out / METRICS_FILE, metrics)
-    return metrics, under_one_policy(answers, DEFAULT_POLICY)
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Watched:
-    """What is evaluated and dumped during a run.
+    """What is evaluated and dumped during a run."""
 
-    Attributes:
-        samples: Evaluated; none without `data.eval`.
-        panel: Dumped; `None` without monitoring.
-        complete: Complete truth of all of these, where it is known.
-    """
-
-    samples: tuple[Sample, ...]
-    panel: ChosenPanel | None = None
-    complete: GroundTruth | None = None
+    samples: tuple[Sample, ...]  # evaluated; none without `data.eval`
+    panel: ChosenPanel | None = None  # dumped; `None` without monitoring
+    complete: GroundTruth | None = None  # complete truth of all of these, where known
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """What the run's manifest says of it."""
         return {} if self.panel is None else {"panel": self.panel.entry}
 
 
 def what_to_watch(config: Config, resume: Path | None) -> Watched:
     """Choose what is watched, before anything of the run is written; every process chooses the same.
 
-    A resumed run keeps its panel.
-
-    Raises:
-        UserError: No panel can be made, or the complete truth lacks an image.
+    A resumed run keeps its panel. Fails if no panel can be made, or the complete truth lacks an image.
     """
     samples = tuple(eval_subset(config))
     panel = None
@@ -153,7 +128,7 @@ def what_to_watch(config: Config, resume: Path | None) -> Watched:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Watch:
-    """Evaluates and dumps when a step is due. All processes must call it: each asks about its share of the images."""
+    """Evaluates and dumps when a step is due. All processes must call it: each answers its share of the images."""
 
     run: Path
     config: Config
@@ -164,7 +139,7 @@ class Watch:
     stop: StopFlag
 
     def begin(self, start: int, model: Any, metrics: MetricsFile) -> None:
-        """The dump before the first step, or what an interruption left undone at the step that is resumed from."""
+        """The dump before the first step, or what an interruption left undone at the step the run resumes from."""
         logged = self.world.any(metrics.has_evaluation(start))
         dumped = self.world.any(self.monitor is not None and self.world.is_main and self.monitor.has(start))
         dumps = self._dumps(start) and not dumped
@@ -177,11 +152,10 @@ class Watch:
             self.monitor.wait()  # the data workers are forked next, which a busy thread may not survive
 
     def due(self, step: int) -> bool:
-        """Whether to evaluate or dump after a step."""
         return self._evaluates(step) or self._dumps(step)
 
     def after(self, step: int, model: Any, metrics: MetricsFile) -> bool:
-        """Evaluate and dump after a step, where it is due; returns whether anything was."""
+        """Evaluate and dump after a step if due; returns whether it was."""
         if due := self.due(step):
             self._look(step, model, metrics, evaluates=self._evaluates(step), dumps=self._dumps(step))
         return due
@@ -224,7 +198,7 @@ class Watch:
 def watching(
     run: Path, start: int, config: Config, encoder: SampleEncoder, world: World, watched: Watched, stop: StopFlag
 ) -> Iterator[Watch]:
-    """A watch; its end waits for the dump that is being written."""
+    """A watch; its end waits for the dump being written."""
     if watched.panel is None:
         yield Watch(run, config, encoder, world, watched, None, stop)
         return
