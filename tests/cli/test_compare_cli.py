@@ -94,7 +94,7 @@ def test_one_arm_is_none(runs: list[str], monkeypatch: pytest.MonkeyPatch, capsy
     assert run(monkeypatch, "--arm", f"a={runs[0]}") == 2
     assert "expected two arms or more, found 1" in capsys.readouterr().err
     assert run(monkeypatch, "--arm", f"a={runs[0]}", "--arm", f"a={runs[1]}") == 2
-    assert "expected a name of its own for each arm, found a again" in capsys.readouterr().err
+    assert "two arms have the same name: a" in capsys.readouterr().err
 
 
 def test_a_folder_is_not_held_against_itself(
