@@ -136,7 +136,7 @@ def probes_of(count: int, *, entropy: float = 1.0, own_mass: float = 0.8, flip: 
 
 
 def record_of(picture: Picture, step: int, probes: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """A record of docs/records.md; outcomes are left to whoever reads it."""
+    """A record of docs/reference/records.md; outcomes are left to whoever reads it."""
     return {
         "schema": 1,
         "step": step,

@@ -1,4 +1,4 @@
-"""What docs/safety.md promises: nothing that is read can run code, read other files, or speak as part of a page."""
+"""What docs/dev/safety.md promises: nothing that is read can run code, read other files, or speak as part of a page."""
 
 from __future__ import annotations
 

@@ -25,20 +25,15 @@ _ROW = 3
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """One drawn image with its truth.
+    """One drawn image with its truth."""
 
-    Attributes:
-        image: RGB, `size` x `size`.
-        family: The layout it was drawn from.
-        complete: Every object in the picture, back to front; boxes are tight to what can be seen, `area` is the visible
-            area in square pixels, ids run from 1.
-        observed: What an annotator would have labelled. Ids are those of `complete`; group boxes and `iscrowd` regions
-            have ids after the last of them.
-    """
-
-    image: Image.Image
-    family: Family
+    image: Image.Image  # RGB, `size` x `size`
+    family: Family  # the layout it was drawn from
+    # every object in the picture, back to front; boxes are tight to what can be seen, `area` is the visible area in
+    # square pixels, ids run from 1
     complete: tuple[Instance, ...]
+    # what an annotator would have labelled. Ids are those of `complete`; group boxes and `iscrowd` regions have ids
+    # after the last of them
     observed: tuple[Instance, ...]
 
 

@@ -104,7 +104,7 @@ def test_a_run_that_no_ladder_began_is_left_alone(tmp_path: Path, tiny_checkpoin
     shutil.copytree(finished / "data", tmp_path / "data")
     job = jobs_of(write_ladder(tmp_path, tiny_checkpoint))[0]
     job.run.mkdir(parents=True)
-    with pytest.raises(UserError, match="two_seed0: a run of this name is there that no ladder began"):
+    with pytest.raises(UserError, match="two_seed0: a run of this name exists that no ladder began"):
         do_job(job)
 
 

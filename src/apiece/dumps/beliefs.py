@@ -22,19 +22,12 @@ SLOT_FIGURES = ("entropy", "modes", "own_mass", "cross_instance_mass", "exp_argm
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Column:
-    """The values of one figure.
+    """The values of one figure."""
 
-    Attributes:
-        image: `[N]` number of the image.
-        object: `[N]` index into the labels of the image.
-        coordinate: `[N]` 0 to 3 for x1, y1, x2, y2; -1 for a figure of the whole box.
-        value: `[N]`; NaN where it could not be computed.
-    """
-
-    image: IntArray
-    object: IntArray
-    coordinate: IntArray
-    value: FloatArray
+    image: IntArray  # `[N]` number of the image
+    object: IntArray  # `[N]` index into the labels of the image
+    coordinate: IntArray  # `[N]` 0 to 3 for x1, y1, x2, y2; -1 for a figure of the whole box
+    value: FloatArray  # `[N]`; NaN where it could not be computed
 
 
 def belief_columns(probes: Sequence[Mapping[str, Any] | None]) -> dict[str, Column]:

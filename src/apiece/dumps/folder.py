@@ -44,43 +44,28 @@ Panel = TypedDict(
 
 @dataclass(frozen=True, slots=True)
 class Dump:
-    """One step of a run, as far as it can be read.
+    """One step of a run, as far as it can be read."""
 
-    Attributes:
-        step: Optimizer steps done.
-        entries: In the panel's order.
-        elsewhere: Failures outside the panel.
-        pictures: PNG by sample id, where one was drawn.
-        gaps: What could not be read, one sentence each.
-    """
-
-    step: int
+    step: int  # optimizer steps done
     folder: Path
     protocol: DumpProtocol
-    entries: tuple[Entry, ...]
-    elsewhere: tuple[Entry, ...]
-    pictures: dict[str, Path]
-    gaps: tuple[str, ...] = ()
+    entries: tuple[Entry, ...]  # in the panel's order
+    elsewhere: tuple[Entry, ...]  # failures outside the panel
+    pictures: dict[str, Path]  # PNG by sample id, where one was drawn
+    gaps: tuple[str, ...] = ()  # what could not be read, one sentence each
 
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
-    """A run, read from its files.
-
-    Attributes:
-        config: `config.yaml`; empty where it is missing.
-        manifest: `manifest.json`; empty where it is missing.
-        metrics: Lines of `metrics.jsonl` in the order written; a step may have several (training, evaluation).
-        steps: Steps with a complete dump, ascending.
-        gaps: What could not be read, one sentence each.
-    """
+    """A run, read from its files."""
 
     path: Path
-    config: dict[str, Any]
-    manifest: dict[str, Any]
+    config: dict[str, Any]  # `config.yaml`; empty where it is missing
+    manifest: dict[str, Any]  # `manifest.json`; empty where it is missing
+    # lines of `metrics.jsonl` in the order written; a step may have several (training, evaluation)
     metrics: tuple[dict[str, Any], ...]
-    steps: tuple[int, ...]
-    gaps: tuple[str, ...] = ()
+    steps: tuple[int, ...]  # steps with a complete dump, ascending
+    gaps: tuple[str, ...] = ()  # what could not be read, one sentence each
 
     @property
     def name(self) -> str:

@@ -137,23 +137,14 @@ class ReadPrefix:
 
 @dataclass(frozen=True, slots=True)
 class FirstPass:
-    """What later passes need of the first.
+    """What later passes need of the first."""
 
-    Attributes:
-        hidden_BTD: Hidden states, after the final norm: row t predicts answer token t.
-        embeds_BTD: Input embeddings of the answer's tokens.
-        positions: `[3, B, P + T - 1]` rotary positions.
-        key_mask: `[B, P + T - 1]` bool, false at padding on the left; `None` where there is none.
-        kept: Keys and values; those before the first slot are shared by all passes.
-        first_slot: Index of the earliest slot in the batch's answers; of the last token fed in, if that comes first.
-    """
-
-    hidden_BTD: Tensor
-    embeds_BTD: Tensor
-    positions: Tensor
-    key_mask: Tensor | None
-    kept: KeepPrefix
-    first_slot: int
+    hidden_BTD: Tensor  # hidden states, after the final norm: row t predicts answer token t
+    embeds_BTD: Tensor  # input embeddings of the answer's tokens
+    positions: Tensor  # `[3, B, P + T - 1]` rotary positions
+    key_mask: Tensor | None  # `[B, P + T - 1]` bool, false at padding on the left; `None` where there is none
+    kept: KeepPrefix  # keys and values; those before the first slot are shared by all passes
+    first_slot: int  # index of the earliest slot in the batch's answers; of the last token fed in, if that comes first
 
 
 def allow_shared_prefix(model: Any) -> None:

@@ -56,18 +56,12 @@ class _Answered:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Material:
-    """All that a dump is made of; nothing of it is shared with the training.
-
-    Attributes:
-        panel: In the panel's order.
-        elsewhere: Broken answers outside the panel.
-        complete: Complete truth, where it is known.
-    """
+    """All that a dump is made of; nothing of it is shared with the training."""
 
     protocol: DumpProtocol
-    panel: Sequence[_Answered]
-    elsewhere: Sequence[Answer]
-    complete: GroundTruth | None
+    panel: Sequence[_Answered]  # in the panel's order
+    elsewhere: Sequence[Answer]  # broken answers outside the panel
+    complete: GroundTruth | None  # complete truth, where it is known
 
 
 class Together(Protocol):

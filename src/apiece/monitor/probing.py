@@ -36,25 +36,16 @@ TOKENS_AT_ONCE = 16_384
 
 @dataclass(frozen=True, slots=True)
 class ProbeSettings:
-    """What the figures depend on.
+    """What the figures depend on."""
 
-    Attributes:
-        passes: At least 2, so that there is a context of beliefs.
-        embed_mode: How a belief becomes an input.
-        temperature: Divides the logits before they become an input; the figures themselves are at temperature 1.
-        sigma: Width of the training target, bins.
-        order: In which labels are written.
-        seed: For a random order.
-        batch_size: Samples at once.
-    """
-
-    passes: int = 2
-    embed_mode: ContextEmbedMode = ContextEmbedMode.ST
+    passes: int = 2  # at least 2, so that there is a context of beliefs
+    embed_mode: ContextEmbedMode = ContextEmbedMode.ST  # how a belief becomes an input
+    # divides the logits before they become an input; the figures themselves are at temperature 1
     temperature: float = 1.0
-    sigma: float = 2.0
-    order: ObjectOrder = ObjectOrder.SORTED
-    seed: int = 0
-    batch_size: int = 8
+    sigma: float = 2.0  # width of the training target, bins
+    order: ObjectOrder = ObjectOrder.SORTED  # in which labels are written
+    seed: int = 0  # for a random order
+    batch_size: int = 8  # samples at once
 
     @classmethod
     def of(cls, config: Config) -> Self:

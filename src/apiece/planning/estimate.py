@@ -109,11 +109,24 @@ def machine_of(text: str, reaches: float | None = None) -> Machine:
 MOVES = 2 * 7
 """Times that the update moves each trained number: weight, gradient and moments, read and written, in two sweeps."""
 FORWARDS = 5.5
-"""Forward passes for an object while answers are held to the format (docs/performance.md); a token each without."""
+"""Forward passes for an object while answers are held to the format (docs/dev/performance.md); a token each without."""
 LAUNCH = 0.8e-3  # assumed seconds that a layer takes at least while answers are written: starting its kernels
 PASSES = (1, 2, 4)  # passes of Channel-A that every plan shows
 TARGET_LENGTH = 1.5
 """Assumed length of Channel-B's targets in lengths of the labels' answers: they begin with what the model wrote."""
+
+
+ASSUMED = {
+    "share_of_float32_peak": SINGLE_SHARE,
+    "share_of_memory_traffic": MEMORY_SHARE,
+    "share_of_links": LINK_SHARE,
+    "network_bytes_per_s": NETWORK,
+    "reserved_gib": RESERVED_GIB,
+    "usable_share": USABLE,
+    "b_target_length": TARGET_LENGTH,
+    "forwards_per_object": FORWARDS,
+    "seconds_per_layer_while_writing": LAUNCH,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,10 +148,7 @@ def step_seconds(
 ) -> Seconds:
     """The time of a step: counts at assumed shares of peaks, not a measurement.
 
-    Args:
-        flops: Of all of a GPU's micro-batches.
-        micro_steps: How many those are.
-        rollout: Seconds of writing answers before.
+    `flops`: of all `micro_steps` micro-batches of a GPU; `rollout`: seconds of writing answers before.
     """
     gpu = machine.gpu
     speed = gpu.peak_bf16 * machine.reaches if recipe.half else gpu.peak_float32 * SINGLE_SHARE

@@ -113,11 +113,7 @@ class PlanInput:
 
     @classmethod
     def of(cls, config: Config) -> PlanInput:
-        """Read everything that a config names except weights and images.
-
-        Raises:
-            UserError: The checkpoint or the data is missing or wrong, or a sample does not fit the model.
-        """
+        """Read everything that a config names except weights and images."""
         folder, remarks = resolve_checkpoint(config.model.checkpoint), list[str]()
         tokenizer, shape = read_tokenizer(folder), ModelShape.read(folder)
         if coord_token(0) not in tokenizer.get_vocab():

@@ -16,18 +16,10 @@ from rich.text import Text
 from apiece.config.rules import trained_parts
 from apiece.config.schema import Config, Parallel, Part
 from apiece.planning.estimate import (
-    FORWARDS,
+    ASSUMED,
     GIB,
     GPUS,
-    LAUNCH,
-    LINK_SHARE,
-    MEMORY_SHARE,
     MOST,
-    NETWORK,
-    RESERVED_GIB,
-    SINGLE_SHARE,
-    TARGET_LENGTH,
-    USABLE,
     Batching,
     Estimate,
     Machine,
@@ -65,18 +57,7 @@ def make_plan(config: Config, source: PlanInput, machine: Machine) -> dict[str, 
         "seconds_in_all": own.seconds * config.train.steps,
         "scaling": list(_scaling(config, source, machine)),
         "changes": [_change(change, own) for change in changes],
-        "assumed": {
-            "share_of_peak": machine.reaches,
-            "share_of_float32_peak": SINGLE_SHARE,
-            "share_of_memory_traffic": MEMORY_SHARE,
-            "share_of_links": LINK_SHARE,
-            "network_bytes_per_s": NETWORK,
-            "reserved_gib": RESERVED_GIB,
-            "usable_share": USABLE,
-            "b_target_length": TARGET_LENGTH,
-            "forwards_per_object": FORWARDS,
-            "seconds_per_layer_while_writing": LAUNCH,
-        },
+        "assumed": {"share_of_peak": machine.reaches, **ASSUMED},
     }
 
 

@@ -1,6 +1,6 @@
 """What a box of several slots says: whose box it began, whether it mixes instances, and whether it is finished.
 
-Each figure is defined in docs/diagnosing.md. Functions take the objects of one image (or of a few: N x N is kept).
+docs/guides/diagnosing.md defines each figure. Functions take the objects of one image (or of a few: N x N is kept).
 
 Shapes: N objects, 4 coordinates (x1, y1, x2, y2), K bins, F rows of `follow`.
 """
@@ -25,21 +25,13 @@ _DECIMALS = 4
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Follow:
-    """Where the mass of x2 or y2 goes after another instance's x1, y1; `[F]` each. The three masses add up to 1.
+    """Where the mass of x2 or y2 goes after another instance's x1, y1; `[F]` each. The three masses add up to 1."""
 
-    Attributes:
-        object: Whose slot it is.
-        neighbour: Whose x1, y1 stood in the input.
-        coordinate: 2 for x2, 3 for y2.
-        near_neighbour: Mass near the neighbour's coordinate: the model finishes the box that the input began.
-        near_own: Mass near the object's own coordinate.
-    """
-
-    object: IntArray
-    neighbour: IntArray
-    coordinate: IntArray
-    near_neighbour: FloatArray
-    near_own: FloatArray
+    object: IntArray  # whose slot it is
+    neighbour: IntArray  # whose x1, y1 stood in the input
+    coordinate: IntArray  # 2 for x2, 3 for y2
+    near_neighbour: FloatArray  # mass near the neighbour's coordinate: the model finishes the box that the input began
+    near_own: FloatArray  # mass near the object's own coordinate
     elsewhere: FloatArray
 
     def __len__(self) -> int:
@@ -119,34 +111,20 @@ def _others(group_N: IntArray) -> NDArray[np.bool_]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LabelProbes:
-    """What a model believes at the slots of an image's own labels.
+    """What a model believes at the slots of an image's own labels."""
 
-    Attributes:
-        passes: How many there were; `last` is the last of them.
-        objects: `[N]` indices into the sample's objects, ascending: neither crowd regions nor boxes
-            thinner than a bin.
-        target_N4: True bins.
-        a1_N4K: Distributions with the true coordinates in the input.
-        last_N4K: Distributions with the model's own beliefs in the input.
-        a1: Figures of the first pass.
-        last: Figures of the last pass.
-        drift_N4: Bins between the most likely bin of the two.
-        flip_N: The box was begun as another instance's (`flips`, on the first pass).
-        chimera_N: The box in the input of the last pass mixes instances (`chimeras`).
-        follow: How a box is finished that was begun as a neighbour's.
-    """
-
-    passes: int
+    passes: int  # how many there were; `last` is the last of them
+    # `[N]` indices into the sample's objects, ascending: neither crowd regions nor boxes thinner than a bin
     objects: IntArray
-    target_N4: IntArray
-    a1_N4K: NDArray[np.float32]
-    last_N4K: NDArray[np.float32]
-    a1: SlotFigures
-    last: SlotFigures
-    drift_N4: IntArray
-    flip_N: NDArray[np.bool_]
-    chimera_N: NDArray[np.bool_]
-    follow: Follow
+    target_N4: IntArray  # true bins
+    a1_N4K: NDArray[np.float32]  # distributions with the true coordinates in the input
+    last_N4K: NDArray[np.float32]  # distributions with the model's own beliefs in the input
+    a1: SlotFigures  # figures of the first pass
+    last: SlotFigures  # figures of the last pass
+    drift_N4: IntArray  # bins between the most likely bin of the two
+    flip_N: NDArray[np.bool_]  # the box was begun as another instance's (`flips`, on the first pass)
+    chimera_N: NDArray[np.bool_]  # the box in the input of the last pass mixes instances (`chimeras`)
+    follow: Follow  # how a box is finished that was begun as a neighbour's
 
     def as_json(self) -> Probes:
         """As it stands in a dump entry."""

@@ -1,6 +1,6 @@
 """What one slot's distribution says: spread, peaks, mass on its own and on other instances, mean against mode.
 
-Each figure is defined in docs/diagnosing.md. Arrays in, arrays out; any number of images at once.
+Each figure is defined in docs/guides/diagnosing.md. Arrays in, arrays out; any number of images at once.
 
 Shapes: N objects, 4 coordinates (x1, y1, x2, y2), K bins, S any number of slots.
 """
@@ -26,23 +26,14 @@ _FLAT = 1e-6  # relative height below which a step of the smoothed curve is roun
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SlotFigures:
-    """The figures of N objects' slots, each `[N, 4]`.
+    """The figures of N objects' slots, each `[N, 4]`."""
 
-    Attributes:
-        argmax: Most likely bin.
-        entropy: Nats.
-        modes: Local maxima that hold `MODE_MASS` or more.
-        own_mass: Mass within `reach` of the target.
-        cross_instance_mass: Mass within `reach` of the same coordinate of another instance of the group only.
-        exp_argmax_gap: Bins between the expectation and the most likely bin.
-    """
-
-    argmax: IntArray
-    entropy: FloatArray
-    modes: IntArray
-    own_mass: FloatArray
-    cross_instance_mass: FloatArray
-    exp_argmax_gap: FloatArray
+    argmax: IntArray  # most likely bin
+    entropy: FloatArray  # nats
+    modes: IntArray  # local maxima that hold `MODE_MASS` or more
+    own_mass: FloatArray  # mass within `reach` of the target
+    cross_instance_mass: FloatArray  # mass within `reach` of the same coordinate of another instance of the group only
+    exp_argmax_gap: FloatArray  # bins between the expectation and the most likely bin
 
 
 def reach(sigma: float) -> int:

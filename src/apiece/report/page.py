@@ -86,20 +86,13 @@ SCRIPTS = "core style chart scene pointer slots overview panel detail layers ext
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """What was written.
+    """What was written."""
 
-    Attributes:
-        page: The file to open.
-        steps: Number of dumps of all runs.
-        num_bytes: Size of the whole folder.
-        gaps: What is missing or broken, one sentence each.
-    """
-
-    page: Path
+    page: Path  # the file to open
     samples: int
-    steps: int
-    num_bytes: int
-    gaps: tuple[str, ...]
+    steps: int  # number of dumps of all runs
+    num_bytes: int  # size of the whole folder
+    gaps: tuple[str, ...]  # what is missing or broken, one sentence each
 
 
 def build_report(

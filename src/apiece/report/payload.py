@@ -296,37 +296,23 @@ def _thinned(steps: list[int], points: Mapping[int, float | None]) -> list[int]:
 
 @dataclass(slots=True)
 class SampleFacts:
-    """What the page's list of samples says of one.
+    """What the page's list of samples says of one."""
 
-    Attributes:
-        entry: Its first one.
-        objects: Number of labels that are not crowd regions.
-        classes: Names of labels and predictions.
-        in_panel: Whether it belongs to the panel; otherwise it is a failure elsewhere.
-    """
-
-    entry: Entry
-    objects: int
-    classes: set[str]
-    in_panel: bool
+    entry: Entry  # its first one
+    objects: int  # number of labels that are not crowd regions
+    classes: set[str]  # names of labels and predictions
+    in_panel: bool  # whether it belongs to the panel; otherwise it is a failure elsewhere
 
 
 @dataclass(slots=True)
 class RunPages:
-    """Everything that the page holds of a run, gathered dump by dump.
-
-    Attributes:
-        samples: By id, the panel's first.
-        gaps: What could not be shown, one sentence each.
-        steps: Those of the dumps that could be read.
-        protocol: Of the newest dump.
-    """
+    """Everything that the page holds of a run, gathered dump by dump."""
 
     run: RunFolder
-    samples: dict[str, SampleFacts] = field(default_factory=dict)
-    gaps: list[str] = field(default_factory=list)
-    steps: list[int] = field(default_factory=list)
-    protocol: dict[str, Any] = field(default_factory=dict)
+    samples: dict[str, SampleFacts] = field(default_factory=dict)  # by id, the panel's first
+    gaps: list[str] = field(default_factory=list)  # what could not be shown, one sentence each
+    steps: list[int] = field(default_factory=list)  # those of the dumps that could be read
+    protocol: dict[str, Any] = field(default_factory=dict)  # of the newest dump
     _tracks: dict[str, SampleTrack] = field(default_factory=dict)
     _grid: list[dict[str, list[Any]]] = field(default_factory=list)
     _classes: Numbers[str] = field(default_factory=Numbers)

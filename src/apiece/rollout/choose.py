@@ -35,17 +35,12 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """Decisions, as far as they are known.
-
-    Attributes:
-        logprobs: Under the model's full softmax at temperature 1; NaN where `Ledger` works it out.
-        masked: The same among the tokens that the format allowed.
-        near: `Rollout.near_mass`; where the log-probability is NaN, log of the sum of the exponentials of those logits.
-    """
+    """Decisions, as far as they are known."""
 
     ids: list[int]
-    logprobs: list[float]
-    masked: list[float]
+    logprobs: list[float]  # under the model's full softmax at temperature 1; NaN where `Ledger` works it out
+    masked: list[float]  # the same among the tokens that the format allowed
+    # `Rollout.near_mass`; where the log-probability is NaN, log of the sum of the exponentials of those logits
     near: list[float]
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from apiece.dumps.beliefs import probe_ratios
 from apiece.dumps.folder import DUMPS, PROTOCOL_FILE, RECORDS_FILE, Dump, RunFolder, dumped_steps, open_run, read_dump
-from apiece.dumps.form import Entry, HiddenRow, ObjectRow
+from apiece.dumps.form import Entry
 from apiece.errors import UserError
 from apiece.evaluate.answers import PREDICTIONS_FILE
 from apiece.evaluate.detections import (
@@ -80,25 +80,18 @@ _OWN_SETTINGS = ("seed", "run.name", "run.dir")  # in which runs of one arm may 
 
 
 def dump_source(run: RunFolder, dump: Dump, path: Path) -> RunBoxes:
-    """A dump, ready to be compared; `path`: the run or dump as the user named it.
-
-    Raises:
-        UserError: No sample of it can be read, or a prediction has no score.
-    """
+    """A dump, ready to be compared; a `UserError` if no sample can be read or a prediction has no score."""
     panel = run.panel
     place = {name: i for i, name in enumerate(panel["ids"])} if panel else {}
     records = sorted(dump.entries, key=lambda record: place.get(record["id"], len(place)))
     if not records:
         raise UserError("expected records, found none that can be read", where=dump.folder, fix="; ".join(dump.gaps))
     protocol = dump.protocol
-    samples = [_sample(record, record["objects"]) for record in records]
-    truth, detections = predictions_to_detections(
-        samples_to_ground_truth(samples),
-        {record["id"]: _detections(record, dump.folder) for record in records},
-    )
+    predictions = {record["id"]: _detections(record, dump.folder) for record in records}
+    truth, detections = predictions_to_detections(samples_to_ground_truth(list(map(_sample, records))), predictions)
     complete = None
     if all(record["hidden"] is not None for record in records):
-        everything = [_sample(record, _everything(record)) for record in records]
+        everything = [_sample(record, everything=True) for record in records]
         truth, complete = align_complete(samples_to_ground_truth(everything), truth)
     by_id = {record["id"]: record for record in records}
     ordered = [by_id[image.name] for image in truth.images]
@@ -162,20 +155,15 @@ def dropped_ratio(answers: Sequence[tuple[int, Iterable[int]]]) -> Ratio:
     return Ratio(dropped, dropped + kept)
 
 
-def _sample(record: Entry, objects: Iterable[ObjectRow]) -> Sample:
-    instances = tuple(
-        Instance(row["desc"], _box(row["bbox"]), row["iscrowd"], row["area"], row["id"]) for row in objects
-    )
-    return Sample(record["id"], Path(record["image"]), (record["width"], record["height"]), instances)
-
-
-def _everything(record: Entry) -> list[ObjectRow]:
-    """The labels that are not crowd regions, and the objects that have no label."""
-    hidden: list[HiddenRow] = record["hidden"] or []
-    return [row for row in record["objects"] if not row["iscrowd"]] + [
-        ObjectRow(desc=row["desc"], bbox=row["bbox"], iscrowd=False, area=None, id=None, fate=None, slots=None)
-        for row in hidden
+def _sample(record: Entry, *, everything: bool = False) -> Sample:
+    """The labels of an image; or everything: the labels that are not crowd regions, and the objects without a label."""
+    labels = [
+        Instance(row["desc"], _box(row["bbox"]), row["iscrowd"], row["area"], row["id"]) for row in record["objects"]
     ]
+    if everything:
+        hidden = [Instance(row["desc"], _box(row["bbox"])) for row in record["hidden"] or ()]
+        labels = [*(label for label in labels if not label.iscrowd), *hidden]
+    return Sample(record["id"], Path(record["image"]), (record["width"], record["height"]), tuple(labels))
 
 
 def _detections(record: Entry, folder: Path) -> list[Detection]:
@@ -204,11 +192,7 @@ _FIX = "make one with: apiece evaluate CHECKPOINT --data X.jsonl --out DIR"
 
 
 def evaluation_source(folder: Path) -> RunBoxes:
-    """The folder that `apiece evaluate` wrote, ready to be compared.
-
-    Raises:
-        UserError: A file of it is missing, or something in it cannot be scored.
-    """
+    """What `apiece evaluate` wrote, ready to be compared; a `UserError` if a file is missing or cannot be scored."""
     missing = [name for name in FILES if not (folder / name).is_file()]
     if missing:
         raise UserError(
@@ -315,12 +299,9 @@ def _config(protocol: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def read_sources(paths: Sequence[Path], step: int | None = None) -> list[RunBoxes]:
-    """Read folders of runs, of single dumps or of evaluations.
+    """Read folders of runs, of single dumps or of evaluations; a `UserError` if one is none of these.
 
     Runs are read at their dump of `step`; if that is `None`, at the newest that all of them have.
-
-    Raises:
-        UserError: A folder is none of these, or the runs have no dump in common.
     """
     kinds = {path: _kind(path) for path in paths}
     runs = [path for path in paths if kinds[path] == "run"]
@@ -388,12 +369,9 @@ def _common_step(runs: Sequence[Path], step: int | None) -> int:
 
 
 def group_seeds(sources: Sequence[RunBoxes]) -> tuple[tuple[Arm, ...], tuple[str, ...]]:
-    """Put runs that differ in `seed` alone into one arm, in the order of the first of each.
+    """Runs that differ in `seed` alone as one arm, in the order of the first of each; and remarks for the reader.
 
     If all would be one arm, each stays an arm of its own: the user then asks how much seeds differ.
-
-    Returns:
-        The arms, and remarks for the reader.
     """
     arms: list[list[RunBoxes]] = []
     for source in sources:
@@ -507,15 +485,10 @@ def require_comparable(sources: Sequence[RunBoxes], may_differ: Collection[str] 
 
 
 def align(sources: Sequence[RunBoxes]) -> tuple[list[RunBoxes], tuple[str, ...]]:
-    """The sources with the same images, in the same order, and with the same classes.
+    """The sources with the same images in the same order and the same classes; and remarks for the reader.
 
-    Samples that one of them lacks (a line of its dump was broken) are left out of all.
-
-    Returns:
-        The sources, and a remark where something was left out.
-
-    Raises:
-        UserError: No sample is in all, or the labels of one differ.
+    Samples that one of them lacks (a line of its dump was broken) are left out of all; a `UserError` if none is left,
+    or the labels of one differ.
     """
     shared = set(sources[0].ids).intersection(*(source.ids for source in sources[1:]))
     lost = sorted(set().union(*(source.ids for source in sources)) - shared)

@@ -171,13 +171,8 @@ class Table:
 
     def difference(self, a: str, b: str, key: str) -> Row:
         units = int((self.bearing[a][key] | self.bearing[b][key]).sum())
-        found = compare_drawn(
-            self.drawn[a][key],
-            self.drawn[b][key],
-            units,
-            seeds_rng(self.seed, key),
-            higher_is_better=figure_of(key).higher_is_better,
-        )
+        pair, better = (self.drawn[a][key], self.drawn[b][key]), figure_of(key).higher_is_better
+        found = compare_drawn(*pair, units, seeds_rng(self.seed, key), higher_is_better=better)
         return Row(key, found, units, len(self.images))
 
 
@@ -199,9 +194,8 @@ def _images_of(same: Sequence[Counts], scope: str) -> IntArray:
 
 
 def _draw(counts: Counts, rows: IntArray, weights: NDArray[np.uint16], with_ap: bool) -> dict[str, RatioDraws]:
-    found = dict(
-        zip(counts.ratios, draw_ratios([ratio.of(rows) for ratio in counts.ratios.values()], weights), strict=True)
-    )
+    drawn = draw_ratios((ratio.of(rows) for ratio in counts.ratios.values()), weights)
+    found = dict(zip(counts.ratios, drawn, strict=True))
     full = np.zeros((len(weights) + 1, counts.images), dtype=np.uint16)
     full[:-1, rows], full[-1, rows] = weights, 1  # the last draw is every image once: the figure itself
     if counts.side is not None:
@@ -216,12 +210,8 @@ def _draw(counts: Counts, rows: IntArray, weights: NDArray[np.uint16], with_ap: 
 
 def _stacked(runs: Sequence[RatioDraws], seeds: tuple[int, ...] | None) -> Drawn:
     parts = [run.part for run in runs if run.part is not None]
-    return Drawn(
-        np.array([run.point for run in runs]),
-        np.stack([run.draws for run in runs]),
-        np.stack(parts) if parts else None,
-        seeds,
-    )
+    points, draws = np.array([run.point for run in runs]), np.stack([run.draws for run in runs])
+    return Drawn(points, draws, np.stack(parts) if parts else None, seeds)
 
 
 def compare(
@@ -232,15 +222,12 @@ def compare(
     remarks: Sequence[str] = (),
     may_differ: Collection[str] = (),
 ) -> list[Comparison]:
-    """Compare every arm with the first.
+    """Compare every arm with the first; a `UserError` for fewer than two arms, or figures that do not mean the same.
 
     Args:
         draws: B.
         seed: Equal seeds give equal intervals.
         may_differ: Keys of the protocols that may differ (`score_policy`); all others must be equal.
-
-    Raises:
-        UserError: There are fewer than two arms, or their figures do not mean the same.
     """
     require_two(arms)
     sources = [source for arm in arms for source in arm.sources]
@@ -333,10 +320,9 @@ def _changed(a: Sequence[Measured], b: Sequence[Measured], rows: IntArray, names
 
 def _seed_remarks(arms: Mapping[str, Sequence[Measured]]) -> list[str]:
     single = [name for name, group in arms.items() if len(group) == 1]
-    if not single:
-        return []
     verb = "is one run" if len(single) == 1 else "are one run each"
-    return [f"{' and '.join(single)} {verb}: the intervals do not say what another seed would give"]
+    note = f"{' and '.join(single)} {verb}: the intervals do not say what another seed would give"
+    return [note] if single else []
 
 
 # How steady the loss terms of two arms were: variances over a window of steps, compared step by step.

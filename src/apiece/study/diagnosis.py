@@ -84,12 +84,7 @@ class Explained:
 
 
 def explain(evidence: Evidence, *, sigma: float = 2.0, training_groups: Figure | None = None) -> Explained:
-    """Check every explanation against the numbers.
-
-    Args:
-        sigma: Width of the training target, bins.
-        training_groups: Labelled group boxes / labels where the model was trained, if that is known.
-    """
+    """Check every explanation; `training_groups`: labelled group boxes / labels of the training file, if known."""
     found = evidence.detections
     used = evidence.outcomes.of_prediction >= 0
     rate = mean(evidence.draws, found.image[used], evidence.long[used])
@@ -254,7 +249,6 @@ def diagnose(
 
     Args:
         detections: Predictions, in the order written.
-        probes: `PROBES` of docs/reference/records.md by sample id.
         policy: Name of the rule that the scores follow.
         complete: All objects of the images, where they are known.
         sigma: Width of the training target, bins.

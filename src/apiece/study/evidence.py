@@ -295,12 +295,7 @@ def from_model(
 ) -> Material:
     """Answer and probe a split; the answers are written to `out/predictions.jsonl`.
 
-    Args:
-        warn: Receives warnings.
-        tell: Receives a line that names the output folder, before anything is generated.
-
-    Raises:
-        UserError: There is no split, or something in it or in the checkpoint cannot be read.
+    `warn` receives warnings, `tell` a line that names the output folder, before anything is generated.
     """
     from apiece.evaluate.predict import answer_split, load_predictor, read_split
     from apiece.monitor.probing import Prober

@@ -145,11 +145,7 @@ def ladder_files(ladder: LadderFile, workers: int = 1, tell: Any = lambda _: Non
 
 
 def plan_jobs(ladder: LadderFile, files: LadderFiles) -> list[Job]:
-    """Every arm and seed, seed by seed, so that a ladder that is cut off has compared all arms.
-
-    Raises:
-        UserError: A config has mistakes, or the start is no checkpoint.
-    """
+    """Every arm and seed, seed by seed, so that a ladder that is cut off has compared all arms."""
     from apiece.planning.shapes import ModelShape
     from apiece.study.compute import step_cost, training_work
 
@@ -299,13 +295,10 @@ def work(
     """Do all jobs that are not done.
 
     Args:
-        redo: Put aside what was made from something else, and begin it again.
+        redo: Put aside what was made from something else, and begin it again; without it that is a `UserError`.
         budget_minutes: No job is begun that would, by the mean of those before it, take longer in all.
         run: Does a job; false if it was interrupted. In a process of its own by default.
         tell: Receives a line about each job that begins, ends or fails.
-
-    Raises:
-        UserError: There are results of other settings, data or start, and `redo` is false.
     """
     refuse_changed(jobs, redo=redo)
     started = time.monotonic()
@@ -384,9 +377,6 @@ def in_a_process(job: Job) -> bool:
     """Do a job in a process of its own, which frees its memory; false if it was interrupted.
 
     A stop signal reaches the job, which saves and ends; this process waits for it.
-
-    Raises:
-        UserError: The job failed; its output says why.
     """
     child = get_context("spawn").Process(target=_child, args=(job,), name=job.name)
     asked = False

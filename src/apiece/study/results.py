@@ -152,13 +152,9 @@ def count_split(
     dropped: Ratio | None = None,
     on_truth: bool = False,
 ) -> Counts:
-    """Judge a split on its labels and, where it is known and `on_truth`, on the complete truth as well.
+    """Judge a split on its labels and, where it is known and `on_truth`, on the complete truth as well (under `TRUE`).
 
-    Args:
-        complete: All objects of the images, with the images and classes of `truth`.
-        min_score: Detections below it are left out of all but AP.
-        dropped: Dropped objects / objects seen.
-        on_truth: Give every figure under `TRUE` too.
+    `complete` has the images and classes of `truth`. Detections below `min_score` are left out of all but AP.
     """
     judged = judge(truth, detections, complete, min_score=min_score)
     ratios = image_ratios(truth, detections, judged, complete, min_score=min_score)
@@ -305,11 +301,7 @@ def _by_crowding(counts: Counts) -> dict[str, dict[str, float]]:
 
 
 def read_result(path: Path) -> Result:
-    """Read a result from its own file, else from the packed file of its folder.
-
-    Raises:
-        UserError: There is none, or of another version.
-    """
+    """A result from its own file, else from the packed file of its folder; a `UserError` without one."""
     if (data := stored_result(path)) is None:
         raise UserError("cannot be read: no such file", where=path)
     return _result(data, path)
@@ -318,11 +310,7 @@ def read_result(path: Path) -> Result:
 def read_results(path: Path) -> list[Result]:
     """All results of a folder and of its packed file, `NAME.xz`; where both have one, that of the folder.
 
-    Args:
-        path: The folder, or the packed file.
-
-    Raises:
-        UserError: There are none, or one cannot be read.
+    `path` is the folder or the packed file; a `UserError` if there are no results, or one cannot be read.
     """
     folder = path.with_name(path.name.removesuffix(PACKED)) if path.is_file() else path
     packed = _packed_file(folder)

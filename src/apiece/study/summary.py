@@ -108,18 +108,10 @@ def summarise(
     seed: int = 0,
     scopes: Sequence[str] = SCOPES,
 ) -> Summary:
-    """Every figure of every arm, and every difference to the references.
+    """Every figure of every arm of one ladder, and every difference to the `references`, with B `draws`.
 
-    Args:
-        results: Of one ladder.
-        references: Arms that all others are compared with.
-        arms: Their order; others follow by name.
-        draws: B.
-        seed: Equal seeds give equal intervals.
-        scopes: Some of `SCOPES`.
-
-    Raises:
-        UserError: The results were made on different data or settings, or a reference has none.
+    `arms` gives their order; others follow by name. A `UserError` if results were made on different data or settings,
+    or a reference has none.
     """
     names = [*arms, *sorted({result.arm for result in results} - set(arms))]
     by_arm = {name: tuple(sorted((r for r in results if r.arm == name), key=lambda r: r.seed)) for name in names}

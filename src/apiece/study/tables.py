@@ -119,14 +119,7 @@ CROWDED = CROWDING[-1]
 LEAST_ARMS = 8  # for a correlation over arms
 _PERCENT = ("rates/", "miss_rate/", "shape/", "probes/chimera", "probes/flip", "f1/", "coco/")
 _POLICY = re.compile(r"coco_by_policy/(\w+)/AP")
-MARKS = {
-    Verdict.BETTER: "**better**",
-    Verdict.WORSE: "**worse**",
-    Verdict.HIGHER: "higher",
-    Verdict.LOWER: "lower",
-    Verdict.SAME: "same",
-    Verdict.CANNOT_TELL: "?",
-}
+MARKS = dict(zip(Verdict, ("**better**", "**worse**", "higher", "lower", "same", "?"), strict=True))
 
 Column = tuple[str, str]  # scope and key of a figure
 
@@ -256,8 +249,9 @@ def _about(summary: Summary) -> str:
         f"{len(summary.results)} arms, {len(rows)} runs from one start ({start}); judged on {first.test.images} "
         f"images ({images} objects; {summary.images[ALL]} count), probed on {first.panel.images}. "
         f"Data (SHA-256): {data}.\n\n"
-        f"Intervals are {LEVEL:.0%}, over images and seeds ({summary.draws} draws; docs/comparing.md). A figure is "
-        "a mean over the seeds of its arm, `value [low, high]`. Rates are per prediction, `merged` per object; where "
+        f"Intervals are {LEVEL:.0%}, over images and seeds ({summary.draws} draws; docs/guides/comparing.md). "
+        "A figure is a mean over the seeds of its arm, `value [low, high]`. Rates are per prediction, `merged` per "
+        "object; where "
         "complete truth is known, all are judged on it. A difference is `arm - reference [low, high] verdict`; `?` is "
         "can't tell."
     )
@@ -296,7 +290,7 @@ def _explained(summary: Summary) -> list[str]:
     return [
         "### What explains the long boxes on the panel\n\n"
         "Group boxes, and strips that are no true positive, over predictions; then how many seeds support or refute "
-        f"each explanation (docs/diagnosing.md).\n\n{_grid(['arm', 'long boxes', *names, 'verdict'], rows)}"
+        f"each explanation (docs/guides/diagnosing.md).\n\n{_grid(['arm', 'long boxes', *names, 'verdict'], rows)}"
     ]
 
 
@@ -400,13 +394,10 @@ def number(value: float, key: str, *, sign: bool = False) -> str:
 
 
 def put_in(path: Path, name: str, text: str, short: str = "") -> str:
-    """A Markdown file with a ladder's tables in their places.
+    """A Markdown file with a ladder's tables in their places; a `UserError` if it has none.
 
     A place goes from `<!-- ladder NAME -->`, or from `<!-- ladder NAME brief -->` for the short ones, to
     `<!-- end NAME -->`.
-
-    Raises:
-        UserError: The file has no such place.
     """
     old = path.read_text(encoding="utf-8")
     end = f"<!-- end {name} -->"
@@ -422,14 +413,7 @@ def put_in(path: Path, name: str, text: str, short: str = "") -> str:
     return new
 
 
-_SIGNS = {
-    Verdict.BETTER: "[green]+[/]",
-    Verdict.WORSE: "[red]-[/]",
-    Verdict.HIGHER: "^",
-    Verdict.LOWER: "v",
-    Verdict.SAME: "=",
-    Verdict.CANNOT_TELL: "?",
-}
+_SIGNS = dict(zip(Verdict, ("[green]+[/]", "[red]-[/]", "^", "v", "=", "?"), strict=True))
 
 
 def print_summary(summary: Summary, console: Console | None = None) -> None:
