@@ -33,7 +33,8 @@ from apiece.model.tiny import build_tiny
 from apiece.planning.flops import ForwardFlops
 from apiece.planning.shapes import ModelShape
 from apiece.types import Sample
-from apiece_scenes import ALL, Family, generate_scene
+from apiece_scenes.layouts import Family
+from apiece_scenes.scene import ALL, SceneSettings, generate_scene
 
 Row = dict[str, Any]
 _CONSOLE = Console(width=None if Console().is_terminal else 140)
@@ -80,7 +81,7 @@ def scene_samples(
     samples: list[Sample] = []
     index = 0
     while len(samples) < count:
-        scene = generate_scene(seed, index, families=families)
+        scene = generate_scene(seed, index, SceneSettings(families=tuple(families)))
         index += 1
         if len(scene.complete) > most:
             continue

@@ -44,7 +44,8 @@ from apiece.train.batches import BatchPlan, micro_batches
 from apiece.train.distributed import World
 from apiece.train.step import StepResult, build_optimizers, train_step
 from apiece.types import Per
-from apiece_scenes import ALL, Family
+from apiece_scenes.layouts import Family
+from apiece_scenes.scene import ALL
 from common import (
     Floor,
     PartTimer,

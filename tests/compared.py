@@ -14,7 +14,7 @@ from apiece.evaluate.detections import (
     predictions_to_detections,
     samples_to_ground_truth,
     to_coco,
-    write_coco_results,
+    to_coco_results,
 )
 from apiece.evaluate.forms import Detections, GroundTruth
 from apiece.types import BoxXYXY, Detection, Instance, Sample
@@ -75,7 +75,7 @@ def write_evaluation(folder: Path, pictures: Sequence[Picture], **changes: Any) 
     for image in coco["images"]:
         image["file_name"] = f"images/{image['file_name']}.png"
     (folder / "coco.json").write_text(json.dumps(coco))
-    write_coco_results(folder / "results.json", truth, detections)
+    (folder / "results.json").write_text(json.dumps(to_coco_results(truth, detections)))
     lines = [
         {
             "id": p.id,
@@ -136,7 +136,7 @@ def probes_of(count: int, *, entropy: float = 1.0, own_mass: float = 0.8, flip: 
 
 
 def record_of(picture: Picture, step: int, probes: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """A record of docs/records.md; outcomes are left to whoever reads it."""
+    """A record of docs/reference/records.md; outcomes are left to whoever reads it."""
     return {
         "schema": 1,
         "step": step,

@@ -18,7 +18,7 @@ from apiece.evaluate.detections import predictions_to_detections, samples_to_gro
 from apiece.evaluate.rates import match_split
 from apiece.outcomes import NONE, Fate, Outcome, label_outcomes
 from apiece.types import Detection, Instance, Sample
-from apiece_scenes.scene import Scene, generate_scene
+from apiece_scenes.scene import Scene, SceneSettings, generate_scene
 
 BINS = Bins()
 HOSTILE = (
@@ -50,7 +50,10 @@ def make_run(parent: Path, made: Made | None = None) -> Path:
     """Write a run's folder; images lie beside it and are shared by runs of one parent."""
     made = made or Made()
     run = parent / made.name
-    scenes = [generate_scene(5, i, size=made.size, unlabelled=0.3, iscrowd_rows=0.1) for i in range(made.samples)]
+    scenes = [
+        generate_scene(5, i, SceneSettings(size=made.size, unlabelled=0.3, iscrowd_rows=0.1))
+        for i in range(made.samples)
+    ]
     images = [parent / "images" / f"{i:06d}.png" for i in range(made.samples)]
     for scene, image in zip(scenes, images, strict=True):
         image.parent.mkdir(parents=True, exist_ok=True)

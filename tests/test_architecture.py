@@ -34,7 +34,7 @@ LAYERS = (
 LIBRARIES = {
     "torch": (
         *("data.collate", "losses", "model", "probes", "rollout", "channels", "monitor", "train", "planning"),
-        *("cli", "evaluate.predict", "study.compute", "study.measure", "study.work"),
+        *("cli", "evaluate.predict", "study.compute", "study.measure", "study.jobs"),
     ),
     "torch.distributed": ("train",),
     "transformers": ("model", "rollout"),

@@ -33,7 +33,8 @@ def narrow(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     from apiece.model.find import resolve_checkpoint
     from apiece.model.load import read_tokenizer
-    from apiece_scenes import write_scenes
+    from apiece_scenes.scene import SceneSettings
+    from apiece_scenes.write import write_scenes
     from narrow import write_narrow
 
     root = tmp_path_factory.mktemp("recipes")
@@ -41,7 +42,7 @@ def narrow(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.chat_template = read_tokenizer(resolve_checkpoint("tiny")).chat_template  # Qwen3's own has no images
     write_narrow(tokenizer, 151_936, True, root / "source", context=2048)  # rows as published
     apiece("model", "extend", "--from", root / "source", "--out", root / "extended")
-    write_scenes(root / "data", 4, seed=5, size=96)
+    write_scenes(root / "data", 4, SceneSettings(size=96), seed=5)
     return root
 
 

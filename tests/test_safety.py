@@ -1,4 +1,4 @@
-"""What docs/safety.md promises: nothing that is read can run code, read other files, or speak as part of a page."""
+"""What docs/dev/safety.md promises: nothing that is read can run code, read other files, or speak as part of a page."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def test_names_of_runs_settings_and_files_are_text_in_the_page(tmp_path: Path) -
     runs = [hostile_run(tmp_path), make_run(tmp_path / "other", Made("b", samples=2, steps=(100,)))]
     page = build_report(runs, tmp_path / "report").page
     for file in [page, *(tmp_path / "report").rglob("*.js")]:
-        text = file.read_bytes().decode("utf-16" if "data" in file.parts else "utf-8")
+        text = file.read_text(encoding="utf-8")
         assert "<img src=x" not in text, file
     html = page.read_text(encoding="utf-8")
     assert "&lt;img src=x onerror=" in html, "the title names the run"

@@ -13,11 +13,7 @@ FloatArray = NDArray[np.float64]
 
 
 def as_boxes(boxes_xyxy: ArrayLike) -> FloatArray:
-    """Return `[N, 4]` float64; an empty list becomes `[0, 4]`.
-
-    Raises:
-        ValueError: The shape is not `[N, 4]`.
-    """
+    """Boxes as `[N, 4]` float64; an empty list becomes `[0, 4]`. Any other shape is a `ValueError`."""
     boxes = np.asarray(boxes_xyxy, dtype=np.float64)
     if boxes.size == 0:
         return boxes.reshape(0, 4)

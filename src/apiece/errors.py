@@ -1,4 +1,4 @@
-"""The one error that users see: what is wrong, where, and how to mend it.
+"""The one error that users see: what is wrong, where, and how to fix it.
 
 `UserError` is for bad input (a missing file, a broken line, an impossible setting). The command line prints it
 without a traceback and exits with `exit_code`. Mistakes of our own stay ordinary exceptions.
@@ -10,27 +10,21 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
 
-INTERRUPTED = 130
-"""Exit code after Ctrl-C: 128 and the signal's number, as shells count it."""
+INTERRUPTED = 130  # exit code after Ctrl-C: 128 and the signal's number, as shells count it
 
 
 class UserError(Exception):
-    """Bad input, told in one message.
+    """Bad input, explained in one message.
 
     Args:
-        message: What is wrong: what was expected, what was found.
+        message: What was expected, what was found.
         where: File, file:line, or dotted config path; printed before the message.
-        fix: How to mend it; printed on a line of its own.
+        fix: What the user can do; printed on a line of its own.
         exit_code: 1 for bad content, 2 for bad usage.
     """
 
     def __init__(
-        self,
-        message: str,
-        *,
-        where: str | Path | None = None,
-        fix: str | None = None,
-        exit_code: int = 1,
+        self, message: str, *, where: str | Path | None = None, fix: str | None = None, exit_code: int = 1
     ) -> None:
         self.message = message
         self.where = None if where is None else str(where)

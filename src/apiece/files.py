@@ -26,14 +26,11 @@ _numbers = itertools.count()
 def atomic_open(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     """Open `path` for writing; the file appears under its name only when the block ends without an error.
 
-    A link is followed: the file that it points to is replaced, the link stays. A missing folder is made.
-
-    Args:
-        mode: `w` (UTF-8 text, newline `\\n`) or `wb`.
+    A link is followed: the file that it points to is replaced, the link stays. A missing folder is made. `mode` is `w`
+    (UTF-8 text, newline `\\n`) or `wb`.
 
     Raises:
-        UserError: The disk is full, or no file can be written under this name. An error of the block itself, such as
-            another file that cannot be read, passes through as it is.
+        UserError: The disk is full, or the file cannot be written. Errors of the block itself pass through.
     """
     path = Path(path)
     target = Path(os.path.realpath(path))
@@ -43,7 +40,7 @@ def atomic_open(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
         with _as_user_error(path, during_block=False):
             _require_replaceable(target)
             target.parent.mkdir(parents=True, exist_ok=True)
-            file = _open(temporary, mode)
+            file = temporary.open("wb") if "b" in mode else temporary.open("w", encoding="utf-8", newline="\n")
         with _as_user_error(path, during_block=True), file:
             yield file
             file.flush()
@@ -67,14 +64,7 @@ def write_json(path: Path, value: Any, *, indent: int | None = 1) -> None:
 
 
 def read_json(path: Path, *, fix: str | None = None) -> Any:
-    """A JSON file's value; NaN and infinity are read as Python reads them.
-
-    Args:
-        fix: For the message: how to mend a file that cannot be read.
-
-    Raises:
-        UserError: It is missing, may not be read, or holds no JSON; the message names the place in it.
-    """
+    """A JSON file's value, NaN and infinity allowed; a `UserError`, with this `fix`, where there is none to read."""
     try:
         return json.loads(path.read_bytes().decode("utf-8-sig"))
     except json.JSONDecodeError as error:
@@ -89,7 +79,7 @@ def read_json(path: Path, *, fix: str | None = None) -> Any:
 
 
 def read_json_object(path: Path, what: str, *, fix: str | None = None) -> dict[str, Any]:
-    """`read_json` of a file that must hold an object; `what` says in words what that is."""
+    """`read_json` of a file that must hold an object; `what` names it in the message."""
     value = read_json(path, fix=fix)
     if not isinstance(value, dict):
         found = "a list" if isinstance(value, list) else "null" if value is None else f"{json.dumps(value):.40}"
@@ -98,11 +88,7 @@ def read_json_object(path: Path, what: str, *, fix: str | None = None) -> dict[s
 
 
 def require_new(out: Path) -> Path:
-    """Refuse a name that is taken, or that nothing can be written under; the folder above it is made.
-
-    Raises:
-        UserError: It exists, or its folder cannot be made.
-    """
+    """Refuse a name that is taken, or that nothing can be written under; the folder above it is made."""
     if os.path.lexists(out):
         raise UserError(
             "the output exists already and is not overwritten", where=out, fix="choose a new folder", exit_code=2
@@ -129,7 +115,7 @@ def sync_path(path: Path) -> None:
 
 
 def require_free(out: Path, *, overwrite: bool, made_from: Sequence[Path] = ()) -> None:
-    """Refuse to write over an existing file, unless that is asked for, and over a file that is read to make it."""
+    """Refuse to write over an existing file, unless `overwrite`, and over a file that it is made from."""
     if any(os.path.realpath(out) == os.path.realpath(source) for source in made_from):
         raise UserError(
             "it would replace the file that it is made from", where=out, fix="choose another name", exit_code=2
@@ -164,18 +150,12 @@ if hasattr(os, "register_at_fork"):
 
 @contextmanager
 def locked(path: Path, *, wait: bool) -> Iterator[bool]:
-    """Hold a lock file for the length of the block; the lock ends with the process, too, however that ends.
+    """Hold a lock file for the length of the block, and yield whether it is held: never false if `wait`.
 
-    Where the file system has no locks, there is none, and the block runs as if it held one.
-
-    Args:
-        path: The lock file; it is made if missing, and stays.
-        wait: Whether to wait until another process has released it.
-
-    Yields:
-        Whether the lock is held: never false if `wait`.
+    The lock ends with the process, however that ends; the file stays. Where the file system has no locks, the block
+    runs as if it held one.
     """
-    import fcntl  # not everywhere; nothing else here needs it
+    import fcntl  # missing on some systems; nothing else here needs it
 
     with _as_user_error(path, during_block=False):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -198,10 +178,8 @@ def locked(path: Path, *, wait: bool) -> Iterator[bool]:
 def _as_user_error(path: Path, *, during_block: bool) -> Iterator[None]:
     """Convert an error of the file system to a `UserError`.
 
-    Args:
-        path: The file as the user named it.
-        during_block: Whether the caller's own code runs. Then only a disk's errors are this file's: those of `write`
-            name no file, those of opening another one do.
+    While the caller's own code runs (`during_block`), only a disk's errors are this file's: those of `write` name no
+    file, those of opening another one do.
     """
     try:
         yield
@@ -215,12 +193,8 @@ def _as_user_error(path: Path, *, during_block: bool) -> Iterator[None]:
         raise UserError(message, where=path, fix=fix) from error
 
 
-def _open(path: Path, mode: str) -> IO[Any]:
-    return path.open("wb") if "b" in mode else path.open("w", encoding="utf-8", newline="\n")
-
-
 def _require_replaceable(target: Path) -> None:
-    """Refuse a folder, and a device or pipe, which the renaming would replace by a file."""
+    """Refuse a folder, and a device or pipe, which renaming would replace with a file."""
     if target.is_dir():
         raise IsADirectoryError(errno.EISDIR, "a folder has this name", str(target))
     if target.exists() and not target.is_file():

@@ -2,7 +2,7 @@
 
 Boxes can only pair within one group (a class of an image) and at IoU >= `iou_min`, so the problem falls apart into the
 connected components of the candidate graph. Most components are stars (one box on one side) and are solved for a whole
-data set at once; the Hungarian method runs on the few that are left.
+data set at once; the Hungarian method runs on the few others.
 
 Shapes: N predictions, M truths, K pairs. Boxes are `xyxy` in any one unit.
 """
@@ -30,20 +30,10 @@ def match_boxes(
     truth_desc: Sequence[str],
     iou_min: float = 0.5,
 ) -> Match:
-    """Match the predictions of one image to its truths, each with at most one of the same name.
+    """Match the predictions of one image to its truths, each with at most one of the same name, at IoU >= `iou_min`.
 
-    Args:
-        pred_xyxy: `[N, 4]`.
-        pred_desc: `[N]` names.
-        truth_xyxy: `[M, 4]`; crowd regions are not objects and are left out by the caller.
-        truth_desc: `[M]` names.
-        iou_min: Pairs below this IoU are never made; in (0, 1].
-
-    Returns:
-        The match with the most pairs, then the highest total IoU; pairs in order of predictions.
-
-    Raises:
-        ValueError: Shapes disagree or `iou_min` is out of range.
+    Boxes are `[N, 4]` and `[M, 4]`, without crowd regions. The result has the most pairs, then the highest total IoU;
+    pairs are in order of predictions.
 
     Example:
         >>> match_boxes([[0, 0, 10, 10], [0, 0, 10, 9]], ["cup", "cup"], [[0, 0, 10, 10]], ["cup"]).pairs.tolist()
@@ -54,11 +44,7 @@ def match_boxes(
 
 
 def match_instances(predictions: Sequence[Detection], truth: Sequence[Instance], iou_min: float = 0.5) -> Match:
-    """`match_boxes` for the labels of an image with its crowd regions among them.
-
-    Returns:
-        Indices into `predictions` and `truth` as given; crowd regions are neither matched nor missed.
-    """
+    """`match_boxes` for labels with crowd regions among them; those are neither matched nor missed."""
     objects = np.array([i for i, instance in enumerate(truth) if not instance.iscrowd], dtype=np.int64)
     match = match_boxes(
         [prediction.bbox_xyxy for prediction in predictions],
@@ -74,21 +60,7 @@ def match_instances(predictions: Sequence[Detection], truth: Sequence[Instance],
 def match_groups(
     pred_xyxy: ArrayLike, pred_group: IntArray, truth_xyxy: ArrayLike, truth_group: IntArray, iou_min: float = 0.5
 ) -> Match:
-    """`match_boxes` for many images at once: boxes pair only where their group numbers (image and class) are equal.
-
-    Args:
-        pred_xyxy: `[N, 4]`.
-        pred_group: `[N]`.
-        truth_xyxy: `[M, 4]`.
-        truth_group: `[M]`.
-        iou_min: As in `match_boxes`.
-
-    Returns:
-        The match over all groups; indices are rows of the arrays given.
-
-    Raises:
-        ValueError: Shapes disagree or `iou_min` is out of range.
-    """
+    """`match_boxes` for many images at once: boxes pair only where their group numbers (image and class) are equal."""
     if not 0 < iou_min <= 1:
         raise ValueError(f"iou_min must be in (0, 1], got {iou_min}")
     pred, truth = as_boxes(pred_xyxy), as_boxes(truth_xyxy)
@@ -137,7 +109,7 @@ def inside_crowd(
 
 
 def number_names(*columns: Sequence[str]) -> list[IntArray]:
-    """Each column of names as numbers; equal names get equal numbers in all columns."""
+    """Columns of names as numbers: equal names have equal numbers in all columns."""
     number: dict[str, int] = {}
     return [np.array([number.setdefault(name, len(number)) for name in names], dtype=np.int64) for names in columns]
 

@@ -1,7 +1,7 @@
-"""What every prediction is and what became of every label: one name each, for any number of images at once.
+"""Names what every prediction is and what became of every label, for any number of images at once.
 
 A true positive is a pair of the one-to-one match (`match_labels`). Every other prediction gets the first outcome that
-fits, and so does every label that was missed; docs/metrics.md defines them in a table. A long box over a row of
+fits, and so does every missed label; docs/reference/metrics.md defines them in a table. A long box over a row of
 objects has a name of its own, `group`, however many it covers: by IoU alone it would be a poor localisation over four
 of them and background over twelve. Evaluation and Channel-B read the same definitions here.
 
@@ -21,20 +21,16 @@ from apiece.boxes import FloatArray, area, paired_intersection
 from apiece.match import inside_crowd, match_groups, pairs_in_groups
 from apiece.types import IntArray
 
-IOU_MIN = 0.5
-"""IoU from which on a prediction and a label of one class can be a pair."""
-COVERED = 0.5
-"""Share of an instance inside a box from which on the box covers it."""
-INSIDE = 0.7
-"""Share of a box inside an instance from which on it is a fragment of it."""
-NEAR = 0.1
-"""IoU from which on a box is meant for an instance."""
+IOU_MIN = 0.5  # IoU from which a prediction and a label of one class can be a pair
+COVERED = 0.5  # share of an instance inside a box from which the box covers it
+INSIDE = 0.7  # share of a box inside an instance from which it is a fragment of it
+NEAR = 0.1  # IoU from which a box is meant for an instance
 NONE = -1
 """In place of an outcome: a detection below the score asked for, or a crowd region. As a target: there is none."""
 
 
 class Outcome(IntEnum):
-    """What a prediction is; the first that fits, from the top."""
+    """What a prediction is: the first name that fits, from the top."""
 
     TP = 0
     IGNORED = 1
@@ -52,7 +48,7 @@ class Outcome(IntEnum):
 
 
 class Fate(IntEnum):
-    """What became of a label; the first that fits, from the top."""
+    """What became of a label: the first name that fits, from the top."""
 
     MATCHED = 0
     MERGED = 1
@@ -70,22 +66,15 @@ MISSES = tuple(fate for fate in Fate if fate is not Fate.MATCHED)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Outcomes:
-    """The outcomes of a split; rows are those of its detections and of its labels.
+    """The outcomes of a split, by row of its detections and of its labels."""
 
-    Attributes:
-        of_prediction: `[N]` of `Outcome`, or `NONE` for a detection that was left out of the match.
-        of_truth: `[M]` of `Fate`, or `NONE` for a crowd region.
-        target: `[N]` the label that the outcome speaks of: the one matched (`tp`), found twice (`duplicate`), that the
-            box lies in (`fragment`), that is nearest (`mislocalised`) or has another name (`wrong_class`); else `NONE`.
-        iou: `[N]` IoU with the target, 0 without one.
-        covered: `[K, 2]` of (detection, label): the instances that make each `group` one.
-    """
-
-    of_prediction: NDArray[np.int8]
-    of_truth: NDArray[np.int8]
+    of_prediction: NDArray[np.int8]  # `[N]` of `Outcome`, or `NONE` for a detection that was left out of the match
+    of_truth: NDArray[np.int8]  # `[M]` of `Fate`, or `NONE` for a crowd region
+    # `[N]` the label that the outcome speaks of: the one matched (`tp`), found twice (`duplicate`), that the box lies
+    # in (`fragment`), that is nearest (`mislocalised`) or has another name (`wrong_class`); else `NONE`
     target: IntArray
-    iou: FloatArray
-    covered: IntArray
+    iou: FloatArray  # `[N]` IoU with the target, 0 without one
+    covered: IntArray  # `[K, 2]` of (detection, label): the instances that make each `group` one
 
     def predictions(self, outcome: Outcome) -> IntArray:
         return np.flatnonzero(self.of_prediction == outcome)
@@ -124,7 +113,7 @@ class Labels(Boxes, Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Columns:
-    """Boxes or labels that come in no other form."""
+    """`Labels` held as plain arrays."""
 
     image: IntArray
     category: IntArray
@@ -134,28 +123,20 @@ class Columns:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SplitMatch:
-    """How predictions and labels were matched; all indices are rows of the one and of the other.
+    """How predictions and labels were matched, as rows of both."""
 
-    Attributes:
-        pairs: `[K, 2]` of (detection, label).
-        iou: `[K]` IoU of each pair.
-        false_positives: Rows of detections.
-        ignored: Rows of detections: unmatched, but half or more inside a crowd region of their class.
-        misses: Rows of labels; never crowd regions.
-    """
-
-    pairs: IntArray
-    iou: FloatArray
-    false_positives: IntArray
-    ignored: IntArray
-    misses: IntArray
+    pairs: IntArray  # `[K, 2]` of (detection, label)
+    iou: FloatArray  # `[K]` IoU of each pair
+    false_positives: IntArray  # rows of detections
+    ignored: IntArray  # rows of detections: unmatched, but half or more inside a crowd region of their class
+    misses: IntArray  # rows of labels; never crowd regions
 
 
 def match_labels(truth: Labels, detections: Boxes, rows: IntArray) -> SplitMatch:
-    """Match the detections of `rows` to the labels of their image and class, one to one, at IoU >= `IOU_MIN`."""
+    """Match the detections in `rows` to the labels of their image and class, one to one, at IoU >= `IOU_MIN`."""
     objects, crowds = np.flatnonzero(~truth.iscrowd), np.flatnonzero(truth.iscrowd)
     boxes, truth_boxes = detections.bbox_xyxy[rows], truth.bbox_xyxy
-    classes = _num_classes(truth, detections)
+    classes = 1 + max((int(b.category.max()) for b in (truth, detections) if len(b.category)), default=0)
     group = detections.image[rows] * classes + detections.category[rows]
     truth_group = truth.image * classes + truth.category
     match = match_groups(boxes, group, truth_boxes[objects], truth_group[objects], IOU_MIN)
@@ -170,34 +151,23 @@ def match_labels(truth: Labels, detections: Boxes, rows: IntArray) -> SplitMatch
     )
 
 
-def _num_classes(*boxes: Boxes) -> int:
-    return 1 + max((int(b.category.max()) for b in boxes if len(b.category)), default=0)
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class _Edges:
-    """Pairs of a detection and a label of one image that overlap: `[E]` each, ordered by detection."""
+    """Overlapping pairs of a detection and a label of one image: `[E]` each, ordered by detection."""
 
     p: IntArray
     t: IntArray
     iou: FloatArray
-    covers: FloatArray
-    """Share of the label inside the detection."""
-    inside: FloatArray
-    """Share of the detection inside the label."""
-    same: NDArray[np.bool_]
-    """Whether both are of one class."""
+    covers: FloatArray  # share of the label inside the detection
+    inside: FloatArray  # share of the detection inside the label
+    same: NDArray[np.bool_]  # whether both are of one class
 
 
 def label_outcomes(truth: Labels, detections: Boxes, match: SplitMatch, hidden: Labels | None = None) -> Outcomes:
     """Name every prediction and every label of a split.
 
-    Args:
-        truth: Labels.
-        detections: Boxes.
-        match: Of the two.
-        hidden: Instances that are there but not labelled, where they are known, with the images and classes of
-            `truth`; without them no prediction is `unlabelled`.
+    `hidden` are instances that nobody labelled, where they are known, with the images and classes of `truth`; without
+    them no prediction is `unlabelled`.
     """
     edges = _overlaps(truth, detections, match.false_positives)
     of_prediction = np.full(len(detections.image), NONE, dtype=np.int8)
@@ -224,9 +194,8 @@ def label_outcomes(truth: Labels, detections: Boxes, match: SplitMatch, hidden: 
             target[edges.p[rows]], iou[edges.p[rows]] = edges.t[rows], edges.iou[rows]
         of_prediction[edges.p[rows]] = outcome
     if hidden is not None:
-        of_prediction[_on_hidden(hidden, detections, np.flatnonzero(of_prediction == Outcome.BACKGROUND))] = (
-            Outcome.UNLABELLED
-        )
+        on_hidden = match_labels(hidden, detections, np.flatnonzero(of_prediction == Outcome.BACKGROUND))
+        of_prediction[on_hidden.pairs[:, 0]] = Outcome.UNLABELLED
     is_group = covers & (of_prediction[edges.p] == Outcome.GROUP)
     covered = np.stack([edges.p[is_group], edges.t[is_group]], axis=1)
     near = _overlaps(truth, detections, match.ignored)
@@ -234,7 +203,7 @@ def label_outcomes(truth: Labels, detections: Boxes, match: SplitMatch, hidden: 
 
 
 def _overlaps(truth: Labels, detections: Boxes, rows: IntArray) -> _Edges:
-    """All overlapping pairs of the detections of `rows` and the labels of their image; crowd regions are no labels."""
+    """All overlapping pairs of the detections in `rows` and the labels of their image, crowd regions left out."""
     boxes, truth_boxes = detections.bbox_xyxy, truth.bbox_xyxy
     objects = np.flatnonzero(~truth.iscrowd)
     blocks: list[tuple[IntArray, IntArray, FloatArray]] = []
@@ -249,28 +218,13 @@ def _overlaps(truth: Labels, detections: Boxes, rows: IntArray) -> _Edges:
 
 
 def _best_of_each(edges: _Edges, rows: IntArray, worth: FloatArray) -> IntArray:
-    """The edge of highest worth of each detection among `rows`; at a tie of higher IoU, then the earlier label."""
+    """The edge of highest worth of each detection among `rows`; ties go to higher IoU, then to the earlier label."""
     rows = rows[np.lexsort((edges.t[rows], -edges.iou[rows], -worth[rows], edges.p[rows]))]
     _, first = np.unique(edges.p[rows], return_index=True)
     return rows[first]
 
 
-def _on_hidden(hidden: Labels, detections: Boxes, rows: IntArray) -> IntArray:
-    """Those detections of `rows` that match an instance that is there but not labelled, one to one."""
-    objects = np.flatnonzero(~hidden.iscrowd)
-    classes = _num_classes(hidden, detections)
-    match = match_groups(
-        detections.bbox_xyxy[rows],
-        detections.image[rows] * classes + detections.category[rows],
-        hidden.bbox_xyxy[objects],
-        hidden.image[objects] * classes + hidden.category[objects],
-        IOU_MIN,
-    )
-    return rows[match.pairs[:, 0]]
-
-
 def _fates(truth: Labels, match: SplitMatch, unmatched: tuple[_Edges, ...], merged: IntArray) -> NDArray[np.int8]:
-    """What became of each label, from the overlaps of the unmatched detections and the labels in groups."""
     fate = np.where(truth.iscrowd, NONE, Fate.MISSED).astype(np.int8)
     fate[match.pairs[:, 1]] = Fate.MATCHED
 

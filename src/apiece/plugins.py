@@ -1,4 +1,4 @@
-"""Parts that packages beside this one bring in under an entry point: the generator of crowd scenes is one."""
+"""Parts that other packages add under an entry point: the generator of crowd scenes is one."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ from typing import Any
 
 from apiece.errors import UserError
 
-COMMANDS = "apiece.commands"
-"""Functions that register a command on the app."""
-LADDER_DATA = "apiece.ladder_data"
-"""Functions that prepare the data of a ladder, by the name of its section."""
+COMMANDS = "apiece.commands"  # functions that add a command to the app
+LADDER_DATA = "apiece.ladder_data"  # functions that prepare the data of a ladder, by the name of its section
 
 
 def plugins(group: str) -> list[EntryPoint]:
@@ -19,11 +17,7 @@ def plugins(group: str) -> list[EntryPoint]:
 
 
 def load_plugin(group: str, name: str) -> Any:
-    """One of them, imported.
-
-    Raises:
-        UserError: No installed package offers it.
-    """
+    """One of them, imported; a `UserError` if no installed package offers it."""
     for entry in plugins(group):
         if entry.name == name:
             return entry.load()

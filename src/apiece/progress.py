@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 def progress_bar() -> Progress:
-    """A rich progress bar: description, bar, count, elapsed, ETA, and a `note` field for live figures."""
+    """Description, bar, count, time elapsed, ETA, and a `note` for live figures."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=30),

@@ -1,7 +1,7 @@
 """The exchange forms: what one part of the package hands to another.
 
 All frozen and checked when made. Data flows one way: JSONL -> `Sample` -> render -> `Encoded` with `Slots` -> model ->
-slot logits -> `LossTerm`s; generation -> `Rollout` -> parse -> `ParseResult` -> `Prediction` -> metrics and pictures.
+slot logits -> `LossTerm`s; generation -> `Rollout` -> parse -> `ParseResult` -> `Detection` -> metrics and pictures.
 
 Shapes: T tokens of an answer, S slots (coordinate tokens), N objects. Boxes are `xyxy` in pixels of the original image
 unless the name says `bins`.
@@ -25,41 +25,27 @@ BoxXYXY = tuple[float, float, float, float]
 BinsXYXY = tuple[int, int, int, int]
 IntArray = NDArray[np.int64]
 
-NEAR_BINS = 2
-"""How far from the bin that was written probability still speaks for it (`Rollout.near_mass`)."""
+NEAR_BINS = 2  # probability at most this far from the bin that was written still speaks for it (`Rollout.near_mass`)
 
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """One labelled object.
+    """One labelled object."""
 
-    Attributes:
-        desc: Its name, as the model must write it.
-        iscrowd: COCO's crowd region: not one object, ignored in matching and never trained on.
-        area: COCO's annotation area (of the mask) in square pixels; `None` means the box's own.
-        id: Annotation id, kept for the way back to COCO.
-    """
-
-    desc: str
+    desc: str  # as the model must write it
     bbox_xyxy: BoxXYXY
-    iscrowd: bool = False
-    area: float | None = None
-    id: int | None = None
+    iscrowd: bool = False  # COCO's crowd region: not one object, ignored in matching and never trained on
+    area: float | None = None  # COCO's annotation area (of the mask) in square pixels; `None` means the box's own
+    id: int | None = None  # annotation id, for the way back to COCO
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One image with its labels.
+    """One image with its labels."""
 
-    Attributes:
-        id: Unique in its file, and stable: panels and runs are joined on it.
-        image: Path of the image file (absolute, or relative to the current folder).
-        size_wh: Width and height in pixels after EXIF rotation.
-    """
-
-    id: str
-    image: Path
-    size_wh: tuple[int, int]
+    id: str  # unique in its file, and stable: panels and runs are joined on it
+    image: Path  # absolute, or relative to the current folder
+    size_wh: tuple[int, int]  # pixels, after EXIF rotation
     objects: tuple[Instance, ...] = ()
 
     def __post_init__(self) -> None:
@@ -78,19 +64,12 @@ class Role(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Slots:
-    """The coordinate tokens of one answer, in order.
+    """The coordinate tokens of one answer, in order."""
 
-    Attributes:
-        position: `[S]` index in the answer's ids. The slot's logits are the row before it.
-        coordinate: `[S]` 0..3 for x1, y1, x2, y2.
-        object: `[S]` index of the object in the order written.
-        target_bin: `[S]` 0..num_bins-1.
-    """
-
-    position: IntArray
-    coordinate: IntArray
-    object: IntArray
-    target_bin: IntArray
+    position: IntArray  # `[S]` index in the answer's ids. The slot's logits are the row before it.
+    coordinate: IntArray  # `[S]` 0..3 for x1, y1, x2, y2
+    object: IntArray  # `[S]` index of the object in the order written
+    target_bin: IntArray  # `[S]` 0..num_bins-1
 
     def __post_init__(self) -> None:
         lengths = {len(self.position), len(self.coordinate), len(self.object), len(self.target_bin)}
@@ -103,15 +82,10 @@ class Slots:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """An answer as tokens.
+    """An answer as tokens."""
 
-    Attributes:
-        ids: `[T]` token ids, the end token included.
-        roles: `[T]` of `Role`.
-    """
-
-    ids: IntArray
-    roles: NDArray[np.int8]
+    ids: IntArray  # `[T]` token ids, the end token included
+    roles: NDArray[np.int8]  # `[T]` of `Role`
     slots: Slots
 
     def __post_init__(self) -> None:
@@ -143,46 +117,31 @@ class FinishReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ParsedObject:
-    """One complete object of an answer.
-
-    Attributes:
-        span: `(start, end)` offsets of the object in the text of the answer.
-        coord_positions: Positions of its four coordinate tokens in the ids; `None` when text was parsed.
-    """
+    """One complete object of an answer."""
 
     desc: str
     bins_xyxy: BinsXYXY
-    span: tuple[int, int]
-    coord_positions: tuple[int, int, int, int] | None = None
+    span: tuple[int, int]  # `(start, end)` offsets of the object in the text of the answer
+    coord_positions: tuple[int, int, int, int] | None = None  # in the ids; `None` when text was parsed
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """An object, or the text between two objects, that was dropped.
-
-    Attributes:
-        span: `(start, end)` offsets in the text of the answer.
-        coord_positions: Positions of its coordinate tokens in the ids, however many; empty when text was parsed.
-    """
+    """An object, or text between two objects, that was dropped."""
 
     status: ParseStatus
-    span: tuple[int, int]
-    coord_positions: tuple[int, ...] = ()
+    span: tuple[int, int]  # `(start, end)` offsets in the text of the answer
+    coord_positions: tuple[int, ...] = ()  # in the ids; empty when text was parsed
 
 
 @dataclass(frozen=True, slots=True)
 class ParseResult:
-    """What an answer says: the objects that were kept, and how many were dropped for which reason.
-
-    Attributes:
-        closed: Whether the outermost object was closed: false for an answer that was cut off.
-        faults: What was dropped, in the order written.
-    """
+    """What an answer says: the objects that were kept, and how many were dropped for each reason."""
 
     objects: tuple[ParsedObject, ...]
     dropped: Mapping[ParseStatus, int] = field(default_factory=dict)
-    closed: bool = True
-    faults: tuple[Fault, ...] = ()
+    closed: bool = True  # the outermost object; false for an answer that was cut off
+    faults: tuple[Fault, ...] = ()  # in the order written
 
     @property
     def num_records(self) -> int:
@@ -192,25 +151,18 @@ class ParseResult:
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """One generated answer.
-
-    Attributes:
-        ids: `[T]` generated ids, the end token included where one was written.
-        logprobs: `[T]` log-probability of each id under the model's full softmax at temperature 1; NaN where the engine
-            does not know it.
-        text: The ids decoded, special tokens kept.
-        near_mass: `[T]` probability within `NEAR_BINS` bins of a coordinate token, same softmax; NaN for other tokens.
-            `None` from an engine that does not see the distribution.
-        logprobs_masked: `[T]` log-probability of each id among those that the grammar allowed at its place, 0 for
-            forced ones. Equal to `logprobs` without a grammar; `None` where not known.
-    """
+    """One generated answer."""
 
     sample_id: str
-    ids: IntArray
-    logprobs: NDArray[np.float32]
-    text: str
+    ids: IntArray  # `[T]` generated ids, the end token included where one was written
+    logprobs: NDArray[np.float32]  # `[T]` under the full softmax at temperature 1; NaN where the engine does not know
+    text: str  # the ids decoded, special tokens kept
     finish_reason: FinishReason
+    # `[T]` probability within `NEAR_BINS` bins of a coordinate token, same softmax; NaN for other tokens; `None` from
+    # an engine that does not see the distribution
     near_mass: NDArray[np.float32] | None = None
+    # `[T]` log-probability of each id among those that the grammar allowed at its place, 0 for forced ones; equal to
+    # `logprobs` without a grammar; `None` where not known
     logprobs_masked: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
@@ -231,18 +183,12 @@ class Detection:
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """A one-to-one assignment between N predictions and M truths.
+    """A one-to-one assignment between N predictions and M truths."""
 
-    Attributes:
-        pairs: `[K, 2]` indices of (prediction, truth).
-        iou: `[K]` IoU of each pair.
-        unmatched_truths: Misses.
-    """
-
-    pairs: IntArray
-    iou: NDArray[np.float64]
+    pairs: IntArray  # `[K, 2]` indices of (prediction, truth)
+    iou: NDArray[np.float64]  # `[K]` IoU of each pair
     unmatched_predictions: IntArray
-    unmatched_truths: IntArray
+    unmatched_truths: IntArray  # misses
 
 
 class Per(StrEnum):
@@ -256,24 +202,15 @@ class Per(StrEnum):
 class ChannelName(StrEnum):
     """The channels: how one optimizer step turns samples into loss terms."""
 
-    A = "a"
-    """Teacher forcing, then passes on the model's own coordinate beliefs."""
-    B = "b"
-    """The model answers, and is taught on its own answer."""
+    A = "a"  # teacher forcing, then passes on the model's own coordinate beliefs
+    B = "b"  # the model answers, and is taught on its own answer
 
 
 @dataclass(frozen=True, slots=True)
 class LossTerm:
-    """One part of the loss, as a sum over its items.
+    """One part of the loss, as a sum over its items."""
 
-    Attributes:
-        name: Such as `a1/bbox_geo/smoothl1`.
-        weight: In the total loss; 0 for a figure that is only logged.
-        total: Scalar float32 tensor: the unweighted sum over the items of this forward pass.
-        per: Which count the sum is divided by.
-    """
-
-    name: str
-    weight: float
-    total: torch.Tensor
-    per: Per
+    name: str  # such as `a1/bbox_geo/smoothl1`
+    weight: float  # in the total loss; 0 for a figure that is only logged
+    total: torch.Tensor  # scalar float32: the unweighted sum over the items of this forward pass
+    per: Per  # which count the sum is divided by

@@ -18,10 +18,8 @@ from apiece.config.schema import Count, PositiveCount, Section
 from apiece.errors import UserError
 from apiece.files import locked, write_json, write_text
 from apiece.progress import track
-from apiece_scenes.layouts import Family
-from apiece_scenes.scene import Scene, SceneSettings, unknown_families, usage
-from apiece_scenes.sheet import SHEET_CELLS, contact_sheet
-from apiece_scenes.write import VERSION, draw_all, jsonl_line, jsonl_object, png_bytes
+from apiece_scenes.scene import SceneSettings, refuse
+from apiece_scenes.write import VERSION, ContactSheet, draw_all, jsonl_line
 
 SPLITS = ("train", "panel", "test")
 COMPLETE = "complete.jsonl"
@@ -81,34 +79,15 @@ class SplitFiles:
     complete: Path
 
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """What `prepare` left: where, and how much was labelled.
-
-    Attributes:
-        folder: The benchmark's.
-        drawn: Splits that were drawn now; the others were there already.
-        counts: By split: scenes, objects, and labels by way of labelling.
-    """
-
-    folder: Path
-    drawn: tuple[str, ...]
-    counts: dict[str, dict[str, int]]
-
-
-def labelling_name(unlabelled: float, group_boxes: float) -> str:
-    """Name of a way of labelling: `u40_g05` for 40 % unlabelled and a 5 % chance of a group box."""
+def _labelling_name(unlabelled: float, group_boxes: float) -> str:
+    """`u40_g05` for 40 % unlabelled and a 5 % chance of a group box."""
     return f"u{round(100 * unlabelled):02d}_g{round(100 * group_boxes):02d}"
 
 
 def split_files(
     benchmark: BenchmarkFile, folder: Path, split: str, unlabelled: float, group_boxes: float
 ) -> SplitFiles:
-    """Where the labels of a split lie.
-
-    Raises:
-        UserError: The benchmark is not labelled in this way.
-    """
+    """Where the labels of a split lie; a `UserError` if the benchmark is not labelled in this way."""
     for name, value, known in (
         ("unlabelled", unlabelled, benchmark.unlabelled),
         ("group_boxes", group_boxes, benchmark.group_boxes),
@@ -116,17 +95,22 @@ def split_files(
         if value not in known:
             raise UserError(f"{benchmark.name} has {name} {', '.join(map(str, known))}, found {value}")
     own = folder / split
-    return SplitFiles(own / f"{labelling_name(unlabelled, group_boxes)}.jsonl", own / COMPLETE)
+    return SplitFiles(own / f"{_labelling_name(unlabelled, group_boxes)}.jsonl", own / COMPLETE)
 
 
-def prepare(benchmark: BenchmarkFile, folder: Path, workers: int = 1) -> Prepared:
-    """Draw the splits of a benchmark that are not there yet.
+def prepare(
+    benchmark: BenchmarkFile, folder: Path, workers: int = 1
+) -> tuple[tuple[str, ...], dict[str, dict[str, int]]]:
+    """Draw the missing splits of a benchmark.
 
     Args:
         benchmark: What is drawn.
         folder: Gets a folder a split: `images/`, `complete.jsonl`, one JSONL for each way of labelling, a contact sheet
             and `benchmark.json`, which says what it was drawn from.
         workers: Processes that draw; the files do not depend on it.
+
+    Returns:
+        The splits that were drawn now, and for every split how many labels it has by way of labelling.
 
     Raises:
         UserError: Other scenes lie there, or the benchmark was made for other drawings.
@@ -136,8 +120,7 @@ def prepare(benchmark: BenchmarkFile, folder: Path, workers: int = 1) -> Prepare
             f"{benchmark.name} was made for version {benchmark.drawings} of the drawings, this package draws {VERSION}",
             fix="use the version of the package that the benchmark was made with",
         )
-    if mistakes := unknown_families(benchmark.families):
-        raise usage(mistakes)
+    refuse(SceneSettings(benchmark.size, benchmark.families).mistakes())
     drawn, counts = [], {}
     for split in SPLITS:
         target, about = folder / split, _about(benchmark, split)
@@ -147,13 +130,13 @@ def prepare(benchmark: BenchmarkFile, folder: Path, workers: int = 1) -> Prepare
                     _draw_split(benchmark, split, target, workers)
                     drawn.append(split)
         counts[split] = _same(target, about)
-    return Prepared(folder, tuple(drawn), counts)
+    return tuple(drawn), counts
 
 
 def ladder_data(
     file: Path, folder: Path, labelling: tuple[float, float], workers: int, say: Callable[[str], None]
 ) -> dict[str, SplitFiles]:
-    """The splits of a benchmark under one way of labelling, for a ladder; drawn if they are not there.
+    """The splits of a benchmark under one way of labelling, for a ladder; drawn if they are missing.
 
     The entry point of the group `apiece.ladder_data`.
 
@@ -163,9 +146,6 @@ def ladder_data(
         labelling: The shares of unlabelled objects and of group boxes.
         workers: Processes that draw.
         say: Gets a line before and after drawing.
-
-    Raises:
-        UserError: As `prepare` and `split_files`.
     """
     benchmark = load_file(file, BenchmarkFile)
     own = folder / benchmark.name
@@ -173,13 +153,14 @@ def ladder_data(
     if missing := [split for split in SPLITS if not (own / split).exists()]:
         scenes = sum(getattr(benchmark, split).n for split in missing)
         say(f"drawing {scenes:,} scenes of {benchmark.name} ({', '.join(missing)}), once: a minute or two")
-    if drawn := prepare(benchmark, own, workers).drawn:
+    drawn, _ = prepare(benchmark, own, workers)
+    if drawn:
         say(f"drew {', '.join(drawn)} of {benchmark.name} into {own}")
     return files
 
 
 def _about(benchmark: BenchmarkFile, split: str) -> dict[str, Any]:
-    """What decides the files of a split."""
+    """The settings that decide the files of a split."""
     size: SplitSection = getattr(benchmark, split)
     return {
         "drawings": benchmark.drawings,
@@ -187,16 +168,12 @@ def _about(benchmark: BenchmarkFile, split: str) -> dict[str, Any]:
         "seed": size.seed,
         "size": benchmark.size,
         "families": list(benchmark.families),
-        "labellings": [labelling_name(u, g) for u in benchmark.unlabelled for g in benchmark.group_boxes],
+        "labellings": [_labelling_name(u, g) for u in benchmark.unlabelled for g in benchmark.group_boxes],
     }
 
 
 def _same(target: Path, about: dict[str, Any]) -> dict[str, int]:
-    """The counts of a split that lies there already.
-
-    Raises:
-        UserError: It is another one.
-    """
+    """The counts of a split that exists; a `UserError` if it was drawn from other settings."""
     file = target / _ABOUT
     fix = "name another folder, or remove this one: the scenes are drawn again"
     try:
@@ -219,31 +196,26 @@ def _draw_split(benchmark: BenchmarkFile, split: str, target: Path, workers: int
     try:
         (part / "images").mkdir(parents=True)
         settings = tuple(
-            SceneSettings(benchmark.size, tuple(Family(f) for f in benchmark.families), u, g)
+            SceneSettings(benchmark.size, benchmark.families, u, g)
             for u in benchmark.unlabelled
             for g in benchmark.group_boxes
         )
         about = _about(benchmark, split)
-        names = ["complete", *about["labellings"]]
-        lines: dict[str, list[str]] = {name: [] for name in names}
+        lines: dict[str, list[str]] = {name: [] for name in ("complete", *about["labellings"])}
         counts: Counter[str] = Counter()
-        shown: list[Scene] = []
-        last = 0
+        sheet = ContactSheet()
+        last = 0  # ids are numbered over the whole split; an instance's is the same in every file
         stream = draw_all(about["n"], about["seed"], settings, workers)
         for index, drawn in enumerate(track(stream, f"scenes {split}", total=about["n"])):
             (part / "images" / f"{index:06d}.png").write_bytes(drawn.png)
-            labels = [drawn.complete, *drawn.observed]
-            for name, instances in zip(names, labels, strict=True):
-                # Ids are numbered over the whole split; an instance's is the same in every file.
-                objects = [jsonl_object(instance, last + (instance.id or 0)) for instance in instances]
-                lines[name].append(jsonl_line(index, benchmark.size, objects))
+            for name, instances in zip(lines, (drawn.complete, *drawn.observed), strict=True):
+                lines[name].append(jsonl_line(index, benchmark.size, instances, last))
                 counts[name] += len(instances)
-            last += max((instance.id or 0 for one in labels for instance in one), default=0)
-            if index < SHEET_CELLS:
-                shown.append(drawn.scene())
-        for name in names:
-            write_text(part / f"{name}.jsonl", "".join(line + "\n" for line in lines[name]))
-        (part / "contact_sheet.png").write_bytes(png_bytes(contact_sheet(shown)))
+            last += drawn.last_id()
+            sheet.add(drawn)
+        for name, found in lines.items():
+            write_text(part / f"{name}.jsonl", "".join(found))
+        sheet.write(part)
         write_json(part / _ABOUT, {**about, "counts": dict(counts)})
         part.rename(target)
     except OSError as error:

@@ -14,22 +14,13 @@ import colorsys
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from enum import Enum, auto
-from typing import NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-# Colours: random paints, shades of a paint, and palettes.
-
-
 SKINS: tuple[Color, ...] = (
-    (255, 219, 188),
-    (241, 194, 150),
-    (216, 160, 112),
-    (172, 116, 76),
-    (120, 78, 52),
-    (84, 54, 38),
+    *((255, 219, 188), (241, 194, 150), (216, 160, 112), (172, 116, 76), (120, 78, 52), (84, 54, 38)),
 )
 HAIRS: tuple[Color, ...] = ((30, 24, 20), (70, 44, 26), (120, 78, 40), (196, 160, 84), (150, 150, 150), (150, 62, 30))
 
@@ -61,12 +52,7 @@ def paint(dice: Dice) -> Color:
 
 
 class Palette:
-    """Paints for the members of a row: all alike, or of any colour.
-
-    Args:
-        dice: Source of randomness.
-        alike: Whether members share a hue and differ by shade alone.
-    """
+    """Paints for the members of a row: `alike` ones share a hue and differ by shade alone."""
 
     def __init__(self, dice: Dice, alike: bool) -> None:
         self.dice, self.alike = dice, alike
@@ -94,6 +80,7 @@ MIN_INSIDE = 0.5
 
 Color = tuple[int, int, int]
 Point = tuple[float, float]
+Shape = Literal["polygon", "rect", "oval", "line"]  # how the points of a mark are read
 T = TypeVar("T")
 
 
@@ -104,7 +91,6 @@ class Dice:
         self.rng = rng
 
     def between(self, low: float, high: float) -> float:
-        """A float in [low, high)."""
         return low + (high - low) * self.rng.random()
 
     def whole(self, low: int, high: int) -> int:
@@ -116,15 +102,6 @@ class Dice:
 
     def chance(self, probability: float) -> bool:
         return bool(self.rng.random() < probability)
-
-
-class Shape(Enum):
-    """How a mark's points are read."""
-
-    POLYGON = auto()
-    RECT = auto()
-    OVAL = auto()
-    LINE = auto()
 
 
 class Mark(NamedTuple):
@@ -140,18 +117,11 @@ class Mark(NamedTuple):
 
 @dataclass(slots=True)
 class Item:
-    """Something in the scene, back to front.
+    """Something in the scene."""
 
-    Attributes:
-        desc: Class name; `None` for decoration, which hides what is behind it and has no label.
-        row: Items that stand in one row share this number; `None` for items outside rows.
-        crowd: Whether an annotator may leave it out.
-        marks: What it is drawn from.
-    """
-
-    desc: str | None = None
-    row: int | None = None
-    crowd: bool = False
+    desc: str | None = None  # class name; `None` for decoration, which hides what is behind it and has no label
+    row: int | None = None  # items that stand in one row share this number
+    crowd: bool = False  # whether an annotator may leave it out
     marks: list[Mark] = field(default_factory=list)
 
     def extent(self) -> tuple[float, float, float, float]:
@@ -164,11 +134,8 @@ class Item:
 class Pen:
     """Draws into a box of an item: (u, v) run from 0 to 1 over the box, v downwards.
 
-    Args:
-        item: Marks are appended to it.
-        x, y, w, h: The box in units.
-        angle: Rotation around the middle of the box's lower edge, in radians, clockwise.
-        flip: Mirror left and right.
+    x, y, w and h are the box in units; `angle` turns it clockwise, in radians, around the middle of its lower edge;
+    `flip` mirrors it left and right.
     """
 
     def __init__(
@@ -191,7 +158,7 @@ class Pen:
     def poly(
         self, uv: Sequence[Point], fill: Color, edge: Color | None = None, *, width: float = 1.0, solid: bool = True
     ) -> None:
-        self._add(Shape.POLYGON, tuple(self.at(u, v) for u, v in uv), fill, edge, width, solid)
+        self.item.marks.append(Mark("polygon", tuple(self.at(u, v) for u, v in uv), fill, edge, width, solid))
 
     def rect(
         self,
@@ -208,7 +175,7 @@ class Pen:
         if self.angle:
             self.poly([(u0, v0), (u1, v0), (u1, v1), (u0, v1)], fill, edge, width=width, solid=solid)
             return
-        self._add(Shape.RECT, _corners(self.at(u0, v0), self.at(u1, v1)), fill, edge, width, solid)
+        self.item.marks.append(Mark("rect", _corners(self.at(u0, v0), self.at(u1, v1)), fill, edge, width, solid))
 
     def oval(
         self,
@@ -228,7 +195,7 @@ class Pen:
             cu, cv, ru, rv = (u0 + u1) / 2, (v0 + v1) / 2, (u1 - u0) / 2, (v1 - v0) / 2
             self.poly([(cu + ru * math.cos(t), cv + rv * math.sin(t)) for t in turn], fill, edge, solid=solid)
             return
-        self._add(Shape.OVAL, _corners(self.at(u0, v0), self.at(u1, v1)), fill, edge, width, solid)
+        self.item.marks.append(Mark("oval", _corners(self.at(u0, v0), self.at(u1, v1)), fill, edge, width, solid))
 
     def disc(
         self, u: float, v: float, radius: float, fill: Color | None, edge: Color | None = None, *, width: float = 1.0
@@ -236,22 +203,11 @@ class Pen:
         """A circle around (u, v); `radius` in units of the image."""
         x, y = self.at(u, v)
         box = ((x - radius, y - radius), (x + radius, y + radius))
-        self._add(Shape.OVAL, box, fill, edge, width, True)
+        self.item.marks.append(Mark("oval", box, fill, edge, width, True))
 
     def line(self, uv: Sequence[Point], fill: Color, *, width: float = 1.0, solid: bool = True) -> None:
         """A polyline of `width` units."""
-        self._add(Shape.LINE, tuple(self.at(u, v) for u, v in uv), fill, None, width, solid)
-
-    def _add(
-        self,
-        shape: Shape,
-        points: tuple[Point, ...],
-        fill: Color | None,
-        edge: Color | None,
-        width: float,
-        solid: bool,
-    ) -> None:
-        self.item.marks.append(Mark(shape, points, fill, edge, width, solid))
+        self.item.marks.append(Mark("line", tuple(self.at(u, v) for u, v in uv), fill, None, width, solid))
 
 
 def _corners(a: Point, b: Point) -> tuple[Point, Point]:
@@ -268,16 +224,11 @@ class Seen(NamedTuple):
 
 
 def render(backdrop: Image.Image, items: Sequence[Item], size: int) -> tuple[Image.Image, list[Seen]]:
-    """Draw a scene.
-
-    Args:
-        backdrop: RGB picture that the items are drawn on; resized to fit.
-        items: Back to front. At most 255 of them are objects.
-        size: Side of the image in pixels.
+    """Draw items, back to front (at most 255 objects), onto a backdrop that is resized to `size` x `size` pixels.
 
     Returns:
-        The RGB image of `size` x `size`, and the objects in it, in the order of `items`. Objects that would be too
-        hidden, too small or too far outside are in neither.
+        The RGB image, and the objects in it, in the order of `items`. Objects that would be too hidden, too small or
+        too far outside are in neither.
     """
     big = size * SUPERSAMPLE
     seen = _visibility(items, big)
@@ -342,13 +293,13 @@ def _draw(
     points = [(x * scale, y * scale) for x, y in mark.points]
     width = max(1, round(mark.width * scale))
     match mark.shape:
-        case Shape.RECT:
+        case "rect":
             draw.rectangle(points, fill=fill, outline=edge, width=width)
-        case Shape.OVAL:
+        case "oval":
             draw.ellipse(points, fill=fill, outline=edge, width=width)
-        case Shape.LINE:
+        case "line":
             draw.line(points, fill=fill, width=width, joint="curve" if width > 3 else None)
-        case Shape.POLYGON:
+        case "polygon":
             draw.polygon(points, fill=fill)
             if edge is not None:  # polygon(width=...) masks the whole canvas: slow
                 draw.line([*points, points[0]], fill=edge, width=width)

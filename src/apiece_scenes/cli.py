@@ -26,9 +26,7 @@ def scenes(
         str, typer.Option(help="Families in turn, with commas: shelf, stands, street, sparse.")
     ] = _FAMILIES,
     unlabelled: Annotated[float, typer.Option(help="Mean share of the crowd left out of the observed labels.")] = 0.0,
-    group_boxes: Annotated[
-        float, typer.Option(help="Probability that labelled neighbours in a row become one box.")
-    ] = 0.0,
+    group_boxes: Annotated[float, typer.Option(help="Probability that labelled row neighbours become one box.")] = 0.0,
     iscrowd_rows: Annotated[float, typer.Option(help="Probability that a row becomes one iscrowd region.")] = 0.0,
     workers: Annotated[
         int, typer.Option(min=0, help="Processes; the files do not depend on it. 0: two, or one if few.")
@@ -60,36 +58,31 @@ def scenes(
             raise UserError(f"not with --benchmark, whose file sets them: {', '.join(idle)}", exit_code=2)
         _benchmark(benchmark, out, workers or 2)
         return
-    from apiece_scenes import split_families, write_scenes
+    from apiece.printed import stdout_console, table
+    from apiece_scenes.scene import SceneSettings
+    from apiece_scenes.write import write_scenes
 
-    written = write_scenes(
-        out,
-        n,
-        seed=seed,
-        size=size,
-        families=split_families(families),
-        unlabelled=unlabelled,
-        group_boxes=group_boxes,
-        iscrowd_rows=iscrowd_rows,
-        workers=workers or (2 if n >= 300 else 1),
-    )
-    print(f"{'family':<8} {'scenes':>7} {'objects':>8} {'labelled':>9} {'share':>6}")
-    for family, count in written.scenes.items():
-        whole, seen = written.complete[family], written.observed[family]
-        print(f"{family:<8} {count:>7} {whole:>8} {seen:>9} {seen / max(whole, 1):>6.1%}")
-    whole, seen = sum(written.complete.values()), sum(written.observed.values())
-    print(f"{'all':<8} {n:>7} {whole:>8} {seen:>9} {seen / max(whole, 1):>6.1%}")
-    print(f"wrote {written.out}; look at {written.contact_sheet}")
+    names = tuple(part.strip() for part in families.split(","))
+    settings = SceneSettings(size, names, unlabelled, group_boxes, iscrowd_rows)
+    written = write_scenes(out, n, settings, seed=seed, workers=workers or (2 if n >= 300 else 1))
+    counts = (written.scenes, written.complete, written.observed)
+    rows = table("family", "scenes", "objects", "labelled", "share")
+    figures = {family: [count[family] for count in counts] for family in written.scenes}
+    figures["all"] = [sum(count.values()) for count in counts]
+    for family, (drawn, objects, labelled) in figures.items():
+        rows.add_row(family, str(drawn), str(objects), str(labelled), f"{labelled / max(objects, 1):.1%}")
+    stdout_console().print(rows)
+    print(f"wrote {out}; look at {out / 'contact_sheet.png'}")
 
 
 def _benchmark(file: Path, out: Path, workers: int) -> None:
     from apiece.config.resolve import load_file
+    from apiece.printed import stdout_console, table
     from apiece_scenes.benchmark import BenchmarkFile, prepare
 
-    prepared = prepare(load_file(file, BenchmarkFile), out, workers)
-    names = list(next(iter(prepared.counts.values())))
-    print(f"{'labels':<10}" + "".join(f"{split:>10}" for split in prepared.counts))
-    for name in names:
-        print(f"{name:<10}" + "".join(f"{counts[name]:>10}" for counts in prepared.counts.values()))
-    drawn = ", ".join(prepared.drawn) or "nothing: all was there"
-    print(f"drew {drawn}; look at {out / 'test' / 'contact_sheet.png'}")
+    drawn, splits = prepare(load_file(file, BenchmarkFile), out, workers)
+    rows = table("labels", *splits)
+    for name in next(iter(splits.values())):
+        rows.add_row(name, *(str(counts[name]) for counts in splits.values()))
+    stdout_console().print(rows)
+    print(f"drew {', '.join(drawn) or 'nothing: every split exists'}; look at {out / 'test' / 'contact_sheet.png'}")

@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 from apiece_scenes.canvas import HAIRS, SKINS, Color, Dice, Item, Pen, hsv, mix, paint, shade
 
-# Sprites of people, animals and vehicles. Each draws one object into the pen's box, out to all four of its sides.
-
+# Every sprite draws one object into the pen's box, out to all four of its sides.
 
 DARK: Color = (28, 28, 32)
+PAPER: Color = (244, 240, 226)
 GLASS: tuple[Color, ...] = ((176, 212, 232), (120, 150, 176), (206, 226, 230))
 
 
@@ -25,12 +25,8 @@ def _head(pen: Pen, dice: Dice, u0: float, u1: float, v1: float) -> None:
         sides = [(u0, v1 * 0.45), (u0 + wide * 0.08, v1 * 0.16), (u0 + wide * 0.5, 0), (u1 - wide * 0.08, v1 * 0.16)]
         pen.poly([*sides, (u1, v1 * 0.45), (u0 + wide * 0.6, v1 * 0.3)], hair, solid=False)
     elif style < 0.75:
-        cap = paint(dice)
-        pen.poly(
-            [(u0, v1 * 0.42), (u0 + wide * 0.2, v1 * 0.1), (u1 - wide * 0.2, v1 * 0.1), (u1, v1 * 0.42)],
-            cap,
-            solid=False,
-        )
+        cap = [(u0, v1 * 0.42), (u0 + wide * 0.2, v1 * 0.1), (u1 - wide * 0.2, v1 * 0.1), (u1, v1 * 0.42)]
+        pen.poly(cap, paint(dice), solid=False)
 
 
 def spectator(pen: Pen, dice: Dice, color: Color) -> None:
@@ -114,20 +110,11 @@ def car(pen: Pen, dice: Dice, color: Color) -> None:
     pen.poly([(0, 0.5), (0.04, waist), (1 - nose, waist), (0.96, 0.56), (1, 0.64), (1, 0.84), (0, 0.84)], color, edge)
     left, right = tail + 0.09, 1 - nose - 0.14
     middle = (left + right) / 2
-    pen.poly(
-        [(left - 0.04, waist - 0.02), (left, 0.1), (middle - 0.02, 0.1), (middle - 0.02, waist - 0.02)],
-        glass,
-        edge,
-        width=0.6,
-        solid=False,
-    )
-    pen.poly(
-        [(middle + 0.02, waist - 0.02), (middle + 0.02, 0.1), (right, 0.1), (right + 0.09, waist - 0.02)],
-        glass,
-        edge,
-        width=0.6,
-        solid=False,
-    )
+    sill = waist - 0.02
+    front = [(left - 0.04, sill), (left, 0.1), (middle - 0.02, 0.1), (middle - 0.02, sill)]
+    rear = [(middle + 0.02, sill), (middle + 0.02, 0.1), (right, 0.1), (right + 0.09, sill)]
+    for window in (front, rear):
+        pen.poly(window, glass, edge, width=0.6, solid=False)
     pen.line([(middle, waist), (middle, 0.8)], edge, width=0.7, solid=False)
     pen.rect(0.95, 0.6, 1, 0.7, (255, 240, 170), solid=False)
     pen.rect(0, 0.54, 0.035, 0.66, (214, 40, 36), solid=False)
@@ -162,24 +149,14 @@ def bicycle(pen: Pen, dice: Dice, color: Color) -> None:
         pen.disc(u, axle, radius, None, DARK, width=tyre)
         pen.disc(u, axle, max(1.0, radius * 0.16), shade(color, 0.7))
     crank, seat, head = (0.47, axle), (0.37, 0.2), (0.68, 0.18)
-    for part in (
-        [(left, axle), seat, crank, (left, axle)],
-        [seat, head, crank],
-        [head, (right, axle)],
-        [head, (0.66, 0.02)],
-    ):
+    triangle = [(left, axle), seat, crank, (left, axle)]
+    for part in (triangle, [seat, head, crank], [head, (right, axle)], [head, (0.66, 0.02)]):
         pen.line(part, color, width=pipe)
     pen.rect(0.28, 0.1, 0.46, 0.18, DARK)
     pen.line([(0.66, 0.03), (0.8, 0.06)], DARK, width=pipe)
     pen.rect(0.6, 0, 0.72, 0.05, DARK)
     if dice.chance(0.3):
         pen.rect(0.72, 0.1, 0.9, 0.32, hsv(0.09, 0.5, 0.6), DARK, width=0.6)
-
-
-# Sprites of things that stand still. Each draws one object into the pen's box, out to all four of its sides.
-
-
-PAPER: Color = (244, 240, 226)
 
 
 def spine(pen: Pen, dice: Dice, color: Color) -> None:
@@ -215,9 +192,8 @@ def book(pen: Pen, dice: Dice, color: Color) -> None:
     if dice.chance(0.35):
         pen.poly([(0, 0.1), (0.5, 0.2), (1, 0.1), (1, 0.94), (0.5, 1), (0, 0.94)], color, edge)
         for side in (0, 1):
-            pen.poly(
-                [(abs(side - 0.04), 0.0), (0.5, 0.12), (0.5, 0.93), (abs(side - 0.04), 0.86)], PAPER, edge, width=0.8
-            )
+            page = [(abs(side - 0.04), 0.0), (0.5, 0.12), (0.5, 0.93), (abs(side - 0.04), 0.86)]
+            pen.poly(page, PAPER, edge, width=0.8)
             for line in range(5):
                 v = 0.2 + line * 0.12
                 pen.line([(abs(side - 0.12), v), (abs(side - 0.43), v + 0.07)], (150, 146, 140), width=0.8, solid=False)
@@ -242,8 +218,7 @@ def vase(pen: Pen, dice: Dice, color: Color) -> None:
     body = [(0.9, belly - 0.18), (1, belly), (0.92, belly + 0.16), (0.5 + foot, 0.96), (0.5 + foot, 1)]
     right = throat + body
     pen.poly([*right, *[(1 - u, v) for u, v in reversed(right)]], color, edge)
-    band = paint(dice)
-    pen.rect(0.07, belly - 0.05, 0.93, belly + 0.06, band, solid=False)
+    pen.rect(0.07, belly - 0.05, 0.93, belly + 0.06, paint(dice), solid=False)
     pen.line([(0.26, belly - 0.1), (0.2, belly + 0.14)], mix(color, (255, 255, 255), 0.55), width=1.2, solid=False)
 
 
@@ -276,9 +251,8 @@ def clock(pen: Pen, dice: Dice, color: Color) -> None:
         pen.line(mark, DARK, width=0.7, solid=False)
     for reach, width in ((0.19, 1.5), (0.28, 1.0)):
         turn = dice.between(0, 2 * math.pi)
-        pen.line(
-            [(0.5, 0.5), (0.5 + reach * math.cos(turn), 0.5 + reach * math.sin(turn))], DARK, width=width, solid=False
-        )
+        hand = [(0.5, 0.5), (0.5 + reach * math.cos(turn), 0.5 + reach * math.sin(turn))]
+        pen.line(hand, DARK, width=width, solid=False)
 
 
 def lamp(pen: Pen, dice: Dice, color: Color) -> None:
@@ -376,34 +350,29 @@ def tree(pen: Pen, dice: Dice, color: Color) -> None:
 Sprite = Callable[[Pen, Dice, Color], None]
 
 
-class Kind(NamedTuple):
-    """A class of objects.
-
-    Attributes:
-        aspect: Range of width / height.
-        height: Height in heights of a person, compressed so that small things can be seen.
-    """
+class Looks(NamedTuple):
+    """How the objects of a class look."""
 
     draw: Sprite
-    aspect: tuple[float, float]
-    height: float
+    aspect: tuple[float, float]  # range of width / height
+    height: float  # in heights of a person, compressed so that small things can be seen
 
 
-KINDS: dict[str, Kind] = {
-    "ball": Kind(ball, (1.0, 1.0), 0.34),
-    "bench": Kind(bench, (1.9, 2.5), 0.55),
-    "bicycle": Kind(bicycle, (1.45, 1.65), 0.68),
-    "book": Kind(book, (0.7, 0.85), 0.4),
-    "bus": Kind(bus, (1.9, 2.4), 1.4),
-    "car": Kind(car, (2.0, 2.5), 0.85),
-    "clock": Kind(clock, (1.0, 1.0), 0.4),
-    "dog": Kind(dog, (1.2, 1.5), 0.5),
-    "lamp": Kind(lamp, (0.5, 0.7), 0.7),
-    "person": Kind(person, (0.42, 0.52), 1.0),
-    "plant": Kind(plant, (0.65, 0.9), 0.6),
-    "sign": Kind(sign, (0.34, 0.5), 1.1),
-    "tree": Kind(tree, (0.62, 0.85), 1.9),
-    "vase": Kind(vase, (0.45, 0.68), 0.5),
+KINDS: dict[str, Looks] = {
+    "ball": Looks(ball, (1.0, 1.0), 0.34),
+    "bench": Looks(bench, (1.9, 2.5), 0.55),
+    "bicycle": Looks(bicycle, (1.45, 1.65), 0.68),
+    "book": Looks(book, (0.7, 0.85), 0.4),
+    "bus": Looks(bus, (1.9, 2.4), 1.4),
+    "car": Looks(car, (2.0, 2.5), 0.85),
+    "clock": Looks(clock, (1.0, 1.0), 0.4),
+    "dog": Looks(dog, (1.2, 1.5), 0.5),
+    "lamp": Looks(lamp, (0.5, 0.7), 0.7),
+    "person": Looks(person, (0.42, 0.52), 1.0),
+    "plant": Looks(plant, (0.65, 0.9), 0.6),
+    "sign": Looks(sign, (0.34, 0.5), 1.1),
+    "tree": Looks(tree, (0.62, 0.85), 1.9),
+    "vase": Looks(vase, (0.45, 0.68), 0.5),
 }
 CLASSES: tuple[str, ...] = tuple(sorted(KINDS))
 
@@ -419,17 +388,9 @@ def make(
     angle: float = 0.0,
     sprite: Sprite | None = None,
 ) -> Item:
-    """An object of class `desc` in a box, mirrored or not.
+    """An object of class `desc` in a box in units, mirrored or not, by the class's own sprite or another.
 
-    Args:
-        desc: Class name, a key of `KINDS`.
-        dice: Source of randomness.
-        color: The main paint; some sprites use it for a part only.
-        box_xywh: Left, top, width, height in units.
-        row: Number of its row, if it stands in one.
-        crowd: Whether an annotator may leave it out.
-        angle: Clockwise turn around the middle of its foot, in radians.
-        sprite: Draws it in place of the class's own sprite.
+    `color` is the main paint; `row` and `crowd` are those of `Item`, `angle` is that of `Pen`.
     """
     item = Item(desc, row, crowd)
     pen = Pen(item, *box_xywh, angle=angle, flip=dice.chance(0.5))

@@ -1,4 +1,4 @@
-"""Bad data files: every kind of dirt of docs/data.md, in the checker and in every command that reads data."""
+"""Bad data files: every kind of dirt that docs/start/your_data.md names, in the checker and in every reader."""
 
 from __future__ import annotations
 

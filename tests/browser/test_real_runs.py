@@ -11,7 +11,8 @@ import pytest
 
 from apiece.cli import main
 from apiece.config.resolve import load_config
-from apiece_scenes import write_scenes
+from apiece_scenes.scene import SceneSettings
+from apiece_scenes.write import write_scenes
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 SETTINGS = [
@@ -27,7 +28,7 @@ def real_report(chromium: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     """The page of a baseline and of a run with the A1 anchor; without a browser nothing is trained."""
     from apiece.train.loop import train
 
-    write_scenes(tmp_path / "scenes", 6, seed=9, unlabelled=0.4)
+    write_scenes(tmp_path / "scenes", 6, SceneSettings(unlabelled=0.4), seed=9)
     observed, complete = (tmp_path / "scenes" / f"{name}.jsonl" for name in ("observed", "complete"))
     data = [
         f"data.train={observed}",

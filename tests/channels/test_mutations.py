@@ -12,7 +12,7 @@ from equivalence import CROWD, EVERYTHING, hold, stage2
 
 import toy
 from apiece.channels import a_soft_context, answer
-from apiece.channels.a_soft_context import Context, SoftContext
+from apiece.channels.a_soft_context import Context
 from apiece.model.prefix import KeepPrefix
 
 UNROLL: dict[str, Any] = {"n_softctx_iter": 2}
@@ -46,13 +46,13 @@ def straight_through_path_detached(patch: Patch) -> None:
 
 def gradient_of_a1_losses_dropped(patch: Patch) -> None:
     """The losses of A1 are logged and do not train."""
-    terms = SoftContext._terms
+    terms = a_soft_context.answer_terms
 
-    def without(self: SoftContext, name: str, *arguments: Any) -> Any:
-        found = terms(self, name, *arguments)
+    def without(model: Any, objective: Any, name: str, *arguments: Any) -> Any:
+        found = terms(model, objective, name, *arguments)
         return [replace(t, total=t.total.detach()) for t in found] if name == "a1" else found
 
-    patch.setattr(SoftContext, "_terms", without)
+    patch.setattr(a_soft_context, "answer_terms", without)
 
 
 def a1_hidden_states_detached(patch: Patch) -> None:

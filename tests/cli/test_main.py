@@ -42,13 +42,13 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 @pytest.fixture
 def failing(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[BaseException], None]]:
     """Makes `apiece scenes` raise an error instead of drawing."""
-    import apiece_scenes as scenes
+    from apiece_scenes import write
 
     def plant(error: BaseException) -> None:
         def raise_it(*_: object, **__: object) -> None:
             raise error
 
-        monkeypatch.setattr(scenes, "write_scenes", raise_it)
+        monkeypatch.setattr(write, "write_scenes", raise_it)
 
     yield plant
 

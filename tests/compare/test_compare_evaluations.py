@@ -14,8 +14,7 @@ from apiece.errors import UserError
 from apiece.evaluate.metrics import evaluate_detections
 from apiece.files import file_hash
 from apiece.stats.interval import Verdict
-from apiece.study.align import group_seeds
-from apiece.study.arms import read_sources
+from apiece.study.arms import group_seeds, read_sources
 from apiece.study.comparison import Comparison, compare, comparison_json
 from apiece.study.tables import print_comparison
 from apiece.types import Detection, Instance

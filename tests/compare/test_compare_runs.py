@@ -14,8 +14,7 @@ import pytest
 from apiece.dumps.folder import open_run
 from apiece.errors import UserError
 from apiece.outcomes import Outcome
-from apiece.study.align import group_seeds
-from apiece.study.arms import read_sources
+from apiece.study.arms import group_seeds, read_sources
 from apiece.study.comparison import Comparison, compare
 from apiece.types import Instance
 from compared import book, record_of, shelves, write_evaluation, write_run
@@ -37,7 +36,7 @@ def test_figures_are_those_of_the_records(tmp_path: Path) -> None:
     paths = [make_run(tmp_path, Made("a", skill=0.4)), make_run(tmp_path, Made("b", skill=0.9))]
     rows = rows_of(compared(*paths))
     for side, path in zip("ab", paths, strict=True):
-        records = open_run(path).dump().records
+        records = open_run(path).dump().entries
         gt, pred, matched, ignored = (
             sum(record["counts"][key] for record in records) for key in ("gt", "pred", "matched", "ignored")
         )
@@ -122,7 +121,7 @@ def test_panels_must_be_the_same(tmp_path: Path) -> None:
 
 def test_runs_and_evaluations_are_not_mixed(tmp_path: Path) -> None:
     a, b = write_run(tmp_path / "a", {100: shelves(5, 1)}), write_evaluation(tmp_path / "b", shelves(5, 1))
-    with pytest.raises(UserError, match="cannot be compared: a is a run with dumps, b an evaluation"):
+    with pytest.raises(UserError, match="cannot be compared: a is a run with dumps, b is an evaluation"):
         compared(a, b)
 
 

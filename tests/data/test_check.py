@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from records import DOG, kinds, record, save_image, write_lines
 from rich.console import Console
 
 from apiece import boxes
@@ -25,7 +26,6 @@ from apiece.data.coco import import_coco
 from apiece.data.jsonl import read_jsonl, write_jsonl
 from apiece.data.lines import Level, ProblemKind
 from apiece.errors import UserError
-from records import DOG, kinds, record, save_image, write_lines
 
 
 def check(tmp_path: Path, *lines: Any, **options: Any) -> CheckReport:
@@ -315,7 +315,7 @@ def test_a_check_holds_no_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_guide_lists_every_kind_under_its_level() -> None:
-    guide = (Path(__file__).resolve().parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    guide = (Path(__file__).resolve().parents[2] / "docs" / "start" / "your_data.md").read_text(encoding="utf-8")
     rows = [line for line in guide.splitlines() if line.startswith("| `")]
     for kind in ProblemKind:
         assert any(row.startswith(f"| `{kind}` | {kind.level} |") for row in rows), kind

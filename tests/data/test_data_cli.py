@@ -9,11 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from records import DOG, record, save_image, write_lines
 from rich.console import Console
 
 from apiece.cli import main
 from apiece.data.check import check_jsonl, print_report
-from records import DOG, record, save_image, write_lines
 
 
 class Run:
@@ -81,7 +81,7 @@ def test_what_to_set_for_images_outside_is_said(tmp_path: Path, run: Run, monkey
     words = ("data", "import", "coco", "--annotations", source, "--images", tmp_path / "images", "--out")
     assert "outside" not in run(*words, tmp_path / "x.jsonl")[1]
     said = run(*words, out)[1]
-    assert f"images lie outside the folder of {out}: whatever reads this file needs APIECE_DATA_ROOT" in said
+    assert f"images lie outside the folder of {out}: commands that read this file need APIECE_DATA_ROOT" in said
     assert f"next: export APIECE_DATA_ROOT={tmp_path / 'images'} && apiece data check {out}" in said
     code, said, err = run("data", "check", out)
     assert code == 1 and "leads out of this file's folder: '../images/a.jpg'" in said

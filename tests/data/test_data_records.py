@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from records import DOG, record, with_box, with_desc, write_lines
 from test_jsonl import BAD_LINES, instances
 
 from apiece.data import index
@@ -21,7 +22,6 @@ from apiece.data.jsonl import read_jsonl, write_jsonl
 from apiece.errors import UserError
 from apiece.files import file_hash
 from apiece.types import Instance, Sample
-from records import DOG, record, with_box, with_desc, write_lines
 
 CROWD = DOG | {"iscrowd": True, "desc": "people"}
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from apiece.data.photos import find_photos
+from apiece.data.images import find_photos
 from apiece.errors import UserError
 
 

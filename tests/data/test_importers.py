@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from records import kinds, save_image
 
 from apiece.data.coco import import_coco
 from apiece.data.formats import Imported, import_voc, import_yolo, read_names
 from apiece.data.jsonl import read_jsonl, write_jsonl
 from apiece.errors import UserError
 from apiece.types import Instance
-from records import kinds, save_image
 
 IMAGE = {"id": 7, "file_name": "a.jpg", "width": 64, "height": 48}
 CATEGORY = {"id": 3, "name": "dog"}

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from records import DOG, kinds, record, with_box, with_desc, write_lines
 
 from apiece.data import jsonl
 from apiece.data.jsonl import iter_lines, read_jsonl, write_jsonl
 from apiece.errors import UserError
 from apiece.types import Instance, Sample
-from records import DOG, kinds, record, with_box, with_desc, write_lines
 
 HUGE = 10**400
 LONG = "9" * 5000

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from records import save_image
 
 from apiece.data import images
 from apiece.data.images import image_size, inspect_image, open_image
 from apiece.data.lines import ImageError
-from records import save_image
 
 RED_CORNER = {1: (0, 0), 2: (1, 0), 3: (1, 1), 4: (0, 1), 5: (0, 0), 6: (1, 0), 7: (1, 1), 8: (0, 1)}
 """Where the stored top left corner is seen (x, y) under each EXIF orientation."""

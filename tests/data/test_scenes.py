@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,9 +16,12 @@ from apiece.boxes import intersection_over_area
 from apiece.cli import app
 from apiece.cli import commands as _commands  # noqa: F401  registers the commands
 from apiece.errors import UserError
-from apiece_scenes import CLASSES, Family, Scene, generate_scene, split_families, write, write_scenes
+from apiece_scenes import write
 from apiece_scenes.canvas import MIN_SIDE, UNITS, Dice, Item, Pen, render
-from apiece_scenes.labelling import leave_out
+from apiece_scenes.layouts import Family
+from apiece_scenes.scene import Scene, SceneSettings, generate_scene, leave_out
+from apiece_scenes.sprites import CLASSES
+from apiece_scenes.write import write_scenes
 
 
 def _hashes(folder: Path) -> dict[str, str]:
@@ -31,7 +35,7 @@ def _whole(scene: Scene) -> tuple[bytes, tuple[object, ...]]:
 
 @pytest.fixture(scope="module")
 def many() -> list[Scene]:
-    return [generate_scene(0, index, unlabelled=0.4) for index in range(200)]
+    return [generate_scene(0, index, SceneSettings(unlabelled=0.4)) for index in range(200)]
 
 
 # --- degenerate scenes first
@@ -94,12 +98,17 @@ def test_a_box_shrinks_to_what_can_be_seen() -> None:
 
 def test_a_scene_is_a_function_of_seed_and_index() -> None:
     for index in range(8):
-        assert _whole(generate_scene(3, index, unlabelled=0.4)) == _whole(generate_scene(3, index, unlabelled=0.4))
+        assert _whole(generate_scene(3, index, SceneSettings(unlabelled=0.4))) == _whole(
+            generate_scene(3, index, SceneSettings(unlabelled=0.4))
+        )
     assert _whole(generate_scene(3, 0))[0] != _whole(generate_scene(4, 0))[0]
 
 
 def test_labelling_settings_do_not_change_the_picture() -> None:
-    plain, poor = generate_scene(1, 0), generate_scene(1, 0, unlabelled=0.6, group_boxes=1.0, iscrowd_rows=0.5)
+    plain, poor = (
+        generate_scene(1, 0),
+        generate_scene(1, 0, SceneSettings(unlabelled=0.6, group_boxes=1.0, iscrowd_rows=0.5)),
+    )
     assert plain.image.tobytes() == poor.image.tobytes() and plain.complete == poor.complete
     assert plain.observed == plain.complete != poor.observed
 
@@ -114,7 +123,7 @@ def test_images_differ_from_each_other(many: list[Scene]) -> None:
 @pytest.mark.parametrize("size", [64, 192, 300])
 def test_boxes_are_inside_and_not_too_small(size: int) -> None:
     for index in range(24):
-        scene = generate_scene(7, index, size=size)
+        scene = generate_scene(7, index, SceneSettings(size=size))
         assert scene.image.size == (size, size) and scene.image.mode == "RGB"
         for instance in scene.complete:
             x1, y1, x2, y2 = instance.bbox_xyxy
@@ -141,7 +150,10 @@ def test_crowding(many: list[Scene], family: Family, desc: str | None, low: int,
 
 
 def test_sparse_has_few_objects_and_now_and_then_none() -> None:
-    counts = [len(generate_scene(0, index, size=64, families=(Family.SPARSE,)).complete) for index in range(400)]
+    counts = [
+        len(generate_scene(0, index, SceneSettings(size=64, families=(Family.SPARSE,))).complete)
+        for index in range(400)
+    ]
     assert max(counts) <= 5 and min(counts) == 0 and 0 < np.mean(np.array(counts) == 0) < 0.05
 
 
@@ -161,7 +173,7 @@ def test_the_share_left_out_is_the_one_asked_for(share: float) -> None:
     whole = kept = 0
     shares = []
     for index in range(200):
-        scene = generate_scene(2, index, size=64, families=(Family.SHELF,), unlabelled=share)
+        scene = generate_scene(2, index, SceneSettings(size=64, families=(Family.SHELF,), unlabelled=share))
         books = [instance for instance in scene.complete if instance.desc == "book"]
         labelled = [instance for instance in scene.observed if instance.desc == "book"]
         whole, kept = whole + len(books), kept + len(labelled)
@@ -181,7 +193,7 @@ def test_group_boxes_hold_two_or_more_instances_of_their_class() -> None:
     groups = 0
     for index in range(30):
         scene = generate_scene(
-            0, index, size=96, families=(Family.SHELF, Family.STANDS), unlabelled=0.3, group_boxes=0.5
+            0, index, SceneSettings(size=96, families=(Family.SHELF, Family.STANDS), unlabelled=0.3, group_boxes=0.5)
         )
         whole = {instance.id for instance in scene.complete}
         for group in (instance for instance in scene.observed if instance.id not in whole):
@@ -195,7 +207,7 @@ def test_group_boxes_hold_two_or_more_instances_of_their_class() -> None:
 def test_iscrowd_rows_replace_every_member() -> None:
     regions = 0
     for index in range(10):
-        scene = generate_scene(0, index, size=96, families=(Family.SHELF,), iscrowd_rows=1.0)
+        scene = generate_scene(0, index, SceneSettings(size=96, families=(Family.SHELF,), iscrowd_rows=1.0))
         for region in (instance for instance in scene.observed if instance.iscrowd):
             assert region.desc == "book"
             regions += 1
@@ -208,7 +220,7 @@ def test_iscrowd_rows_replace_every_member() -> None:
 
 def test_two_writes_are_equal_to_the_byte_and_so_are_more_workers(tmp_path: Path) -> None:
     for name, workers in (("a", 1), ("b", 1), ("c", 2)):
-        write_scenes(tmp_path / name, 5, seed=1, size=64, unlabelled=0.4, workers=workers)
+        write_scenes(tmp_path / name, 5, SceneSettings(size=64, unlabelled=0.4), seed=1, workers=workers)
     a = _hashes(tmp_path / "a")
     assert a == _hashes(tmp_path / "b") == _hashes(tmp_path / "c")
     assert sorted(a) == [
@@ -224,7 +236,7 @@ def test_two_writes_are_equal_to_the_byte_and_so_are_more_workers(tmp_path: Path
 
 def test_scene_k_does_not_depend_on_n(tmp_path: Path) -> None:
     for n in (2, 4):
-        write_scenes(tmp_path / str(n), n, seed=1, size=64, unlabelled=0.4)
+        write_scenes(tmp_path / str(n), n, SceneSettings(size=64, unlabelled=0.4), seed=1)
     few, more = tmp_path / "2", tmp_path / "4"
     for index in range(2):
         name = f"images/{index:06d}.png"
@@ -235,11 +247,13 @@ def test_scene_k_does_not_depend_on_n(tmp_path: Path) -> None:
 
 
 def test_coco_and_jsonl_say_the_same(tmp_path: Path) -> None:
-    written = write_scenes(tmp_path / "out", 12, seed=5, size=96, unlabelled=0.4, group_boxes=0.3, iscrowd_rows=0.3)
+    written = write_scenes(
+        tmp_path / "out", 12, SceneSettings(size=96, unlabelled=0.4, group_boxes=0.3, iscrowd_rows=0.3), seed=5
+    )
     ids: dict[str, set[int]] = {}
     for kind in ("complete", "observed"):
-        coco = json.loads((written.out / f"{kind}.json").read_text())
-        lines = [json.loads(line) for line in (written.out / f"{kind}.jsonl").read_text().splitlines()]
+        coco = json.loads((tmp_path / "out" / f"{kind}.json").read_text())
+        lines = [json.loads(line) for line in (tmp_path / "out" / f"{kind}.jsonl").read_text().splitlines()]
         names = {category["id"]: category["name"] for category in coco["categories"]}
         assert names == dict(enumerate(CLASSES, start=1))
         assert [image["id"] for image in coco["images"]] == list(range(1, 13))
@@ -261,13 +275,13 @@ def test_coco_and_jsonl_say_the_same(tmp_path: Path) -> None:
         assert len(ids[kind]) == len(coco["annotations"]) and min(ids[kind]) >= 1
         assert len(coco["annotations"]) == sum(getattr(written, kind).values())
         for line in lines:
-            with Image.open(written.out / line["image"]) as image:
+            with Image.open(tmp_path / "out" / line["image"]) as image:
                 assert image.size == (line["width"], line["height"]) == (96, 96)
     assert ids["observed"] - ids["complete"] and ids["observed"] & ids["complete"]
 
 
 def test_settings_are_kept(tmp_path: Path) -> None:
-    write_scenes(tmp_path / "out", 1, seed=9, size=64, families=split_families("street"), unlabelled=0.25)
+    write_scenes(tmp_path / "out", 1, SceneSettings(size=64, families=("street",), unlabelled=0.25), seed=9)
     assert json.loads((tmp_path / "out" / "scenes.json").read_text()) == {
         "version": write.VERSION,
         "n": 1,
@@ -284,11 +298,11 @@ def test_a_run_that_breaks_off_leaves_nothing(tmp_path: Path, monkeypatch: pytes
     def broken(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(write, "contact_sheet", broken)
+    monkeypatch.setattr(write.ContactSheet, "write", broken)
     (tmp_path / "there").mkdir()
     for name in ("there", "new"):
         with pytest.raises(KeyboardInterrupt):
-            write_scenes(tmp_path / name, 1, size=64)
+            write_scenes(tmp_path / name, 1, SceneSettings(size=64))
     assert [path.name for path in tmp_path.rglob("*")] == ["there"]
 
 
@@ -311,13 +325,14 @@ def test_a_run_that_breaks_off_leaves_nothing(tmp_path: Path, monkeypatch: pytes
     ],
 )
 def test_bad_settings(tmp_path: Path, changes: dict[str, object], message: str) -> None:
-    arguments: dict[str, object] = {"n": 1, "size": 64, **changes}
+    arguments: dict[str, Any] = {"n": 1, "seed": 0, "size": 64, **changes}
+    n, seed = arguments.pop("n"), arguments.pop("seed")
     with pytest.raises(UserError, match=message) as caught:
-        write_scenes(tmp_path / "out", **arguments)  # type: ignore[arg-type]
+        write_scenes(tmp_path / "out", n, SceneSettings(**arguments), seed=seed)
     assert caught.value.exit_code == 2 and not (tmp_path / "out").exists()
 
 
-def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
+def test_all_mistakes_are_named_at_once(tmp_path: Path) -> None:
     words = ["scenes", str(tmp_path / "out"), "--n", "0", "--size", "5", "--families", "shelve", "--unlabelled", "1"]
     result = CliRunner().invoke(app, words)
     assert isinstance(result.exception, UserError)
@@ -332,18 +347,17 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
 
 
 def test_an_unknown_family_names_the_nearest(tmp_path: Path) -> None:
-    assert split_families("shelf, sparse") == (Family.SHELF, Family.SPARSE)
     with pytest.raises(UserError, match=r"unknown family 'shelve' \(did you mean 'shelf'\?\); known: shelf, stands"):
-        write_scenes(tmp_path / "out", 1, families=split_families("street,shelve"))
+        write_scenes(tmp_path / "out", 1, SceneSettings(families=("street", "shelve")))
 
 
 def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "note.txt").write_text("mine")
     with pytest.raises(UserError, match="folder is not empty\n  fix: name a new folder"):
-        write_scenes(tmp_path, 1, size=64)
+        write_scenes(tmp_path, 1, SceneSettings(size=64))
     assert [path.name for path in tmp_path.iterdir()] == ["note.txt"]
     with pytest.raises(UserError, match="expected a new or empty folder, found a file"):
-        write_scenes(tmp_path / "note.txt", 1, size=64)
+        write_scenes(tmp_path / "note.txt", 1, SceneSettings(size=64))
 
 
 def test_command(tmp_path: Path) -> None:

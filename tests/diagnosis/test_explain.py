@@ -10,8 +10,8 @@ from worlds import ROW, STRIP, Beliefs, World
 
 from apiece.evaluate.detections import samples_to_ground_truth
 from apiece.stats.draws import ImageDraws
+from apiece.study.diagnosis import NOTHING, Explained, Stand, explain
 from apiece.study.evidence import ENOUGH_IMAGES, Figure, labelled_groups, mean
-from apiece.study.explanations import NOTHING, Explained, Stand, explain
 from apiece.types import Instance, Sample
 
 AVERAGED = Beliefs(gap=30.0, modes=2)

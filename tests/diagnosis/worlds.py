@@ -94,7 +94,7 @@ class World:
 
 
 def probes_of(sample: Sample, beliefs: Beliefs) -> dict[str, Any]:
-    """`PROBES` of docs/records.md."""
+    """`PROBES` of docs/reference/records.md."""
     count = len(sample.objects)
     targets = Bins().to_bins([o.bbox_xyxy for o in sample.objects], sample.size_wh).ravel().tolist()
     last = {name: [value] * 4 * count for name, value in PASS.items()}

@@ -21,7 +21,6 @@ from apiece.evaluate.detections import (
     samples_to_ground_truth,
     to_coco,
     to_coco_results,
-    write_coco_results,
 )
 from apiece.evaluate.forms import Category, Detections, GroundTruth, ImageInfo
 from apiece.types import Detection, Instance, Sample
@@ -203,7 +202,8 @@ def test_areas_of_samples() -> None:
 
 def test_coco_of_samples() -> None:
     objects = (Instance("mug", (1, 2, 4, 6)), Instance("cup", (0, 0, 9, 9), iscrowd=True, area=5))
-    coco = to_coco([Sample("a", Path("images/a.png"), (64, 48), objects), Sample("b", Path("b.png"), (8, 8))])
+    samples = [Sample("a", Path("images/a.png"), (64, 48), objects), Sample("b", Path("b.png"), (8, 8))]
+    coco = to_coco(samples_to_ground_truth(samples), samples)
     assert coco["images"] == [
         {"id": 1, "file_name": "images/a.png", "width": 64, "height": 48},
         {"id": 2, "file_name": "b.png", "width": 8, "height": 8},
@@ -219,7 +219,7 @@ def test_coco_of_samples() -> None:
 def test_round_trip_through_files_is_exact(seed, tmp_path) -> None:
     truth, detections = forms(*random_coco(seed), tmp_path)
     (tmp_path / "again.json").write_text(json.dumps(to_coco(truth)))
-    write_coco_results(tmp_path / "results.json", truth, detections)
+    (tmp_path / "results.json").write_text(json.dumps(to_coco_results(truth, detections)))
     truth_again = load_coco_ground_truth(tmp_path / "again.json")
     again = load_coco_results(tmp_path / "results.json", truth_again)
     assert (truth_again.images, truth_again.categories) == (truth.images, truth.categories)

@@ -6,7 +6,6 @@ import io
 import json
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -16,15 +15,15 @@ from splits import forms, grid_box, random_coco, split
 from apiece.cli import main
 from apiece.errors import UserError
 from apiece.evaluate.ap import FIGURES
-from apiece.evaluate.detections import to_coco, write_coco_results
+from apiece.evaluate.detections import to_coco, to_coco_results
 from apiece.evaluate.metrics import (
-    ParseCounts,
     evaluate_detections,
     new_metrics_path,
+    parse_figures,
     print_table,
-    write_metrics,
 )
 from apiece.evaluate.rates import POSITIONS
+from apiece.files import write_json
 from apiece.outcomes import MISSES, Fate, Outcome
 from apiece.stats.ratio import CROWDING
 from apiece.types import FinishReason, ParsedObject, ParseResult, ParseStatus
@@ -76,7 +75,7 @@ def test_min_score_is_for_f1_alone(tmp_path) -> None:
 
 def test_parse_rates() -> None:
     kept = ParsedObject("cup", (1, 2, 3, 4), (0, 1))
-    counts = ParseCounts.of(
+    rates = parse_figures(
         [
             (ParseResult((kept,) * 3, {ParseStatus.ZERO_AREA: 1}), FinishReason.EOS),
             (
@@ -85,8 +84,7 @@ def test_parse_rates() -> None:
             ),
         ]
     )
-    assert (counts.answers, counts.records, counts.unclosed) == (2, 8, 1)
-    rates = counts.rates()
+    assert (rates["count/answers"], rates["count/records"], rates["parse/unclosed"]) == (2, 8, 1 / 2)
     assert rates["parse/dropped"] == 3 / 8
     assert rates["parse/zero_area"] == 2 / 8
     assert rates["parse/truncated"] == 1 / 8
@@ -94,19 +92,18 @@ def test_parse_rates() -> None:
     assert rates["parse/unclosed"] == rates["parse/finish_length"] == rates["parse/finish_eos"] == 1 / 2
     assert {f"parse/{status}" for status in ParseStatus} <= set(rates)
     assert sum(rates[f"parse/{status}"] for status in ParseStatus) == pytest.approx(rates["parse/dropped"])
-    metrics = evaluate_detections(*split(([], [])), policy="x", parse=counts)
+    metrics = evaluate_detections(*split(([], [])), policy="x", parse=rates)
     assert metrics["parse/zero_area"] == 2 / 8
     assert "zero_area 25.0%" in printed(metrics)
     assert "malformed" not in printed(metrics)
-    assert ParseCounts.of([]).rates()["parse/dropped"] is None
-    assert ParseCounts(0, 0, Counter(), Counter()).rates() == ParseCounts.of([]).rates()
+    assert parse_figures([])["parse/dropped"] is None
 
 
 def test_equal_metrics_give_equal_bytes(tmp_path) -> None:
     for name in ("a", "b"):
         folder = tmp_path / name
         folder.mkdir()
-        write_metrics(folder / "metrics.json", evaluate_detections(*forms(*random_coco(2), folder), policy="x"))
+        write_json(folder / "metrics.json", evaluate_detections(*forms(*random_coco(2), folder), policy="x"))
     first, second = ((tmp_path / name / "metrics.json").read_bytes() for name in "ab")
     assert first == second
     assert json.loads(first)["coco/APl"] == json.loads(second)["coco/APl"]
@@ -131,7 +128,7 @@ def test_table_of_nothing_has_dashes_and_one_of_many_classes_is_cut() -> None:
 
 def test_metrics_are_not_overwritten(tmp_path) -> None:
     path = new_metrics_path(tmp_path / "out")
-    write_metrics(path, {})
+    write_json(path, {})
     with pytest.raises(UserError, match=r"are there already.*\n  fix: .*--overwrite") as caught:
         new_metrics_path(tmp_path / "out")
     assert caught.value.exit_code == 2
@@ -214,7 +211,7 @@ def test_outcome_keys(tmp_path) -> None:
     for row in (*metrics["by_class"].values(), *metrics["by_crowding"].values()):
         assert {"outcomes/group", "rates/group", "rates/group_lo"} <= set(row)
         assert row["outcomes/tp"] <= row["tp"] + row["fp"]
-    document = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    document = (Path(__file__).parents[2] / "docs" / "reference" / "metrics.md").read_text(encoding="utf-8")
     for name in (*labels, *(fate.label for fate in Fate), *POSITIONS):
         assert f"`{name}`" in document, name
 
@@ -225,7 +222,7 @@ def test_command_with_complete_truth(tmp_path, monkeypatch, capsys) -> None:
     everything, _ = split((labels, []))
     (tmp_path / "gt.json").write_text(json.dumps(to_coco(truth)))
     (tmp_path / "all.json").write_text(json.dumps(to_coco(everything)))
-    write_coco_results(tmp_path / "dt.json", truth, detections)
+    (tmp_path / "dt.json").write_text(json.dumps(to_coco_results(truth, detections)))
     files = ("--predictions", tmp_path / "dt.json", "--annotations", tmp_path / "gt.json", "--out", tmp_path / "out")
     assert run(monkeypatch, *files, "--complete", tmp_path / "all.json") == 0
     assert "1.000 on complete truth" in capsys.readouterr().out

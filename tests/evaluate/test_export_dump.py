@@ -40,18 +40,18 @@ def test_coco_files_give_the_figures_of_the_dump(dump: Dump, tmp_path: Path) -> 
     truth = load_coco_ground_truth(tmp_path / "labels.json")
     detections = load_coco_results(tmp_path / "results.json", truth)
     scores = total_scores(match_split(truth, detections))
-    counts = [record["counts"] for record in dump.records]
+    counts = [record["counts"] for record in dump.entries]
     assert scores.tp == sum(row["matched"] for row in counts) > 0
     assert scores.tp + scores.fn == sum(row["gt"] for row in counts)
     assert done.predictions == len(detections) == sum(row["pred"] for row in counts)
     assert done.images == len(truth.images) == 4
     assert done.unscored == 0
-    assert [image.name for image in truth.images] == [record["image"] for record in dump.records]
-    assert sum(truth.iscrowd) == sum(row["iscrowd"] for record in dump.records for row in record["objects"])
+    assert [image.name for image in truth.images] == [record["image"] for record in dump.entries]
+    assert sum(truth.iscrowd) == sum(row["iscrowd"] for record in dump.entries for row in record["objects"])
 
 
 def test_ids_that_are_whole_numbers_stay(dump: Dump, tmp_path: Path) -> None:
-    for record, name in zip(dump.records, ("139", "285", "632", "724"), strict=True):
+    for record, name in zip(dump.entries, ("139", "285", "632", "724"), strict=True):
         record["id"] = name
     export_coco(dump, tmp_path / "results.json")
     found = {row["image_id"] for row in json.loads((tmp_path / "results.json").read_text())}
@@ -60,7 +60,7 @@ def test_ids_that_are_whole_numbers_stay(dump: Dump, tmp_path: Path) -> None:
 
 
 def test_a_score_that_is_not_known_is_zero_and_counted(dump: Dump, tmp_path: Path) -> None:
-    dump.records[0]["predictions"][0]["score"] = None
+    dump.entries[0]["predictions"][0]["score"] = None
     assert export_coco(dump, tmp_path / "results.json").unscored == 1
     assert json.loads((tmp_path / "results.json").read_text())[0]["score"] == 0
 

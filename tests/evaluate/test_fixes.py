@@ -6,7 +6,6 @@ import pytest
 from splits import forms, grid_box, random_coco, split
 
 from apiece.evaluate.ap import coco_scores
-from apiece.evaluate.detections import rows_of
 from apiece.evaluate.metrics import FIXABLE, fix, fix_figures
 from apiece.evaluate.rates import match_split, total_scores
 from apiece.outcomes import Fate, Outcome, label_outcomes
@@ -87,5 +86,5 @@ def test_f1_is_that_of_a_fresh_match(seed, tmp_path) -> None:
         assert found[f"fix/{outcome.label}/f1"] >= scores.f1
         assert again.tp == scores.tp + more
         assert again.ignored == scores.ignored
-    fewer = rows_of(truth, outcomes.of_truth != Fate.MISSED)
+    fewer = truth.rows(outcomes.of_truth != Fate.MISSED)
     assert found["fix/missed/f1"] == pytest.approx(total_scores(match_split(fewer, detections)).f1)

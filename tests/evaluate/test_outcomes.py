@@ -13,7 +13,7 @@ from plain_outcomes import plain_outcomes
 from splits import grid_box, split
 
 from apiece.boxes import iou
-from apiece.evaluate.detections import align_complete, hidden_instances, load_complete, rows_of, samples_to_ground_truth
+from apiece.evaluate.detections import align_complete, hidden_instances, load_complete, samples_to_ground_truth
 from apiece.evaluate.forms import Category, Detections, GroundTruth, ImageInfo
 from apiece.evaluate.rates import match_split, total_scores
 from apiece.outcomes import MISSES, NONE, Fate, Outcome, Outcomes, label_outcomes
@@ -351,7 +351,7 @@ def test_20_000_random_scenes_at_once() -> None:
     named_as = np.where(rng.random(boxes) < 0.8, category[source], rng.integers(3, size=boxes))
     detections = Detections(image[source], named_as, moved, rng.random(boxes))
     match = match_split(truth, detections)
-    hidden = rows_of(truth, rng.random(labels) < 0.1)  # some labels twice: those boxes are no background
+    hidden = truth.rows(rng.random(labels) < 0.1)  # some labels twice: those boxes are no background
     outcomes = label_outcomes(truth, detections, match, hidden)
     every = np.bincount(outcomes.of_prediction, minlength=len(Outcome))
     assert every.sum() == boxes

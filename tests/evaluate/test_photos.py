@@ -14,7 +14,7 @@ from written import WrittenEngine, save_photo, written_predictor
 
 from apiece.data import images
 from apiece.data.collate import EncodedSample
-from apiece.data.photos import Photo, find_photos
+from apiece.data.images import Photo, find_photos
 from apiece.errors import UserError
 from apiece.evaluate import predict as photos_module
 from apiece.evaluate.answers import check_out

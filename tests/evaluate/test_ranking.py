@@ -97,7 +97,7 @@ def test_a_policy_changes_scores_and_nothing_else(seed, tmp_path) -> None:
 
 
 def test_the_document_has_every_policy_and_key() -> None:
-    document = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    document = (Path(__file__).parents[2] / "docs" / "reference" / "metrics.md").read_text(encoding="utf-8")
     keys = ("coco_by_policy/<policy>/AP", "calibration/<policy>/ece")
     for name in (*ScorePolicy, *keys, "calibration_curve", "desc_positions", "coord_positions", "near_mass"):
         assert f"`{name}`" in document, name

@@ -12,8 +12,7 @@ from apiece.evaluate.detections import samples_to_ground_truth
 from apiece.evaluate.forms import Detections, GroundTruth
 from apiece.stats.ratio import Ratio
 from apiece.study.arms import RunBoxes
-from apiece.study.counts import Counts, count_split
-from apiece.study.results import Result
+from apiece.study.results import Counts, Result, count_split
 from compared import Picture, split_of
 
 BENCHMARK = """\

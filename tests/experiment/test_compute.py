@@ -10,8 +10,9 @@ from apiece.config.resolve import load_config
 from apiece.config.schema import Config
 from apiece.planning.flops import ForwardFlops, Work
 from apiece.planning.shapes import ModelShape
-from apiece.study.compute import StepCost, shape_of, step_cost, training_work
-from apiece_scenes import write_scenes
+from apiece.study.compute import StepCost, step_cost, training_work
+from apiece_scenes.scene import SceneSettings
+from apiece_scenes.write import write_scenes
 
 ONE = Work(grids=((1, 16, 16),), prefix=80, answer=60, text_rows=44, name_rows=6, slots=16, first_slot=12, padded=False)
 NONE = Work(grids=((1, 16, 16),), prefix=80, answer=5, text_rows=5, name_rows=0, slots=0, first_slot=4, padded=False)
@@ -23,7 +24,7 @@ def config(**settings: object) -> Config:
 
 @pytest.fixture(scope="module")
 def shape(tiny_checkpoint: Path) -> ModelShape:
-    return shape_of(str(tiny_checkpoint))
+    return ModelShape.read(tiny_checkpoint)
 
 
 def cost(shape: ModelShape, one: Work = ONE, **settings: object) -> StepCost:
@@ -63,7 +64,7 @@ def test_the_average_is_over_samples(shape: ModelShape) -> None:
 
 
 def test_samples_of_a_file(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    write_scenes(tmp_path / "s", 6, seed=3, size=96)
+    write_scenes(tmp_path / "s", 6, SceneSettings(size=96), seed=3)
     data = tmp_path / "s" / "complete.jsonl"
     settings = {"model__checkpoint": tiny_checkpoint, "data__train": data}
     works = training_work(config(**settings), count=3)

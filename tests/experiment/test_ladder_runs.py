@@ -19,12 +19,11 @@ import apiece.cli.ladder  # noqa: F401  registers the command
 from apiece.cli import app
 from apiece.errors import UserError
 from apiece.files import write_json
+from apiece.study import jobs as work_module
 from apiece.study import summary as summary_module
-from apiece.study import work as work_module
-from apiece.study.jobs import Job, State, chosen_jobs, ladder_files, load_ladder, plan_jobs
+from apiece.study.jobs import Job, State, chosen_jobs, ladder_files, load_ladder, plan_jobs, work
 from apiece.study.measure import do_job
 from apiece.study.results import Result, pack_results, read_result
-from apiece.study.work import work
 from apiece.train import loop
 
 
@@ -66,7 +65,7 @@ def test_every_arm_and_seed_leaves_a_result_and_is_skipped_then(finished: Path) 
         "true/f1/f1",
         "coco/AP",
         "true/coco/AP",
-        "true/rates/group",
+        "true/count/truths",
         "speed/samples_per_s",
     } <= figures.keys()
     assert figures["f1/true"] == pytest.approx(figures["true/f1/f1"])
@@ -105,7 +104,7 @@ def test_a_run_that_no_ladder_began_is_left_alone(tmp_path: Path, tiny_checkpoin
     shutil.copytree(finished / "data", tmp_path / "data")
     job = jobs_of(write_ladder(tmp_path, tiny_checkpoint))[0]
     job.run.mkdir(parents=True)
-    with pytest.raises(UserError, match="two_seed0: a run of this name is there that no ladder began"):
+    with pytest.raises(UserError, match="two_seed0: a run of this name exists that no ladder began"):
         do_job(job)
 
 

@@ -8,7 +8,7 @@ from apiece.config.schema import GenerateSection
 from apiece.data.jsonl import read_jsonl
 from apiece.evaluate.predict import answer_split, load_predictor, score_answers
 from apiece.model.find import resolve_checkpoint
-from apiece_scenes import write_scenes
+from apiece_scenes.write import write_scenes
 
 
 def test_it_fits_in_the_package() -> None:

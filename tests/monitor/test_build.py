@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from said import answer, shelf, with_id
 
-from apiece.dumps.form import decode_curve, json_line, parse_record
+from apiece.dumps.form import decode_curve, json_line, parse_entry
 from apiece.evaluate.detections import samples_to_ground_truth
-from apiece.monitor.entry import build_records, failures
+from apiece.monitor.entry import build_entries, failures
 from apiece.types import Instance, Sample
 
 ROW = (0.0, 50.0, 160.0, 150.0)
@@ -32,8 +32,8 @@ def test_every_prediction_and_label_has_its_name(tiny_side: Any) -> None:
         ("book", (410, 10, 490, 190)),
         ("cup", (300, 0, 330, 9)),
     ]
-    (record,) = build_records([answer(tiny_side, shelf(), said)], 7)
-    assert parse_record(json_line(record), "x:1") == record
+    (record,) = build_entries([answer(tiny_side, shelf(), said)], 7)
+    assert parse_entry(json_line(record), "x:1") == record
     assert [p["outcome"] for p in record["predictions"]] == [
         "tp", "duplicate", "group", "wrong_class", "ignored", "background",
     ]  # fmt: skip
@@ -67,10 +67,10 @@ def test_samples_keep_their_own_rows_in_any_order(tiny_side: Any) -> None:
     samples = [with_id(shelf(count=count), str(10 - count)) for count in (4, 2, 0, 3)]
     said = [[book(3)], [], [book(9)], [("book", (0, 50, 120, 150)), book(2)]]
     answers = [answer(tiny_side, *pair) for pair in zip(samples, said, strict=True)]
-    together = build_records(answers, 7)
+    together = build_entries(answers, 7)
     assert [record["id"] for record in together] == ["6", "8", "10", "7"]
     for record, alone in zip(together, answers, strict=True):
-        assert record == build_records([alone], 7)[0]
+        assert record == build_entries([alone], 7)[0]
     assert [[o["fate"] for o in r["objects"]] for r in together] == [
         ["missed", "missed", "missed", "matched", None],
         ["missed", "missed", None],
@@ -81,7 +81,7 @@ def test_samples_keep_their_own_rows_in_any_order(tiny_side: Any) -> None:
     assert together[1]["counts"]["precision"] is None
     assert together[2]["counts"]["recall"] is None
     assert together[2]["counts"]["f1"] == 0
-    assert build_records([], 7) == []
+    assert build_entries([], 7) == []
 
 
 def test_complete_truth_names_the_unlabelled(tiny_side: Any) -> None:
@@ -89,7 +89,7 @@ def test_complete_truth_names_the_unlabelled(tiny_side: Any) -> None:
     everything = Sample(sample.id, sample.image, sample.size_wh, shelf(count=4).objects)
     complete = samples_to_ground_truth([everything, other])
     answers = [answer(tiny_side, sample, [book(0), book(3), book(7)]), answer(tiny_side, other, [])]
-    first, second = build_records(answers, 7, complete=complete)
+    first, second = build_entries(answers, 7, complete=complete)
     assert [p["outcome"] for p in first["predictions"]] == ["tp", "unlabelled", "background"]
     assert first["hidden"] == [{"desc": "book", "bbox": list(book(i)[1])} for i in (2, 3)]
     assert second["hidden"] == []
@@ -103,20 +103,20 @@ def test_beliefs_become_curves_at_their_boxes(tiny_side: Any) -> None:
     for p in range(2):
         for c in range(4):
             beliefs[p, c, 100 * p + 10 * c] = 1
-    (record,) = build_records([answer(tiny_side, shelf(), [book(0), book(1)])], 7, beliefs=[beliefs])
+    (record,) = build_entries([answer(tiny_side, shelf(), [book(0), book(1)])], 7, beliefs=[beliefs])
     for p, row in enumerate(record["predictions"]):
         assert row["slots"] is not None
         found = [decode_curve(curve, 1000).argmax() for curve in row["slots"]]
         assert found == [100 * p + 10 * c for c in range(4)]
     beliefs[0, 1] = np.nan
-    (record,) = build_records([answer(tiny_side, shelf(), [book(0), book(1)])], 7, beliefs=[beliefs])
+    (record,) = build_entries([answer(tiny_side, shelf(), [book(0), book(1)])], 7, beliefs=[beliefs])
     assert record["predictions"][0]["slots"][1] is None
     json_line(record)
 
 
 def test_scores_that_are_nan_leave_their_policy_out(tiny_side: Any) -> None:
     """An engine without log-probabilities: the boxes are still there, with a constant score."""
-    (record,) = build_records([answer(tiny_side, shelf(), [book(0)], logprob=math.nan)], 7)
+    (record,) = build_entries([answer(tiny_side, shelf(), [book(0)], logprob=math.nan)], 7)
     row = record["predictions"][0]
     assert (row["score"], row["scores"]) == (1.0, {"constant": 1.0})
     assert record["answer"]["logprobs"] == [None] * len(record["answer"]["ids"])
@@ -124,7 +124,7 @@ def test_scores_that_are_nan_leave_their_policy_out(tiny_side: Any) -> None:
 
 
 def test_a_cut_answer_is_one(tiny_side: Any) -> None:
-    (record,) = build_records([answer(tiny_side, shelf(), [book(0), book(1)], cut=-6)], 7)
+    (record,) = build_entries([answer(tiny_side, shelf(), [book(0), book(1)], cut=-6)], 7)
     assert record["answer"]["finish_reason"] == "length"
     assert not record["answer"]["closed"]
     assert record["answer"]["dropped"] == {"truncated": 1}
@@ -151,11 +151,11 @@ def test_labels_without_slots_are_null(tiny_model: Any, tiny_side: Any, tmp_path
         sample.id, sample.image, sample.size_wh, (thin, Instance("book", (0, 0, 9, 9), iscrowd=True), *sample.objects)
     )
     labels = Prober(tiny_model, toy.encoder(tiny_side)).labels([sample])
-    (record,) = build_records([answer(tiny_side, sample, [])], 7, labels=labels)
+    (record,) = build_entries([answer(tiny_side, sample, [])], 7, labels=labels)
     assert [row["slots"] is None for row in record["objects"]] == [True, True, False]
     slots = record["objects"][2]["slots"]
     assert slots is not None
     assert [len(slots[name]) for name in ("a1", "last")] == [4, 4]
     assert record["probes"] is not None
     assert record["probes"]["objects"]["object"] == [2]
-    assert parse_record(json_line(record), "x:1")["probes"] == record["probes"]
+    assert parse_entry(json_line(record), "x:1")["probes"] == record["probes"]

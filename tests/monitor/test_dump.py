@@ -66,8 +66,8 @@ def test_a_dump_holds_the_panel(tiny_model: Any, tiny_side: Any, data: Path, run
     assert not tiny_model.training
     dump = open_run(run).dump()
     assert dump.gaps == ()
-    assert [record["id"] for record in dump.records] == ["1 books", "3 books", "7 books"]
-    assert [record["step"] for record in dump.records] == [5, 5, 5]
+    assert [record["id"] for record in dump.entries] == ["1 books", "3 books", "7 books"]
+    assert [record["step"] for record in dump.entries] == [5, 5, 5]
     assert [record["id"] for record in dump.elsewhere] == ["outside"]
     assert dump.elsewhere[0]["probes"] is None
     assert {name: path.name for name, path in dump.pictures.items()} == {
@@ -75,7 +75,7 @@ def test_a_dump_holds_the_panel(tiny_model: Any, tiny_side: Any, data: Path, run
     }
     with Image.open(dump.pictures["7 books"]) as picture:
         assert picture.size[0] > 900
-    for record in dump.records:
+    for record in dump.entries:
         assert record["probes"] is not None
         assert all(row["slots"] is not None for row in record["objects"] if not row["iscrowd"])
         assert all(row["slots"] is not None for row in record["predictions"])
@@ -98,7 +98,7 @@ def test_probes_and_pictures_can_be_left_out(tiny_model: Any, tiny_side: Any, da
     assert dump.pictures == {}
     assert dump.protocol["probes"] is None
     assert dump.elsewhere == ()
-    assert [record["probes"] for record in dump.records] == [None] * 3
+    assert [record["probes"] for record in dump.entries] == [None] * 3
 
 
 @pytest.fixture
@@ -132,7 +132,7 @@ OFF = ("monitor.probes=false",)
     [
         ("save_png", OSError(errno.ENOSPC, "No space left on device")),
         ("write_text", OSError(errno.ENOSPC, "No space left on device")),
-        ("draw_record", OSError(errno.EIO, "Input/output error")),
+        ("draw_entry", OSError(errno.EIO, "Input/output error")),
     ],
 )
 def test_a_full_disk_stops_dumping_with_one_warning(
@@ -160,7 +160,7 @@ def test_a_full_disk_stops_dumping_with_one_warning(
     assert sorted(path.name for path in (run / "dumps").iterdir()) == ["step_000005"]
     assert quick == [5, 10]
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
-    assert "no more dumps from here on, the training goes on: " in caplog.text
+    assert "no more dumps from here on, training continues: " in caplog.text
     assert error.strerror in caplog.text
 
 
@@ -184,12 +184,12 @@ def test_a_mistake_of_ours_is_told_with_its_traceback_and_the_training_goes_on(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(dump_module, "draw_record", lambda *_: 1 / 0)
+    monkeypatch.setattr(dump_module, "draw_entry", lambda *_: 1 / 0)
     with monitor(run, tiny_side, config(data, *OFF)) as watch:
         watch.dump(5, tiny_model)
         watch.dump(10, tiny_model)
     assert [record.levelno for record in caplog.records] == [logging.ERROR]
-    assert "a mistake of apiece itself" in caplog.text
+    assert "this is a bug in apiece" in caplog.text
     assert "ZeroDivisionError" in caplog.text
     assert dumped_steps(run) == ()
 
@@ -264,7 +264,7 @@ def test_an_image_that_goes_missing_is_said_once_and_the_others_are_dumped(
         watch.dump(5, tiny_model)
         watch.dump(10, tiny_model)
     dump = open_run(run).dump(10)
-    assert [record["id"] for record in dump.records] == ["1 books", "7 books"]
+    assert [record["id"] for record in dump.entries] == ["1 books", "7 books"]
     assert dump.pictures["7 books"].name == "0002_7_books.png"
     assert len(caplog.records) == 1
     assert "the panel's sample '3 books' is left out of dumps: " in caplog.text

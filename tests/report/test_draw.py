@@ -11,9 +11,7 @@ from PIL import Image, ImageDraw
 
 from apiece.match import match_instances
 from apiece.report import draw as draw_module
-from apiece.report import overlay as overlay_module
-from apiece.report.draw import contact_sheet, count_line, draw_comparison, draw_predictions, draw_record, save_png
-from apiece.report.overlay import (
+from apiece.report.draw import (
     BLUE,
     CAPTION_FONT,
     CROWD,
@@ -29,8 +27,14 @@ from apiece.report.overlay import (
     VERMILLION,
     WRONG,
     Mark,
+    contact_sheet,
+    count_line,
+    draw_comparison,
+    draw_entry,
+    draw_predictions,
     fit,
     overlay,
+    save_png,
     short_names,
     text_width,
     wrap,
@@ -131,10 +135,10 @@ def tags(monkeypatch, marks) -> list[tuple[tuple[int, int, int, int], str]]:
         def text(self, xy, text, **options):
             found.append((places[-1], text))
 
-    monkeypatch.setattr(overlay_module.ImageDraw, "Draw", Recorder)
+    monkeypatch.setattr(draw_module.ImageDraw, "Draw", Recorder)
     short = short_names(mark.desc for mark in marks) if len(marks) > CROWD else {}
     boxes = [tuple(map(int, mark.box_xyxy)) for mark in marks]
-    overlay_module._draw_tags(PHOTO.copy(), marks, boxes, short)
+    draw_module._draw_tags(PHOTO.copy(), marks, boxes, short)
     return found
 
 
@@ -269,7 +273,7 @@ def test_text_fits_its_room() -> None:
 
 
 def dumped(**changes: object) -> dict[str, object]:
-    """A record with one box of every outcome and one label of every fate."""
+    """An entry with one box of every outcome and one label of every fate."""
     predictions = [
         {"desc": "cup", "bbox": [10 + 60 * i, 20, 60 + 60 * i, 90], "score": None if i else 0.75, "outcome": outcome}
         for i, outcome in enumerate(OUTCOMES)
@@ -277,7 +281,7 @@ def dumped(**changes: object) -> dict[str, object]:
     objects = [{"desc": "cup", "bbox": [10 + 60 * i, 120, 60 + 60 * i, 190], "fate": f} for i, f in enumerate(FATES)]
     objects.append({"desc": "cup", "bbox": [10, 300, 300, 400], "fate": None})
     counts = {"gt": 17, "pred": 43, "matched": 5, "ignored": 0, "f1_true": None}
-    record = {
+    entry = {
         "id": "shelf-17",
         "step": 300,
         "objects": objects,
@@ -286,21 +290,21 @@ def dumped(**changes: object) -> dict[str, object]:
         "counts": counts,
         "answer": {"closed": True},
     }
-    return record | changes
+    return entry | changes
 
 
-def test_a_record_shows_every_outcome_and_every_fate(monkeypatch) -> None:
+def test_an_entry_shows_every_outcome_and_every_fate(monkeypatch) -> None:
     lines: list[str] = []
     page = draw_module._page
     monkeypatch.setattr(
         draw_module, "_page", lambda panels, title, line: lines.append(line) or page(panels, title, line)
     )
-    found = colours(draw_record(PHOTO, dumped()))
+    found = colours(draw_entry(PHOTO, dumped()))
     assert {style.colour for style in (*OUTCOMES.values(), *FATES.values(), CROWD_REGION)} <= found
     assert lines == ["gt 17  pred 43  matched 5  p .116  r .294  f1 .167"]
     counts = {"gt": 0, "pred": 0, "matched": 0, "ignored": 0, "f1_true": 0.5}
     nothing = dumped(objects=[], predictions=[], counts=counts, answer={"closed": False})
-    draw_record(PHOTO, nothing | {"hidden": [{"desc": "cup", "bbox": [0, 0, 9, 9]}]})
+    draw_entry(PHOTO, nothing | {"hidden": [{"desc": "cup", "bbox": [0, 0, 9, 9]}]})
     assert lines[1] == "gt 0  pred 0  matched 0  p -  r -  f1 -  true f1 .500  answer cut off"
 
 

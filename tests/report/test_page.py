@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import http.client
 import json
 import re
-import struct
 import sys
 import threading
 from collections.abc import Iterator
@@ -22,13 +22,12 @@ from apiece.errors import UserError
 from apiece.report import page as build_module
 from apiece.report.page import MAX_SIDE, Photos, build_report
 from apiece.report.payload import (
-    LEVELS,
     MAX_POINTS,
     WIDE,
-    PanelCounter,
-    curve,
     logged_figures,
-    pack_curves,
+    page_curve,
+    panel_figures,
+    steps_and_values,
     write_payload,
 )
 from apiece.report.serve import make_server
@@ -38,17 +37,11 @@ TEMPLATES = Path(build_module.__file__).parent / "templates"
 SMALL = Made(samples=2, steps=(100, 200))
 
 
-def unpacked(file: Path) -> tuple[Any, bytes]:
-    """A data file's JSON and blob, read as the page reads them."""
-    text = file.read_bytes().decode("utf-16")
-    found = re.fullmatch(r'apiece\.put\("([\w/]+)",(\d+),"(.*)"\);\n', text, re.DOTALL)
-    assert found, text[:80]
-    bits = "".join(f"{ord(letter) - 0x3400:015b}" for letter in found[3])
-    packed = int(bits, 2).to_bytes((len(bits) + 7) // 8, "big") if not len(bits) % 8 else None
-    packed = bytes(int(bits[i : i + 8], 2) for i in range(0, 8 * int(found[2]), 8)) if packed is None else packed
-    data = gzip.decompress(packed[: int(found[2])])
-    end = 4 + struct.unpack("<I", data[:4])[0]
-    return json.loads(data[4:end]), data[end:]
+def unpacked(file: Path) -> Any:
+    """What a data file holds, read as the page reads it."""
+    found = re.fullmatch(r'apiece\.put\("[\w/]+","([\w+/=]*)"\);\n', file.read_text(encoding="ascii"))
+    assert found, file
+    return json.loads(gzip.decompress(base64.b64decode(found[1], validate=True)))
 
 
 @pytest.fixture(scope="module")
@@ -64,45 +57,37 @@ def report(two_runs: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
     return build_report(two_runs, tmp_path_factory.mktemp("out") / "report").page.parent
 
 
-@pytest.mark.parametrize("size", range(16))
-def test_a_payload_comes_back(tmp_path: Path, size: int) -> None:
+def test_a_payload_comes_back(tmp_path: Path) -> None:
     value = {"text": "</script> 🦔 \u2028 \"'\\", "numbers": [1, float("nan"), 2.5]}
-    blob = bytes(range(size))
-    assert write_payload(tmp_path, "run0/x", value, blob) > 0
-    assert unpacked(tmp_path / "run0" / "x.js") == ({**value, "numbers": [1, None, 2.5]}, blob)
+    write_payload(tmp_path, "run0/x", value)
+    assert unpacked(tmp_path / "run0" / "x.js") == {**value, "numbers": [1, None, 2.5]}
 
 
-def curves_of(packed: bytes, count: int) -> list[tuple[int, int, float, np.ndarray]]:
-    heads = np.frombuffer(packed[: 7 * count], dtype=[("s", "<u2"), ("w", "<u2"), ("n", "u1"), ("p", "<u2")])
-    cells, at, out = np.frombuffer(packed[7 * count :], dtype=np.uint8), 0, []
-    for start, step, length, peak in heads.tolist():
-        mass = (cells[at : at + length] / LEVELS) ** 2 * peak / 65535
-        out.append((start, step, mass.sum(), mass))
-        at += length
-    assert at == len(cells)
-    return out
+def masses(curve: list[Any]) -> tuple[int, int, np.ndarray]:
+    """First bin, bins a cell and masses of a curve on the page, as its scripts read them."""
+    start, step, peak, digits = curve
+    return start, step, np.array([(int(digit, 32) / 31) ** 2 * peak for digit in digits])
 
 
 def test_curves_keep_their_place_and_mass() -> None:
     bins = np.arange(1000)
     narrow, wide = (np.exp(-(((bins - 300) / width) ** 2) / 2) for width in (4, 90))
     packed = [encode_curve(mass / mass.sum()) for mass in (narrow, wide)]
-    (start, step, mass, _), none, (wide_start, wide_step, wide_mass, cells) = curves_of(
-        pack_curves([packed[0], None, packed[1]]), 3
-    )
+    start, step, cells = masses(page_curve(packed[0]))
     assert (start, step) == (packed[0]["start"], 1)
-    assert none[3].size == 0
-    assert wide_step == 2 * packed[1]["step"]
+    assert cells.sum() == pytest.approx(1, abs=0.05)
+    start, step, cells = masses(page_curve(packed[1]))
+    assert step == 2 * packed[1]["step"]
     assert len(cells) <= WIDE
-    assert mass == pytest.approx(1, abs=0.05)
-    assert wide_mass == pytest.approx(1, abs=0.05)
-    assert wide_start + wide_step * (int(cells.argmax()) + 0.5) == pytest.approx(300, abs=wide_step)
-    assert decode_curve(packed[1], 1000).argmax() == pytest.approx(300, abs=wide_step)
+    assert cells.sum() == pytest.approx(1, abs=0.05)
+    assert start + step * (int(cells.argmax()) + 0.5) == pytest.approx(300, abs=step)
+    assert decode_curve(packed[1], 1000).argmax() == pytest.approx(300, abs=step)
 
 
 @pytest.mark.parametrize(
     "broken",
     [
+        None,
         {"start": -1, "step": 1, "peak": 0.5, "values": "AAAA"},
         {"start": 0, "step": 0, "peak": 0.5, "values": "AAAA"},
         {"start": 0, "step": 1, "peak": 7.0, "values": "AAAA"},
@@ -111,12 +96,8 @@ def test_curves_keep_their_place_and_mass() -> None:
         {"start": 0, "step": 1, "peak": 0.5, "values": ""},
     ],
 )
-def test_what_is_no_curve_has_no_cells(broken: dict[str, Any]) -> None:
-    assert curves_of(pack_curves([broken]), 1)[0][3].size == 0  # type: ignore[list-item]
-
-
-def test_no_curves_are_no_bytes() -> None:
-    assert pack_curves([]) == b""
+def test_what_is_no_curve_is_not_drawn(broken: Any) -> None:
+    assert page_curve(broken) is None
 
 
 def test_the_folder_holds_all_that_the_page_needs(report: Path) -> None:
@@ -124,22 +105,22 @@ def test_the_folder_holds_all_that_the_page_needs(report: Path) -> None:
     for address in re.findall(r'(?:src|href)="([^"#:]+)"', html):
         assert (report / address).is_file(), address
     assert "default-src 'none'" in html
-    index, _ = unpacked(report / "data" / "index.js")
+    index = unpacked(report / "data" / "index.js")
     assert [run["steps"] for run in index["runs"]] == [[100, 200], [100, 300]]
     assert [sample["id"] for sample in index["samples"]] == ["000000", "000001", "000002"]
     assert [sample["runs"] for sample in index["samples"]] == [[0, 1], [0, 1], [1]]
     assert all((report / sample["photo"]).is_file() for sample in index["samples"])
     assert len(list((report / "photos").iterdir())) == 3, "each photo once, whatever the number of runs and steps"
     assert ["objective.a1_smoothl1_weight", "0.0", "0.0"] not in index["differences"]
-    boxes, _ = unpacked(report / "data" / "run1" / "boxes_0002.js")
+    boxes = unpacked(report / "data" / "run1" / "boxes_0002.js")
     assert [step is not None for step in boxes["steps"]] == [True, True]
 
 
 def test_boxes_and_details_are_those_of_the_dump(report: Path, two_runs: tuple[Path, Path]) -> None:
     lines = (two_runs[1] / "dumps" / "step_000300" / "records.jsonl").read_text(encoding="utf-8").splitlines()
     record = json.loads(lines[1])
-    boxes, _ = unpacked(report / "data" / "run1" / "boxes_0001.js")
-    details, blob = unpacked(report / "data" / "run1" / "details_0001.js")
+    boxes = unpacked(report / "data" / "run1" / "boxes_0001.js")
+    details = unpacked(report / "data" / "run1" / "details_0001.js")
     step, detail = boxes["steps"][1], details["steps"][1]
     assert [boxes["descs"][i] for i in step["desc"]] == [p["desc"] for p in record["predictions"]]
     assert np.allclose(step["box"], [p["bbox"] for p in record["predictions"]], atol=0.05)
@@ -147,18 +128,24 @@ def test_boxes_and_details_are_those_of_the_dump(report: Path, two_runs: tuple[P
     assert [row[5] for row in labels] == [int(o["iscrowd"]) for o in record["objects"]]
     assert detail["line"] == 2
     assert detail["bins"] == [p["bins"] for p in record["predictions"]]
-    curves = 4 * sum(detail["curves"]) + 8 * sum(detail["label_curves"])
-    assert curves == 4 * len(record["predictions"]) + 8 * sum(o["slots"] is not None for o in record["objects"])
-    first = details["steps"][0]
-    assert len(blob) > 7 * (curves + 4 * sum(first["curves"]) + 8 * sum(first["label_curves"]))
+    assert [len(curves) for curves in detail["curves"]] == [4] * len(record["predictions"])
+    assert [curves is None for curves in detail["label_curves"]] == [o["slots"] is None for o in record["objects"]]
+    label = next(i for i, o in enumerate(record["objects"]) if o["slots"] is not None)
+    for name in ("a1", "last"):
+        for shown, dumped in zip(
+            detail["label_curves"][label][name], record["objects"][label]["slots"][name], strict=True
+        ):
+            start, step, cells = masses(shown)
+            assert start == dumped["start"]
+            assert cells.sum() == pytest.approx(decode_curve(dumped, 1000).sum(), abs=0.05)
 
 
 def test_nothing_that_a_model_wrote_is_in_a_script_or_the_page(report: Path) -> None:
     for file in [*report.rglob("*.js"), report / "index.html"]:
-        text = file.read_bytes().decode("utf-16" if "data" in file.parts else "utf-8")
+        text = file.read_text(encoding="utf-8")
         assert not any(hostile in text for hostile in HOSTILE), file
         if "data" in file.parts:
-            assert re.fullmatch(r'apiece\.put\("[\w/]+",\d+,"[\u3400-\ub3ff]*"\);\n', text), file
+            assert re.fullmatch(r'apiece\.put\("[\w/]+","[\w+/=]*"\);\n', text, re.ASCII), file
 
 
 def test_scripts_set_text_never_html_and_ask_no_one() -> None:
@@ -180,7 +167,7 @@ def test_a_report_weighs_little(report: Path, two_runs: tuple[Path, Path]) -> No
 
 
 def test_rates_of_the_panel() -> None:
-    def record(outcomes: list[str], fates: list[str | None]) -> Any:
+    def entry(outcomes: list[str], fates: list[str | None]) -> Any:
         return {
             "objects": [{"desc": "book", "fate": fate, "iscrowd": fate is None} for fate in fates],
             "predictions": [{"outcome": o, "near_duplicate": o == "duplicate", "strip": False} for o in outcomes],
@@ -188,17 +175,18 @@ def test_rates_of_the_panel() -> None:
             **{"answer": {"closed": True}, "probes": None},
         }
 
-    counter = PanelCounter()
-    counter.add(record(["tp", "duplicate", "group"], ["matched", "merged", None]))
-    counter.add(record([], ["missed", "missed"]))
-    figures = counter.figures()
+    dump = [
+        entry(["tp", "duplicate", "group"], ["matched", "merged", None]),
+        entry([], ["missed", "missed"]),
+    ]
+    figures = panel_figures(dump)
     assert figures["panel/f1"] == pytest.approx(2 / 7)
     assert figures["panel/recall"] == 0.25
     assert figures["rates/group"] == pytest.approx(1 / 3)
     assert figures["misses/missed"] == 0.5
     assert figures["shape/near_duplicate"] == pytest.approx(1 / 3)
     assert "probes/flip" not in figures
-    assert PanelCounter().figures() == {}
+    assert panel_figures([]) == {}
 
 
 def test_long_curves_keep_their_spikes_and_gaps() -> None:
@@ -206,11 +194,11 @@ def test_long_curves_keep_their_spikes_and_gaps() -> None:
     rows[1234]["loss/total"], rows[4000]["loss/total"] = 99.0, None
     points = logged_figures(rows)
     assert list(points) == ["loss/total"]
-    steps, values = curve(points["loss/total"])
+    steps, values = steps_and_values(points["loss/total"])
     assert len(steps) <= MAX_POINTS + 2
     assert (steps[0], steps[-1]) == (0, 9999)
     assert values[steps.index(1234)] == 99
-    assert curve({5: float(np.float32(0.1)), 2: None}) == [[2, 5], [None, 0.1]]
+    assert steps_and_values({5: float(np.float32(0.1)), 2: None}) == [[2, 5], [None, 0.1]]
 
 
 @pytest.mark.parametrize(
@@ -232,10 +220,22 @@ def test_what_cannot_be_shown_is_refused(tmp_path: Path, change: Any, message: s
 def test_a_run_without_dumps_beside_one_with_dumps_shows_its_curves(tmp_path: Path) -> None:
     runs = make_run(tmp_path, SMALL), make_run(tmp_path, Made("bare", samples=0, steps=()))
     built = build_report(runs, tmp_path / "report")
-    index, _ = unpacked(tmp_path / "report" / "data" / "index.js")
+    index = unpacked(tmp_path / "report" / "data" / "index.js")
     assert [run["steps"] for run in index["runs"]] == [[100, 200], []]
     assert built.steps == 2
-    assert unpacked(tmp_path / "report" / "data" / "run1" / "curves.js")[0]["series"]
+    assert unpacked(tmp_path / "report" / "data" / "run1" / "curves.js")["series"]
+
+
+def test_a_dump_that_cannot_be_read_is_a_gap(tmp_path: Path) -> None:
+    run = make_run(tmp_path, SMALL)
+    file = run / "dumps" / "step_000100" / "protocol.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"schema": 0}))
+    built = build_report([run], tmp_path / "report")
+    assert built.steps == 1
+    assert len(built.gaps) == 1
+    assert "step_000100/protocol.json: expected a dump of schema 1, found 0" in built.gaps[0]
+    index = unpacked(tmp_path / "report" / "data" / "index.js")
+    assert (index["runs"][0]["steps"], index["runs"][0]["gaps"]) == ([200], list(built.gaps))
 
 
 def test_a_run_named_twice_is_refused(tmp_path: Path) -> None:
@@ -364,7 +364,7 @@ def test_the_command_writes_a_report_and_says_what_is_missing(
     assert code == 0, err
     assert "3 images, 4 dumps" in out
     assert f"apiece view {tmp_path / 'report'}" in out.replace("\n", " ")
-    index, _ = unpacked(tmp_path / "report" / "data" / "index.js")
+    index = unpacked(tmp_path / "report" / "data" / "index.js")
     assert index["comparison"] is not None or index["comparison_note"]
     code, _, err = run("report", two_runs[0], "--out", tmp_path / "report")
     assert (code, "not empty" in err) == (2, True)

@@ -25,7 +25,7 @@ from apiece.errors import UserError
 from apiece.evaluate.predict import evaluate_checkpoint, load_predictor
 from apiece.model.find import resolve_checkpoint
 from apiece.rollout.server import ServerSettings
-from apiece_scenes import write_scenes
+from apiece_scenes.write import write_scenes
 
 MISSING = [name for name in ("fastapi", "uvicorn", "openai", "accelerate") if importlib.util.find_spec(name) is None]
 pytestmark = [

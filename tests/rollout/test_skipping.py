@@ -24,7 +24,7 @@ from apiece.model.load import load_model, load_text_side
 from apiece.model.prompt import PROMPTS
 from apiece.rollout.generate import LocalEngine
 from apiece.types import FinishReason, ParseStatus, Sample
-from apiece_scenes import generate_scene
+from apiece_scenes.scene import generate_scene
 
 RECORDS = [("person", (1, 2, 30, 40)), ("hot dog", (5, 6, 70, 80)), ("book", (0, 0, 999, 999))]
 TOKEN_BY_TOKEN = {"skip": False, "guess": False, "refill": False}

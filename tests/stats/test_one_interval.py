@@ -13,10 +13,10 @@ from apiece.evaluate.detections import predictions_to_detections, samples_to_gro
 from apiece.evaluate.forms import Detections, GroundTruth
 from apiece.evaluate.metrics import evaluate_detections
 from apiece.stats.ratio import Ratio
-from apiece.study.arms import Arm, Source
+from apiece.study.arms import Arm, RunBoxes
 from apiece.study.comparison import compare
 from apiece.study.diagnosis import diagnose
-from apiece.study.results import Result, Split, judged_split
+from apiece.study.results import Counts, Result, count_split
 from apiece.study.summary import ALL, summarise
 from apiece.types import Detection, Instance, Sample
 
@@ -49,18 +49,18 @@ def by_compare(images: int) -> Mapping[str, Interval]:
     """The difference to an arm without a single error: there these rates are 0 in every draw."""
     protocol: dict[str, Any] = {"data": "x"}
     arms = [
-        Arm(name, (Source(name, Path(name), "evaluation", *split(images, right=right), protocol=protocol),))
+        Arm(name, (RunBoxes(name, Path(name), "evaluation", *split(images, right=right), protocol=protocol),))
         for name, right in (("right", True), ("wrong", False))
     ]
     return {row.key: (row.found.lo, row.found.hi) for row in compare(arms)[0].rows}
 
 
 def by_ladder(images: int) -> Mapping[str, Interval]:
-    panel = Split(np.ones(2, dtype=np.int64), {"probes/drift": Ratio(np.ones(2), np.ones(2))})
+    panel = Counts(np.ones(2, dtype=np.int64), {"probes/drift": Ratio(np.ones(2), np.ones(2))})
     result = Result(
         ladder="l", arms=("a",), references=("a",), arm="a", seed=0, made_from={"settings": {}}, protocol={},
         match="steps", steps=10, batch_size=1, flops={}, telemetry={}, telemetry_window=5, speed=1.0, metrics={},
-        seconds={}, machine={}, test=judged_split(*split(images)), panel=panel,
+        seconds={}, machine={}, test=count_split(*split(images)), panel=panel,
     )  # fmt: skip
     means = summarise([result], ["a"]).means
     return {key: (mean.lo, mean.hi) for (_, scope, key), mean in means.items() if scope == ALL}

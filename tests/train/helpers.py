@@ -8,7 +8,8 @@ from typing import Any
 
 from apiece.config.resolve import load_config
 from apiece.config.schema import Config
-from apiece_scenes import write_scenes
+from apiece_scenes.scene import SceneSettings
+from apiece_scenes.write import write_scenes
 
 TOOLS = Path(__file__).parents[2] / "tools"
 sys.path.insert(0, str(TOOLS))
@@ -22,7 +23,7 @@ BOTH: dict[str, Any] = {
 
 
 def small_scenes(folder: Path, n: int = 12) -> Path:
-    write_scenes(folder, n, seed=3, size=96)
+    write_scenes(folder, n, SceneSettings(size=96), seed=3)
     return folder / "complete.jsonl"
 
 

@@ -68,13 +68,12 @@ def test_the_panel_is_the_same_at_every_step_and_in_the_manifest(
     assert run.panel is not None
     assert run.manifest["data"].keys() >= {str(scenes), str(scenes.with_suffix(".json"))}
     assert len(run.panel["ids"]) == 3
-    dumps, gaps = run.dumps()
-    assert gaps == []
+    dumps = [run.dump(step) for step in run.steps]
     for dump in dumps:
-        assert [record["id"] for record in dump.records] == run.panel["ids"]
+        assert [record["id"] for record in dump.entries] == run.panel["ids"]
         assert len(dump.pictures) == 3
-        assert all(record["hidden"] == [] for record in dump.records)
-        assert all(record["counts"]["f1_true"] == record["counts"]["f1"] for record in dump.records)
+        assert all(record["hidden"] == [] for record in dump.entries)
+        assert all(record["counts"]["f1_true"] == record["counts"]["f1"] for record in dump.entries)
     assert lines(run.path, 0) != lines(run.path, 5)
     again = small_config(tmp_path, tiny_checkpoint, scenes, **WATCHED, data__eval=scenes, seed=9)
     again = load_config(None, _overrides(again, f"monitor.panel.from={run.path}", "monitor.panel.size=16")).config

@@ -20,7 +20,6 @@ from apiece.config.schema import ContextEmbedMode, SoftContextGrad, SoftContextR
 from apiece.data.collate import Batch, BatchSlots
 from apiece.losses.compose import (
     Objective,
-    Weights,
     anchor_weights,
     at_least_float32,
     self_context_weights,
@@ -32,21 +31,17 @@ from apiece.types import LossTerm
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What is at the slots of a pass's input.
-
-    Attributes:
-        bins_S: The bins that the embeddings stand for: the most likely one, or the truth where it was kept.
-    """
+    """The slots of a pass's input, as embeddings and the bins that these stand for."""
 
     embeds_SD: Tensor
-    bins_S: Tensor
+    bins_S: Tensor  # the most likely one, or the truth where it was kept
 
 
 def self_context(logits_SK: Tensor, truth_S: Tensor, table_KD: Tensor, config: Stage2Section) -> Context:
-    """What is at the slots of the next pass, from the beliefs of the pass before.
+    """The slots of the next pass's input, from the beliefs of the pass before.
 
-    Rows are looked up by `embedding`, not by index: many slots have the same bin, and the gradients of an index are
-    added up in any order by the threads of a CPU, so that no two runs would have the same bits.
+    Rows are looked up by `embedding`, not by index: many slots have the same bin, and the threads of a CPU add up the
+    gradients of an index in any order, so that no two runs would have the same bits.
     """
     logits_SK = at_least_float32(logits_SK)
     mode, best_S = config.coord_ctx_embed_mode, logits_SK.argmax(-1)
@@ -88,7 +83,9 @@ class SoftContext(nn.Module):
         first = first_pass(self.model, batch)
         rows = CoordRows.of(self.model, self.objective.first_id, self.objective.num_bins)
         weights = teacher_forced_weights(terms_of) if passes == 1 else anchor_weights(terms_of)
-        terms = self._terms("a1", weights, first.hidden_BTD, batch, rows, batch.slots.target_bin)
+        terms = answer_terms(
+            self.model, self.objective, "a1", weights, first.hidden_BTD, batch, rows, batch.slots.target_bin
+        )
         if passes == 1:
             return terms
         hidden_BTD, context = first.hidden_BTD, None
@@ -101,32 +98,25 @@ class SoftContext(nn.Module):
             with torch.set_grad_enabled(torch.is_grad_enabled() and (unroll or number == passes)):
                 hidden_BTD = later_pass(self.model, first, embeds)
         assert context is not None, "n_softctx_iter is at least 2 here"
-        target_S = self._targets(context, batch)
-        return terms + self._terms(f"a{passes}", self_context_weights(terms_of), hidden_BTD, batch, rows, target_S)
+        target_S, weights = self._targets(context, batch), self_context_weights(terms_of)
+        return terms + answer_terms(
+            self.model, self.objective, f"a{passes}", weights, hidden_BTD, batch, rows, target_S
+        )
 
     def _targets(self, context: Context, batch: Batch) -> Tensor:
-        """The bins that the last pass is to say."""
+        """The bins that the last pass should predict."""
         slots = batch.slots
         if self.config.softctx_target is SoftContextTarget.IDENTITY:
             return slots.target_bin
         return retarget(context.bins_S.view(-1, 4), slots.target_bin.view(-1, 4), batch.object_group).view(-1)
 
-    def _terms(
-        self, name: str, weights: Weights, hidden_BTD: Tensor, batch: Batch, rows: CoordRows, target_S: Tensor
-    ) -> list[LossTerm]:
-        return answer_terms(self.model, self.objective, name, weights, hidden_BTD, batch, rows, target_S)
-
-
-# Which labelled instance each object of a self-generated context has committed to.
-#
-# Teacher forcing asks for the labelled box of object i at slot i, no matter what the context says. If the context has
-# begun another instance's box, that target teaches the model to finish one instance's box after starting another's.
-# Retargeting follows the context instead, and keeps account of which instances were emitted, so that none is taught
-# twice.
-
 
 def retarget(context_N4: Tensor, truth_N4: Tensor, group_N: Tensor) -> Tensor:
-    """Targets that follow the context.
+    """Target bins `[N, 4]` that follow the context.
+
+    Teacher forcing asks for the labelled box of object i at slot i. If the context has begun another instance's box,
+    that teaches the model to finish one instance's box after starting another's. Retargeting follows the context, and
+    keeps account of which instances were emitted, so that none is taught twice.
 
     Objects are walked in the order written. The target of a slot is the instance, of the same group and not yet
     emitted, that is nearest (L1, bins) in the coordinates the context has written so far in this object; ties go to the
@@ -138,9 +128,6 @@ def retarget(context_N4: Tensor, truth_N4: Tensor, group_N: Tensor) -> Tensor:
         context_N4: Bins x1, y1, x2, y2 in the input of the pass, N objects of any number of samples.
         truth_N4: Labelled bins of the same objects.
         group_N: Objects compete for instances within one group: same sample, same name.
-
-    Returns:
-        `[N, 4]` target bins.
     """
     targets = truth_N4.clone()
     context, truth = context_N4.tolist(), truth_N4.tolist()

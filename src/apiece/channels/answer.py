@@ -1,4 +1,4 @@
-"""The losses of one pass over a batch's answers: logits only where a loss reads them.
+"""The losses of one pass over a batch's answers, with logits only where a loss reads them.
 
 Shapes: B samples, T answer tokens, S slots, R text rows, K bins, D width, V vocabulary.
 """
@@ -20,15 +20,10 @@ from apiece.types import LossTerm, Role
 
 @dataclass(frozen=True, slots=True)
 class CoordRows:
-    """The coordinate tokens' rows, cut out once a step: the gradient of every cut is as large as the whole table.
-
-    Attributes:
-        head_KD: Rows of the head.
-        table_KD: Rows of the input embedding; the same tensor where the two are tied.
-    """
+    """The coordinate tokens' rows, cut out once a step: the gradient of every cut is as large as the whole table."""
 
     head_KD: Tensor
-    table_KD: Tensor
+    table_KD: Tensor  # of the input embedding; the same tensor where the two are tied
 
     @classmethod
     def of(cls, model: Any, first: int, bins: int) -> CoordRows:
@@ -50,12 +45,9 @@ def answer_terms(
     rows: CoordRows,
     target_S: Tensor,
 ) -> list[LossTerm]:
-    """The losses of one pass, as sums.
+    """The losses of one pass, as sums, with names that begin with `name/`.
 
-    Args:
-        name: First part of the terms' names.
-        hidden_BTD: Row t predicts answer token t.
-        target_S: The bins that this pass should predict.
+    Row t of `hidden_BTD` predicts answer token t; `target_S` are the bins that the pass should predict.
     """
     text = batch.supervised if weights.desc else batch.supervised & (batch.roles != Role.DESC)
     text_RV = at_least_float32(model.lm_head(hidden_BTD[text]))

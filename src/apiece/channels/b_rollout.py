@@ -1,6 +1,6 @@
 """Channel-B: the model answers, and is taught on its own answer: what matched, what it missed, and when to end.
 
-Answers are written with the weights of the step that they are for, by the engine and settings of evaluation. Then one
+Answers are written with the weights of their own step, by the engine and settings of evaluation. Then one
 teacher-forced pass over the targets (`rollout/targets.py`) gives the losses.
 
 Shapes: B samples, T answer tokens, R redundant boxes, D width, V vocabulary.
@@ -30,13 +30,10 @@ from apiece.types import LossTerm, Per
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A step's micro-batches, ready to be counted and run.
-
-    Attributes:
-        tally: Counts of what the model wrote (`apiece.rollout.targets.tally`); empty in a step of Channel-A.
-    """
+    """A step's micro-batches, ready to be counted and run."""
 
     batches: tuple[Batch, ...]
+    # what the model wrote (`apiece.rollout.targets.tally`); empty in a step of Channel-A
     tally: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -52,16 +49,16 @@ class RolloutChannel(nn.Module):
         side: TextSide,
         redundancy_weight: float = 0.0,
     ) -> None:
-        """Put the channel together.
+        """Set up the channel.
 
         Args:
             model: The one that is trained, not wrapped.
             objective: The weighted terms.
-            builder: Makes targets of answers.
+            builder: Makes targets from answers.
             engine_at: The engine that writes the answers of an optimizer step, with this model's weights in evaluation
                 mode; on every process.
             side: The model's tokenizer.
-            redundancy_weight: Weight of the charge on duplicate and group boxes.
+            redundancy_weight: Of the charge on duplicate and group boxes.
         """
         super().__init__()
         self.model = model
@@ -73,11 +70,9 @@ class RolloutChannel(nn.Module):
         allow_shared_prefix(model)
 
     def prepare(self, step: int, micro: Sequence[Samples]) -> Prepared:
-        """Let the model answer all samples of a step at once, and collate them with the targets made of its answers.
+        """Let the model answer all samples of a step at once, and collate them with the targets made from its answers.
 
-        Args:
-            step: Optimizer step, from 0; what is drawn is a function of it.
-            micro: This process's micro-batches.
+        Optimizer steps count from 0, and draws depend only on the step. `micro` are this process's micro-batches.
         """
         samples = [sample for part in micro for sample in part]
         start = time.perf_counter()
@@ -112,9 +107,9 @@ class RolloutChannel(nn.Module):
         return [*terms, self._redundancy(hidden_BTD, batch)]
 
     def _redundancy(self, hidden_BTD: Tensor, batch: Batch) -> LossTerm:
-        """What it costs to have begun a box that is wrong no matter what is labelled, per labelled object.
+        """The cost of starting boxes that are wrong no matter what is labelled, per labelled object.
 
-        A mean over such boxes alone would press as hard on the last one as on a hundred.
+        A mean over such boxes alone would push as hard on the last one as on a hundred.
         """
         weight, redundant = self.redundancy_weight, batch.redundant
         assert redundant is not None, "the batch was prepared by this channel"
@@ -127,7 +122,7 @@ class RolloutChannel(nn.Module):
 
 @contextmanager
 def answering(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode while the block runs, then the mode of before."""
+    """Evaluation mode while the block runs, then the earlier mode."""
     training = model.training
     model.eval()
     try:

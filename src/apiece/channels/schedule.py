@@ -18,7 +18,7 @@ from apiece.types import ChannelName, LossTerm
 def is_b_step(step: int, ratio: float) -> bool:
     """Whether optimizer step `step`, from 0, is Channel-B's: of the first n steps, floor(n x ratio) are.
 
-    The ratio is taken as it is written: 100 steps at 0.29 have 29, though the float 0.29 x 100 is below that.
+    The ratio is read as a decimal: 100 steps at 0.29 have 29, though the float 0.29 x 100 is below that.
     """
     share = Fraction(repr(ratio))
     return math.floor((step + 1) * share) > math.floor(step * share)
@@ -37,15 +37,12 @@ class TwoChannels(nn.Module):
         self.a, self.b, self.b_ratio = a, b, b_ratio
 
     def channel_of(self, step: int) -> ChannelName:
-        """The channel of optimizer step `step`, from 0."""
         return ChannelName.B if self.b is not None and is_b_step(step, self.b_ratio) else ChannelName.A
 
     def prepare(self, step: int, micro: Sequence[Batch | Samples]) -> Prepared:
         """Fix the targets of a step before anything is counted; no gradients, no updates.
 
-        Args:
-            step: Optimizer step, from 0.
-            micro: This process's micro-batches: collated with their labels in a step of Channel-A, else not yet.
+        `micro` are this process's micro-batches: collated with their labels in a step of Channel-A, else not yet.
         """
         if self.channel_of(step) is ChannelName.A:
             return Prepared(tuple(cast("Sequence[Batch]", micro)))  # the labels are the targets

@@ -13,22 +13,9 @@ from apiece.cli.options import refuse_former_options
 from apiece.errors import INTERRUPTED, UserError
 
 ORDER = (
-    "demo",
-    "scenes",
-    "data",
-    "model",
-    "config",
-    "plan",
-    "train",
-    "evaluate",
-    "diagnose",
-    "compare",
-    "ladder",
-    "report",
-    "view",
-    "export",
-    "predict",
-    "env",
+    "demo,scenes,data,model,config,plan,train,evaluate,diagnose,compare,ladder,report,view,export,predict,env".split(
+        ","
+    )
 )
 
 
@@ -36,11 +23,9 @@ class _InOrder(TyperGroup):
     """Lists commands in the order in which they are used, not in which they were registered."""
 
     def list_commands(self, ctx: object) -> list[str]:
-        rank = {name: i for i, name in enumerate(ORDER)}
-        return sorted(self.commands, key=lambda name: (rank.get(name, len(rank)), name))
+        return sorted(self.commands, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command; report a value of the wrong type or out of range in our own format."""
         try:
             return super().invoke(ctx)
         except typer.BadParameter as error:
@@ -60,7 +45,7 @@ _EXPECTED = {
 
 
 def _in_words(error: typer.BadParameter) -> str:
-    """What was expected of an option and what was found; the library's own message where that is not known."""
+    """What an option expected and what it found; the library's own message for kinds of errors not listed above."""
     from pydantic import ValidationError
 
     if not isinstance(error.__cause__, ValidationError):
@@ -117,28 +102,27 @@ def root(
 
     `apiece COMMAND --help` lists a command's options, with an example. Settings of the model, of training and of
     generation are written KEY=VALUE, such as `generate.max_objects=60`; `apiece config` prints them all.
-    `apiece demo` goes through all of it in a few minutes.
+    `apiece demo` shows all of it in a few minutes.
     """
     if debug:
         os.environ["APIECE_DEBUG"] = "1"
 
 
 def main() -> None:
-    """Entry point: run the command, and end with its exit code."""
+    """Entry point."""
     try:
         _run()
     except SystemExit as end:
-        # One process of a distributed training: it has left the group by now, but needs its own way to end.
+        # A rank of a distributed training has left the group by now, but needs its own way to end.
         if distributed := sys.modules.get("apiece.train.distributed"):
             distributed.end_process(int(end.code or 0))
         raise
 
 
 def _run() -> None:
-    """Run the command; a `UserError` becomes one message and an exit code.
+    """Run the command; a `UserError`, or an `OSError` that names its file, becomes one message and an exit code.
 
-    So does an error of the file system that names its file: permissions, a name too long, a failing disk. All other
-    exceptions are bugs and keep their traceback.
+    All other exceptions are bugs and keep their traceback.
     """
     try:
         from apiece.cli import commands  # noqa: F401  registers every command

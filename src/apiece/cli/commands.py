@@ -1,40 +1,12 @@
-"""Imports every command module, which registers its commands on the app, and adds those of other packages."""
+"""Importing this module registers every command: those of this package's modules, and those of other packages."""
 
-from __future__ import annotations
+from importlib import import_module
+from pkgutil import iter_modules
 
-from apiece.cli import (
-    app,
-    compare,
-    config,
-    data,
-    demo,
-    diagnose,
-    env,
-    evaluate,
-    ladder,
-    model,
-    plan,
-    predict,
-    report,
-    train,
-)
+import apiece.cli
 from apiece.plugins import COMMANDS, plugins
 
+for _module in iter_modules(apiece.cli.__path__, "apiece.cli."):
+    import_module(_module.name)
 for _entry in plugins(COMMANDS):
-    _entry.load()(app)
-
-__all__ = [
-    "compare",
-    "config",
-    "data",
-    "demo",
-    "diagnose",
-    "env",
-    "evaluate",
-    "ladder",
-    "model",
-    "plan",
-    "predict",
-    "report",
-    "train",
-]
+    _entry.load()(apiece.cli.app)

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from apiece.cli import app
+from apiece.cli.options import Overwrite
 from apiece.errors import UserError
 
 _FORMS = "apiece compare RUN_A RUN_B [...]  or  apiece compare --arm A=RUN[,RUN] --arm B=RUN[,RUN]"
@@ -18,24 +19,20 @@ _FILE = "comparison.json"
 @app.command(short_help="Compare runs on the same images, with intervals and verdicts.")
 def compare(
     runs: Annotated[
-        list[Path] | None,
-        typer.Argument(metavar="RUN_A RUN_B [...]", help="Folders of runs, dumps or evaluations.", show_default=False),
+        list[Path] | None, typer.Argument(metavar="RUN_A RUN_B [...]", help="Folders of runs, dumps or evaluations.")
     ] = None,
     arm: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=RUN,RUN", help="An arm of several seeds, instead of RUNs.", show_default=False),
+        list[str] | None, typer.Option(metavar="NAME=RUN,RUN", help="An arm of several seeds, instead of RUNs.")
     ] = None,
-    step: Annotated[
-        int | None, typer.Option(help="Of the runs' dumps; the newest that all have by default.", show_default=False)
-    ] = None,
+    step: Annotated[int | None, typer.Option(help="Of the runs' dumps; the newest that all have by default.")] = None,
     draws: Annotated[int, typer.Option(min=100, help="Bootstrap draws.")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Of the draws; equal seeds give equal intervals.")] = 0,
     score_policies: Annotated[
         bool, typer.Option("--score-policies", help="Ask which score policy is better: those may differ then.")
     ] = False,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help=f"Folder for `{_FILE}`.", show_default=False)] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help=f"Folder for `{_FILE}`.")] = None,
     json: Annotated[Path | None, typer.Option("--json", help="The same under a name of your own.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it is there.")] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Compare runs on the same images: every figure with its difference, a paired interval and a plain verdict.
 
@@ -59,18 +56,12 @@ def compare(
         raise UserError(what, fix=_FORMS, exit_code=2)
     arms_named = [_arm(text) for text in arm]
     _refuse_twice([*runs, *(path for _, paths in arms_named for path in paths)])
+    from apiece.files import require_free, write_json
+
     targets = [path for path in (json, None if out is None else out / _FILE) if path is not None]
     for path in targets:
-        if path.exists() and not overwrite:
-            raise UserError(
-                "this file is there already and is not overwritten",
-                where=path,
-                fix="choose another name, or add --overwrite",
-                exit_code=2,
-            )
-    from apiece.files import write_json
-    from apiece.study.align import group_seeds
-    from apiece.study.arms import Arm, read_sources
+        require_free(path, overwrite=overwrite)
+    from apiece.study.arms import Arm, group_seeds, read_sources
     from apiece.study.comparison import compare as compare_arms
     from apiece.study.comparison import comparison_json
     from apiece.study.tables import print_comparison
@@ -96,17 +87,12 @@ def _refuse_twice(paths: Sequence[Path]) -> None:
     for path in paths:
         first = seen.setdefault(path.resolve(), path)
         if first is not path:
-            raise UserError(
-                f"{first} and {path} are the same folder; there is nothing to compare"
-                if str(first) != str(path)
-                else f"{path} is named twice; there is nothing to compare",
-                fix="name another run, or two steps of one run: RUN/dumps/step_000100 RUN/dumps/step_000200",
-                exit_code=2,
-            )
+            what = f"{path} is named twice" if first == path else f"{first} and {path} are the same folder"
+            fix = "name another run, or two steps of one run: RUN/dumps/step_000100 RUN/dumps/step_000200"
+            raise UserError(f"{what}; there is nothing to compare", fix=fix, exit_code=2)
 
 
 def _arm(text: str) -> tuple[str, list[Path]]:
-    """`NAME=RUN,RUN` in parts."""
     name, equals, paths = text.partition("=")
     found = [Path(path) for path in paths.split(",") if path]
     if not name or not equals or not found:

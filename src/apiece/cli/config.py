@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from apiece.cli import app
+from apiece.cli.options import Overwrite, Settings
 from apiece.errors import UserError
 
 
@@ -17,27 +18,17 @@ from apiece.errors import UserError
 def config(
     file: Annotated[
         str | None,
-        typer.Argument(
-            metavar="FILE", help="YAML file, or the name of a packaged config; none: the defaults.", show_default=False
-        ),
+        typer.Argument(metavar="FILE", help="YAML file, or the name of a packaged config; none: the defaults."),
     ] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings on top of it.", show_default=False)
-    ] = None,
+    overrides: Settings = None,
     changed: Annotated[bool, typer.Option("--changed", help="Only what differs from the defaults.")] = False,
-    against: Annotated[
-        Path | None, typer.Option(metavar="OTHER", help="Only what differs from this config.", show_default=False)
-    ] = None,
+    against: Annotated[Path | None, typer.Option(metavar="OTHER", help="Only what differs from this config.")] = None,
     list_: Annotated[bool, typer.Option("--list", help="The packaged configs, by name.")] = False,
-    copy: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Copy this packaged config to FILE.", show_default=False)
-    ] = None,
+    copy: Annotated[str | None, typer.Option(metavar="NAME", help="Copy this packaged config to FILE.")] = None,
     schema: Annotated[bool, typer.Option("--schema", help="The JSON schema, for editors.")] = False,
     reference: Annotated[bool, typer.Option("--reference", help="All settings as Markdown.")] = False,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", metavar="FILE", help="Write it here.", show_default=False)
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file if it exists.")] = False,
+    out: Annotated[Path | None, typer.Option("--out", "-o", metavar="FILE", help="Write it here.")] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Print a config in full as YAML, with where each value comes from; or every mistake in it, all at once.
 
@@ -93,7 +84,7 @@ def config(
 
 
 def _list() -> None:
-    """Name and first sentence of every packaged config."""
+    """Print name and first sentence of every packaged config."""
     from apiece.config.resolve import packaged_configs
     from apiece.printed import stdout_console, table
 
@@ -105,7 +96,6 @@ def _list() -> None:
 
 
 def _settings(arguments: list[str], changed: bool, against: Path | None) -> str:
-    """The settings as YAML with comments."""
     from apiece.config.reference import default_values, render, values, yaml_text
     from apiece.config.resolve import load_config
     from apiece.config.yaml_source import dotted

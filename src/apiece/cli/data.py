@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from apiece.cli import app
+from apiece.cli.options import Overwrite
+from apiece.errors import UserError
+from apiece.files import require_free, write_json
 
 if TYPE_CHECKING:
     from apiece.data.check import CheckReport
@@ -27,15 +29,14 @@ importers = typer.Typer(no_args_is_help=True, help="Convert COCO, YOLO or Pascal
 data.add_typer(importers, name="import")
 app.add_typer(data, name="data")
 
-Out = Annotated[Path, typer.Option("--out", help="JSONL file to write.", show_default=False)]
-ImagesFolder = Annotated[Path, typer.Option("--images", help="Folder of the image files.", show_default=False)]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the file if it is there.")]
+Out = Annotated[Path, typer.Option("--out", help="JSONL file to write.")]
+ImagesFolder = Annotated[Path, typer.Option("--images", help="Folder of the image files.")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out what cannot be converted, and list it.")]
 
 
 @importers.command()
 def coco(
-    annotations: Annotated[Path, typer.Option("--annotations", help="COCO instances file.", show_default=False)],
+    annotations: Annotated[Path, typer.Option("--annotations", help="COCO instances file.")],
     images: ImagesFolder,
     out: Out,
     skip_bad: SkipBad = False,
@@ -49,7 +50,6 @@ def coco(
     Example: `apiece data import coco --annotations instances_val2017.json --images val2017 --out val.jsonl`
     """
     from apiece.data.coco import import_coco
-    from apiece.files import require_free
 
     require_free(out, overwrite=overwrite, made_from=[annotations])
     _finish(import_coco(annotations, images), out, skip_bad)
@@ -58,8 +58,8 @@ def coco(
 @importers.command()
 def yolo(
     images: ImagesFolder,
-    labels: Annotated[Path, typer.Option("--labels", help="Folder of label files.", show_default=False)],
-    names: Annotated[Path, typer.Option("--names", help="Class names: one a line, or data.yaml.", show_default=False)],
+    labels: Annotated[Path, typer.Option("--labels", help="Folder of label files.")],
+    names: Annotated[Path, typer.Option("--names", help="Class names: one a line, or data.yaml.")],
     out: Out,
     skip_bad: SkipBad = False,
     overwrite: Overwrite = False,
@@ -71,7 +71,6 @@ def yolo(
     Example: `apiece data import yolo --images images/train --labels labels/train --names data.yaml --out train.jsonl`
     """
     from apiece.data.formats import import_yolo
-    from apiece.files import require_free
 
     require_free(out, overwrite=overwrite, made_from=[names])
     _finish(import_yolo(images, labels, names), out, skip_bad)
@@ -79,7 +78,7 @@ def yolo(
 
 @importers.command()
 def voc(
-    annotations: Annotated[Path, typer.Option("--annotations", help="Folder of XML files.", show_default=False)],
+    annotations: Annotated[Path, typer.Option("--annotations", help="Folder of XML files.")],
     images: ImagesFolder,
     out: Out,
     skip_bad: SkipBad = False,
@@ -90,34 +89,27 @@ def voc(
     Example: `apiece data import voc --annotations Annotations --images JPEGImages --out train.jsonl`
     """
     from apiece.data.formats import import_voc
-    from apiece.files import require_free
 
     require_free(out, overwrite=overwrite)
     _finish(import_voc(annotations, images), out, skip_bad)
 
 
-class Fix(StrEnum):
-    """What `--fix` can do."""
-
-    DROP = "drop"
-
-
 @data.command()
 def check(
-    path: Annotated[Path, typer.Argument(metavar="DATA.jsonl", help="File to check.", show_default=False)],
+    path: Annotated[Path, typer.Argument(metavar="DATA.jsonl", help="File to check.")],
     fix: Annotated[
-        Fix | None, typer.Option("--fix", help="`drop`: write a copy without what has an error, to --out.")
+        Literal["drop"] | None, typer.Option(help="`drop`: write a copy without what has an error, to --out.")
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Where --fix writes its copy.")] = None,
     json_out: Annotated[Path | None, typer.Option("--json", help="Write all numbers and problems as JSON.")] = None,
     images: Annotated[bool, typer.Option("--images/--no-images", help="Open every image file.")] = True,
     max_objects: Annotated[int, typer.Option("--max-objects", min=1, help="Warn of images with more objects.")] = 60,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what --out and --json name.")] = False,
+    overwrite: Overwrite = False,
     show: Annotated[int, typer.Option("--show", min=-1, help="Warnings to list of each kind; -1 for all.")] = 5,
 ) -> None:
     """Check a data file: list every error with its line, and describe the set.
 
-    Exits with 1 if there are errors; warnings do not fail. With `--fix drop` it exits with 0 once the copy is written.
+    Exits with 1 if there are errors; warnings do not fail. With `--fix drop` it exits with 0 when the copy is written.
 
     Examples:
 
@@ -129,8 +121,6 @@ def check(
 
     from apiece.data.check import check_jsonl, kinds, plain_line, print_report
     from apiece.data.lines import Level, counted, remedy
-    from apiece.errors import UserError
-    from apiece.files import require_free, write_json
 
     if (fix is None) != (out is None):
         raise UserError("--fix drop and --out go together", fix="give both or neither", exit_code=2)
@@ -144,16 +134,13 @@ def check(
     print_report(report, console, show=show)
     if json_out is not None:
         write_json(json_out, report.as_dict())
-    plain_line(console, "")
     errors = report.counted(Level.ERROR)
-    if not errors:
-        plain_line(console, f"{path}: no errors")
+    plain_line(console, "" if errors else f"\n{path}: no errors")
     if out is not None:
         _write_clean(report, out)
     elif errors:
         message = f"{counted(errors.total(), 'error')}: {kinds(errors)}"
-        mend = remedy(report.errors, path, "mend them, or")
-        raise UserError(message, where=path, fix=mend)
+        raise UserError(message, where=path, fix=remedy(report.errors, path, "mend them, or"))
 
 
 def _write_clean(report: CheckReport, out: Path) -> None:
@@ -175,13 +162,12 @@ def _write_clean(report: CheckReport, out: Path) -> None:
 
 
 def _finish(imported: Imported, out: Path, skip_bad: bool) -> None:
-    """Write what was imported, or refuse with the problems listed."""
+    """Write what was imported, or fail with the problems listed."""
     from rich.console import Console
 
     from apiece.data.check import kinds, print_problems, printable
     from apiece.data.jsonl import write_jsonl
     from apiece.data.lines import ROOT_VARIABLE, Level, counted
-    from apiece.errors import UserError
 
     errors = imported.errors
     if errors and not skip_bad:
@@ -195,31 +181,24 @@ def _finish(imported: Imported, out: Path, skip_bad: bool) -> None:
     console = Console()
     if errors:
         print_problems(errors, f"dropped, {counted(len(errors), 'problem')}", console)
-    warnings = [problem for problem in imported.problems if problem.level is Level.WARNING]
-    if warnings:
-        print_problems(warnings, f"{counted(len(warnings), 'warning')}", console)
+    if warnings := [problem for problem in imported.problems if problem.level is Level.WARNING]:
+        print_problems(warnings, counted(len(warnings), "warning"), console)
     write_jsonl(out, imported.samples)
-    objects = sum(len(sample.objects) for sample in imported.samples)
+    objects = [instance for sample in imported.samples for instance in sample.objects]
     empty = sum(not sample.objects for sample in imported.samples)
-    crowd = sum(instance.iscrowd for sample in imported.samples for instance in sample.objects)
-    classes = len({instance.desc for sample in imported.samples for instance in sample.objects})
+    crowd, classes = sum(one.iscrowd for one in objects), len({one.desc for one in objects})
     print(
         f"wrote {out}: {counted(len(imported.samples), 'image')} ({empty:,} without objects),"
-        f" {counted(objects, 'object')} ({crowd:,} iscrowd), {counted(classes, 'class')}"
+        f" {counted(len(objects), 'object')} ({crowd:,} iscrowd), {counted(classes, 'class')}"
     )
     if imported.clipped:
         print(f"{counted(imported.clipped, 'box')} stuck out of the image by at most one pixel and were cut to it")
     for note in imported.notes:
         print(note)
-    if root := _root_outside({sample.image.parent for sample in imported.samples}, out):
+    own = os.path.realpath(out.parent)
+    folders = map(os.path.realpath, {sample.image.parent for sample in imported.samples})
+    if outside := [folder for folder in folders if not Path(folder).is_relative_to(own)]:
         print(f"images lie outside the folder of {out}: commands that read this file need {ROOT_VARIABLE}")
-        print(f"next: export {ROOT_VARIABLE}={root} && apiece data check {out}")
+        print(f"next: export {ROOT_VARIABLE}={os.path.commonpath(outside)} && apiece data check {out}")
     else:
         print(f"next: apiece data check {out}")
-
-
-def _root_outside(folders: set[Path], out: Path) -> str | None:
-    """The folder that holds all images that do not lie in the data file's own."""
-    own = os.path.realpath(out.parent)
-    outside = [folder for folder in map(os.path.realpath, folders) if not Path(folder).is_relative_to(own)]
-    return os.path.commonpath(outside) if outside else None

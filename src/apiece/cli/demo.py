@@ -12,43 +12,8 @@ import typer
 
 from apiece.cli import app
 from apiece.errors import UserError
-from apiece.files import write_text
 
-BASELINE = """\
-# Two passes of self-context from the embedded checkpoint, on scenes where 40 % of the crowd is not labelled.
-model: {{checkpoint: tiny}}
-data:
-  train: {out}/train.jsonl
-  eval: {out}/eval.jsonl
-  complete: {out}/scenes_eval/complete.json
-  object_order: reading
-  flip: true
-objective:
-  bbox_geo:
-    config: {{smoothl1_weight: 2.0, ciou_weight: 0.2}}
-  coord_reg:
-    config: {{coord_ce_weight: 0.0, soft_ce_weight: 0.1, w1_weight: 0.1, coord_gate_weight: 1.0}}
-stage2_ab: {{n_softctx_iter: 2}}
-optim: {{lr: 3.0e-4, warmup_steps: 10}}
-train: {{steps: {steps}, batch_size: 16, log_every: 5}}
-generate: {{batch_size: 32, max_objects: 60}}
-eval: {{samples: 16}}
-monitor: {{every_steps: {every}, panel: {{size: 12}}}}
-run: {{name: baseline, dir: {out}/runs}}
-"""
-RECOMMENDED = """\
-# What the study recommends: one pass, and coordinate losses that weigh more.
-extends: baseline.yaml
-objective:
-  bbox_geo:
-    config: {{smoothl1_beta: 0.05, ciou_weight: 0.5}}
-  coord_reg:
-    config: {{coord_ce_weight: 0.25, soft_ce_weight: 0.75, w1_weight: 1.0, coord_gate_weight: 0.2,
-             target_sigma: 4.0, target_truncate: 16}}
-stage2_ab: {{n_softctx_iter: 1}}
-run: {{name: recommended, dir: {out}/runs}}
-"""
-CONFIGS = {"baseline": BASELINE, "recommended": RECOMMENDED}
+CONFIGS = {"baseline": "tiny/a_only", "recommended": "tiny/recommended"}
 DUMPS = 4
 
 
@@ -67,11 +32,8 @@ def demo(
     Example: `apiece demo --out demo`
     """
     if out.exists():
-        raise UserError(
-            "the folder exists already and is not overwritten",
-            where=out,
-            fix="remove it (`make clean` does) or choose another --out",
-        )
+        message = "the folder exists already and is not overwritten"
+        raise UserError(message, where=out, fix="remove it, or choose another --out")
     train, test = out / "scenes_train", out / "scenes_eval"
     _run("scenes", train, "--n", scenes, "--seed", 11, "--unlabelled", 0.4)
     _run("scenes", test, "--n", tests, "--seed", 12, "--unlabelled", 0.4)
@@ -79,9 +41,15 @@ def demo(
         labels = folder / "observed.json"
         _run("data", "import", "coco", "--annotations", labels, "--images", folder, "--out", out / f"{name}.jsonl")
     _run("data", "check", out / "train.jsonl")
-    for name, text in CONFIGS.items():
-        write_text(out / f"{name}.yaml", text.format(out=out, steps=steps, every=-(-steps // DUMPS)))
-        _run("train", out / f"{name}.yaml")
+    from apiece.config.reference import yaml_text
+
+    data = {"train": out / "train.jsonl", "eval": out / "eval.jsonl", "complete": test / "complete.json"}
+    shared = [f"data.{key}={yaml_text(str(path))}" for key, path in data.items()]
+    shared += [f"run.dir={yaml_text(str(out / 'runs'))}", f"train.steps={steps}", "optim.warmup_steps=10"]
+    shared += ["train.save_every=null", "eval.every_steps=null", "eval.samples=16", "generate.batch_size=32"]
+    shared += [f"monitor.every_steps={-(-steps // DUMPS)}", "monitor.panel.size=12"]
+    for name, config in CONFIGS.items():
+        _run("train", config, *shared, f"run.name={name}")
     for name in CONFIGS:
         truth = ("--data", out / "eval.jsonl", "--complete", test / "complete.json")
         _run("evaluate", out / "runs" / name, *truth, "--out", out / f"eval_{name}", "--pictures", 8)

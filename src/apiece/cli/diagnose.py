@@ -3,33 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from apiece.cli import app
-from apiece.cli.options import Device
-from apiece.errors import UserError
-
-if TYPE_CHECKING:
-    from apiece.study.evidence import Request
+from apiece.cli.options import Device, Overwrite, warn
 
 
 @app.command(short_help="What fails, where, and which explanation the probes support.")
 def diagnose(
     target: Annotated[
-        str,
-        typer.Argument(metavar="RUN_OR_CHECKPOINT", help="Run or checkpoint folder, Hugging Face id, or `tiny`."),
+        str, typer.Argument(metavar="RUN_OR_CHECKPOINT", help="Run or checkpoint folder, Hugging Face id, or `tiny`.")
     ],
     data: Annotated[
-        Path | None,
-        typer.Option(help="apiece JSONL to run the model on; the run's own by default.", show_default=False),
+        Path | None, typer.Option(help="apiece JSONL to run the model on; the run's own by default.")
     ] = None,
     complete: Annotated[
         Path | None,
-        typer.Option(
-            help="Everything that is on the same images: COCO or JSONL; the run's own by default.", show_default=False
-        ),
+        typer.Option(help="Everything that is on the same images: COCO or JSONL; the run's own by default."),
     ] = None,
     out: Annotated[
         Path | None,
@@ -37,43 +29,34 @@ def diagnose(
             "--out",
             "-o",
             help="Folder for `diagnosis.json`; by default RUN/diagnosis, or `diagnosis` here for a checkpoint.",
-            show_default=False,
         ),
     ] = None,
     samples: Annotated[
-        int | None,
-        typer.Option(min=1, help="At most this many images, a fixed choice; all by default.", show_default=False),
+        int | None, typer.Option(min=1, help="At most this many images, a fixed choice; all by default.")
     ] = None,
     object_order: Annotated[
         str | None,
         typer.Option(
             metavar="ORDER",
-            help="In which order labels are written: `sorted`, `left_to_right`, `reading` or `random`; as it was "
-            "trained by default.",
-            show_default=False,
+            help="Order of the labels: `sorted`, `left_to_right`, `reading` or `random`; by default as trained.",
         ),
     ] = None,
     batch_size: Annotated[
-        int | None,
-        typer.Option(min=1, help="Images at once; the run's by default, 16 without one.", show_default=False),
+        int | None, typer.Option(min=1, help="Images at once; the run's by default, 16 without one.")
     ] = None,
     max_objects: Annotated[
         int | None,
-        typer.Option(
-            min=1,
-            help="End an answer after this many objects; the run's by default, 100 without one.",
-            show_default=False,
-        ),
+        typer.Option(min=1, help="End an answer after this many objects; the run's by default, 100 without one."),
     ] = None,
     device: Device = "auto",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the diagnosis in `--out`.")] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Say what fails, how often and where, and which explanation of long boxes the model's beliefs support.
 
     For a run that has dumps, and without options that need the model, the newest dump is read: no model is loaded.
     Otherwise the model answers the split (`--data`, else the run's `data.eval`) and its beliefs are probed at the
-    labels. Averaging, chimera contexts and group boxes in the labels are held against the numbers, each with its
-    interval; where they do not tell, it says so.
+    labels. Averaging, chimera contexts and group boxes in the labels are tested as explanations, each figure with its
+    interval; where the figures decide nothing, it says so.
 
     Examples:
 
@@ -81,43 +64,26 @@ def diagnose(
 
     `apiece diagnose tiny --data data/crowd/observed.jsonl --complete data/crowd/complete.jsonl --samples 100`
     """
-    from apiece.study.diagnosis import DIAGNOSIS_FILE
-    from apiece.study.evidence import Request
-
-    path = (out or _default_out(target)) / DIAGNOSIS_FILE
-    if path.exists() and not overwrite:
-        raise UserError(
-            "a diagnosis is there already and is not overwritten",
-            where=path,
-            fix="choose another --out, or add --overwrite",
-            exit_code=2,
-        )
-    _diagnose(Request(target, data, complete, samples, object_order, batch_size, max_objects, device), path)
-
-
-def _diagnose(request: Request, path: Path) -> None:
-    """Read or run, diagnose, write, print."""
-    from apiece.files import write_json
+    from apiece.files import require_free, write_json
     from apiece.model.find import resolve_checkpoint
+    from apiece.study.diagnosis import DIAGNOSIS_FILE, print_diagnosis
     from apiece.study.diagnosis import diagnose as diagnose_split
-    from apiece.study.diagnosis import print_diagnosis
-    from apiece.study.evidence import from_dump, from_model, reads_dump
+    from apiece.study.evidence import Request, from_dump, from_model, reads_dump
 
-    def warn(message: str) -> None:
-        typer.echo(f"warning: {message}", err=True)
-
+    home = Path(target) if (Path(target) / "config.yaml").is_file() else Path()
+    path = (out or home / "diagnosis") / DIAGNOSIS_FILE
+    require_free(path, overwrite=overwrite)
+    request = Request(target, data, complete, samples, object_order, batch_size, max_objects, device)
     if reads_dump(request):
-        source = from_dump(Path(request.target))
+        source = from_dump(Path(target))
     else:
-        if request.data is not None:
-            resolve_checkpoint(request.target)  # a mistake in its name is told at once, before torch is loaded
+        if data is not None:
+            resolve_checkpoint(target)  # reports a mistake in its name at once, before torch is loaded
         source = from_model(request, path.parent, warn, lambda message: typer.echo(message, err=True))
     for remark in source.remarks:
         warn(remark)
     found = diagnose_split(
-        source.truth,
-        source.detections,
-        source.probes,
+        *(source.truth, source.detections, source.probes),
         policy=source.policy,
         complete=source.complete,
         sigma=source.sigma,
@@ -126,8 +92,3 @@ def _diagnose(request: Request, path: Path) -> None:
     write_json(path, {**found, "source": {**source.about, "remarks": list(source.remarks)}})
     print_diagnosis(found)
     typer.echo(f"\nwrote {path}")
-
-
-def _default_out(target: str) -> Path:
-    """`diagnosis` in the run's folder; for a checkpoint, in the current one."""
-    return Path(target) / "diagnosis" if (Path(target) / "config.yaml").is_file() else Path("diagnosis")

@@ -9,7 +9,9 @@ import typer
 
 from apiece.cli import app
 from apiece.cli.options import (
+    AnswerOverrides,
     Device,
+    Overwrite,
     ScorePolicyName,
     ServedModel,
     Server,
@@ -20,6 +22,7 @@ from apiece.cli.options import (
     warn,
 )
 from apiece.errors import UserError
+from apiece.files import write_json
 
 if TYPE_CHECKING:
     from apiece.evaluate.metrics import Metrics
@@ -28,20 +31,10 @@ _FORMS = "apiece evaluate CHECKPOINT --data X.jsonl  or  apiece evaluate --predi
 _POLICY, _PICTURES = "coord_logprob", 16
 
 
-Checkpoint = typer.Argument(
-    help="Checkpoint or run folder, Hugging Face id, or `tiny`; with `--data`.", show_default=False
-)
-Settings = typer.Argument(
-    metavar="[KEY=VALUE]...",
-    help="How to generate: `generate.*`, `prompt.*`, `seed` (`apiece config` prints them), `server.*`.",
-    show_default=False,
-)
+Checkpoint = typer.Argument(help="Checkpoint or run folder, Hugging Face id, or `tiny`; with `--data`.")
 Complete = typer.Option(
-    help="Complete annotations of the same images (COCO or JSONL), including objects that the labels leave out.",
-    show_default=False,
+    help="Complete annotations of the same images (COCO or JSONL), including objects that the labels leave out."
 )
-Predictions = typer.Option(help="Detections: a COCO results file.", show_default=False)
-Annotations = typer.Option(help="Their labels: COCO annotations, or apiece JSONL.", show_default=False)
 Pictures = typer.Option(min=0, help="How many images to draw, labels left, predictions right.")
 
 
@@ -49,13 +42,13 @@ Pictures = typer.Option(min=0, help="How many images to draw, labels left, predi
 def evaluate(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for `metrics.json`; made if missing.")],
     checkpoint: Annotated[str | None, Checkpoint] = None,
-    overrides: Annotated[list[str] | None, Settings] = None,
-    data: Annotated[Path | None, typer.Option(help="apiece JSONL to run the model on.", show_default=False)] = None,
-    predictions: Annotated[Path | None, Predictions] = None,
-    annotations: Annotated[Path | None, Annotations] = None,
+    overrides: AnswerOverrides = None,
+    data: Annotated[Path | None, typer.Option(help="apiece JSONL to run the model on.")] = None,
+    predictions: Annotated[Path | None, typer.Option(help="Detections: a COCO results file.")] = None,
+    annotations: Annotated[Path | None, typer.Option(help="Their labels: COCO annotations, or apiece JSONL.")] = None,
     min_score: Annotated[float, typer.Option(help="Leave lower scores out of F1 (never out of AP).")] = 0.0,
     complete: Annotated[Path | None, Complete] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the metrics in `--out`.")] = False,
+    overwrite: Overwrite = False,
     score_policy: ScorePolicyName = _POLICY,
     device: Device = "auto",
     pictures: Annotated[int, Pictures] = _PICTURES,
@@ -67,12 +60,12 @@ def evaluate(
 
     Gives the official COCO AP, F1 at IoU 0.5 (one prediction per label, of its class), the ceiling of the coordinate
     bins, what each prediction is (duplicate, group box over several objects, background, ...) and what fixing each kind
-    would give, by class and by crowding; AP by score policy and by the order of equal scores, and the calibration of
-    scores. All in `OUT/metrics.json` and as tables.
+    would give, by class and by crowding; AP by score policy, and the calibration of scores. All in `OUT/metrics.json`
+    and as tables.
 
     How answers are generated is set as in `apiece train`: `generate.max_objects=60`, `generate.grammar=false`,
-    `prompt.name=coco_80`. With `--server` another process generates them. After an interruption, `--resume` does what
-    is missing.
+    `prompt.name=coco_80`. With `--server` another process generates them. After an interruption, `--resume` answers
+    the images that are missing.
 
     For a checkpoint also `predictions.jsonl` (raw answers, boxes, scores), `coco.json` and `results.json` (the same as
     COCO labels and results), `pictures/` and `contact_sheet.png` (labels left, predictions right).
@@ -91,14 +84,9 @@ def evaluate(
     _check_forms(
         {"CHECKPOINT": checkpoint, "--data": data}, {"--predictions": predictions, "--annotations": annotations}
     )
-    idle = {
-        **{
-            "--score-policy": score_policy != _POLICY,
-            "--device": device != "auto",
-            "--pictures": pictures != _PICTURES,
-        },
-        **{"--server": server, "--model": served_model, "--resume": resume},
-    }
+    idle = {"--score-policy": score_policy != _POLICY, "--device": device != "auto"}
+    idle |= {"--pictures": pictures != _PICTURES, "--server": server is not None}
+    idle |= {"--model": served_model is not None, "--resume": resume}
     if checkpoint is None and (given := [*settings, *(name for name, value in idle.items() if value)]):
         raise UserError(f"only for a CHECKPOINT: {', '.join(given)}", fix=_FORMS, exit_code=2)
     from apiece.evaluate.metrics import new_metrics_path, print_table
@@ -129,7 +117,7 @@ def evaluate(
 
 
 def _check_forms(model: dict[str, object], files: dict[str, object]) -> None:
-    """Raise a `UserError` unless exactly one of the two forms is given in full."""
+    """Raise a `UserError` unless exactly one form of the command is given in full."""
     given = [name for name, value in (model | files).items() if value is not None]
     if any(name in given for name in model) and any(name in given for name in files):
         raise UserError(f"these do not go together: {', '.join(given)}", fix=_FORMS, exit_code=2)
@@ -145,7 +133,7 @@ def _evaluate_files(
     predictions: Path, annotations: Path, path: Path, min_score: float, complete: Path | None
 ) -> Metrics:
     from apiece.evaluate.detections import fit_complete, load_coco_results, load_ground_truth, with_classes_of
-    from apiece.evaluate.metrics import AS_GIVEN, evaluate_detections, write_metrics
+    from apiece.evaluate.metrics import AS_GIVEN, evaluate_detections
 
     truth, everything = load_ground_truth(annotations), None
     if complete:
@@ -154,5 +142,5 @@ def _evaluate_files(
         everything = fit_complete(everything, truth, complete)[1]
     detections = load_coco_results(predictions, truth)
     metrics = evaluate_detections(truth, detections, policy=AS_GIVEN, min_score=min_score, complete=everything)
-    write_metrics(path, metrics)
+    write_json(path, metrics)
     return metrics

@@ -1,4 +1,4 @@
-"""`apiece ladder`: arms x seeds from one start, one run after another, and the tables that come of them."""
+"""`apiece ladder`: arms x seeds from one start, one run after another, and their tables."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from apiece.cli import app
+from apiece.cli.options import Settings
 from apiece.errors import INTERRUPTED, UserError
 
 if TYPE_CHECKING:
@@ -18,32 +19,28 @@ if TYPE_CHECKING:
 
 _FORMS = "apiece ladder LADDER.yaml  or  apiece ladder --summary RESULTS --out FILE.md"
 
-Only = typer.Option(metavar="NAME", help="Only this arm, to run or in the tables; may be repeated.", show_default=False)
-OnlySeed = typer.Option(metavar="S", help="Only this seed; may be repeated.", show_default=False)
-Budget = typer.Option(min=0, help="Begin no run that would not be done by then.", show_default=False)
-Redo = typer.Option("--redo", help="Put aside what was made from other settings, data or start; do it again.")
+Only = typer.Option(metavar="NAME", help="Only this arm, to run or in the tables; may be repeated.")
+OnlySeed = typer.Option(metavar="S", help="Only this seed; may be repeated.")
+Budget = typer.Option(min=0, help="Start no run that would end after this.")
+Redo = typer.Option(
+    "--redo", help="Rerun jobs whose results come from other settings, data or start; the old results are kept aside."
+)
 Results = typer.Option(
-    help="Folder of results, or its packed file: make their tables, instead of running. Given again: side by side.",
-    show_default=False,
+    help="Folder of results, or its packed file: make their tables, instead of running. Given again: side by side."
 )
-Against = typer.Option(metavar="ARM", help="With `--summary`: compare the others with this one.", show_default=False)
-Tables = typer.Option(
-    "--out", "-o", help="With `--summary`: Markdown file, or one with a place for the tables.", show_default=False
-)
+Against = typer.Option(metavar="ARM", help="With `--summary`: compare the others with this one.")
+Tables = typer.Option("--out", "-o", help="With `--summary`: Markdown file, or one with a place for the tables.")
 Pack = typer.Option("--pack", help="With `--summary`: put the folder's results into one file, FOLDER.xz.")
 
 
 @app.command(short_help="Train, judge and compare a set of configs x seeds.")
 def ladder(
-    file: Annotated[Path | None, typer.Argument(metavar="LADDER", help="YAML file.", show_default=False)] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Settings of the ladder on top of its file.", show_default=False),
-    ] = None,
+    file: Annotated[Path | None, typer.Argument(metavar="LADDER", help="YAML file.")] = None,
+    overrides: Settings = None,
     arm: Annotated[list[str] | None, Only] = None,
     seed: Annotated[list[int] | None, OnlySeed] = None,
-    list_: Annotated[bool, typer.Option("--list", help="What there is to do, and what it costs; run nothing.")] = False,
-    prepare: Annotated[bool, typer.Option("--prepare", help="Draw scenes that are not there; run nothing.")] = False,
+    list_: Annotated[bool, typer.Option("--list", help="List jobs with their state and cost; run nothing.")] = False,
+    prepare: Annotated[bool, typer.Option("--prepare", help="Draw the scenes that are missing; run nothing.")] = False,
     redo: Annotated[bool, Redo] = False,
     budget_minutes: Annotated[float | None, Budget] = None,
     summary: Annotated[list[Path] | None, Results] = None,
@@ -56,9 +53,9 @@ def ladder(
     """Train every arm with every seed from one start, judge all on the same images, and compare them.
 
     One run after another, each in a process of its own. Every run leaves one result file, small enough to be
-    committed, from which all tables and intervals are made again without it; `--pack` puts those of a ladder into one.
-    What is done is skipped; a ladder that was stopped resumes where it was, in the middle of a run, too. Give the
-    command twice for two runs at once: they share the work.
+    committed, from which all tables and intervals can be made without the run; `--pack` puts those of a ladder into
+    one. Finished jobs are skipped, and an interrupted ladder resumes where it stopped, even in the middle of a run.
+    Give the command twice for two runs at once: they share the work.
 
     Examples:
 
@@ -77,7 +74,10 @@ def ladder(
         if given := [name for name, value in idle.items() if value]:
             raise UserError(f"these do not go together: --summary, {', '.join(given)}", fix=_FORMS, exit_code=2)
         if pack:
-            _pack(summary)
+            from apiece.study.results import pack_results
+
+            for folder in summary:
+                typer.echo(f"packed {folder} into {pack_results(folder)}")
         else:
             _summarise(summary, arm or [], against or [], out, json)
         return
@@ -102,7 +102,7 @@ def ladder(
 
 
 def _run(asked: LadderFile, chosen: list[Job], compared: list[Job], redo: bool, budget_minutes: float | None) -> None:
-    from apiece.study.work import work
+    from apiece.study.jobs import work
 
     progress = work(chosen, redo=redo, budget_minutes=budget_minutes, tell=typer.echo)
     if progress.why is not None:
@@ -117,14 +117,12 @@ def _run(asked: LadderFile, chosen: list[Job], compared: list[Job], redo: bool, 
     _finish(asked, compared)
     if progress.failed:
         names = ", ".join(job.name for job, _ in progress.failed)
-        raise UserError(
-            f"{len(progress.failed)} of {len(chosen)} failed: {names}; the errors are above",
-            fix="correct the cause and give the same command again: what is done is skipped",
-        )
+        message = f"{len(progress.failed)} of {len(chosen)} failed: {names}; the errors are above"
+        raise UserError(message, fix="correct the cause and give the same command again: finished jobs are skipped")
 
 
 def _list(jobs: list[Job]) -> None:
-    """What there is to do."""
+    """Print the state and the cost of every job."""
     from apiece.printed import stdout_console, table
     from apiece.study.jobs import State
 
@@ -143,7 +141,7 @@ def _list(jobs: list[Job]) -> None:
 
 
 def _finish(asked: LadderFile, jobs: list[Job]) -> None:
-    """The comparison and the page, of the arms that are done."""
+    """Compare the arms that are done: tables on stdout, `comparison.json` and a page."""
     from apiece.files import write_json
     from apiece.study.comparison import comparison_json
     from apiece.study.jobs import State
@@ -169,35 +167,21 @@ def _finish(asked: LadderFile, jobs: list[Job]) -> None:
     typer.echo(f"tables: apiece ladder --summary {done[0].results} --out {done[0].results}.md")
 
 
-def _pack(folders: list[Path]) -> None:
-    from apiece.study.results import pack_results
-
-    for folder in folders:
-        typer.echo(f"packed {folder} into {pack_results(folder)}")
-
-
 def _summarise(folders: list[Path], arms: list[str], against: list[str], out: Path | None, json: Path | None) -> None:
-    """Tables of results that are there; of several ladders, of the arms that all of them have."""
+    """Make tables of results; of several ladders, only of the arms that all of them have."""
     from apiece.files import write_json, write_text
     from apiece.study.results import read_results
     from apiece.study.tables import across, across_brief, brief, print_summary, put_in, to_markdown
 
     results = [read_results(folder) for folder in folders]
     shared = set.intersection(*({result.arm for result in one} for one in results))
+    where = ", ".join(map(str, folders))
     if not shared:
-        raise UserError(
-            "these ladders have no arm in common, so there is nothing to compare",
-            where=", ".join(map(str, folders)),
-            fix="make the tables of each of them alone",
-            exit_code=2,
-        )
+        message = "these ladders have no arm in common, so there is nothing to compare"
+        raise UserError(message, where=where, fix="make the tables of each of them alone", exit_code=2)
     if unknown := sorted({*arms, *against} - shared):
-        raise UserError(
-            f"there are no results of: {', '.join(unknown)}",
-            where=", ".join(map(str, folders)),
-            fix=f"name some of {', '.join(sorted(shared))}",
-            exit_code=2,
-        )
+        fix = f"name some of {', '.join(sorted(shared))}"
+        raise UserError(f"there are no results of: {', '.join(unknown)}", where=where, fix=fix, exit_code=2)
     kept = {*arms, *(against or results[0][0].references[:1])} if arms else shared
     found = [
         _summary_of(folder, [result for result in one if result.arm in kept], against)
@@ -211,7 +195,8 @@ def _summarise(folders: list[Path], arms: list[str], against: list[str], out: Pa
         name = found[0].ladder if single else "across"
         text = to_markdown(found[0]) if single else across(found)
         short = brief(found[0]) if single else across_brief(found)
-        write_text(out, put_in(out, name, text, short) if _has_places(out) else text)
+        page = out.is_file() and "<!-- ladder " in out.read_text(encoding="utf-8")  # with places for tables
+        write_text(out, put_in(out, name, text, short) if page else text)
         typer.echo(f"wrote {out}")
     if json is not None:
         write_json(json, found[0].as_json() if len(found) == 1 else [one.as_json() for one in found])
@@ -225,14 +210,7 @@ def _summary_of(folder: Path, results: list[Result], against: list[str]) -> Summ
     there = {result.arm for result in results}
     references = against or [name for name in latest.references if name in there]
     if not references:
-        raise UserError(
-            f"{latest.references[0]}, the reference of this ladder, is not among the results",
-            where=folder,
-            fix=f"run it, or name another one: --against ARM, of {', '.join(sorted(there))}",
-        )
+        message = f"{latest.references[0]}, the reference of this ladder, is not among the results"
+        fix = f"run it, or name another one: --against ARM, of {', '.join(sorted(there))}"
+        raise UserError(message, where=folder, fix=fix)
     return summarise(results, references, arms=latest.arms)
-
-
-def _has_places(path: Path) -> bool:
-    """Whether a file is a text into which tables are put, not one that was made of them."""
-    return path.is_file() and "<!-- ladder " in path.read_text(encoding="utf-8")

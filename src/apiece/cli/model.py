@@ -76,7 +76,7 @@ def merge(
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="New folder.")],
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
-    base: Annotated[str | None, typer.Option(help="The adapter's base, if it was moved.", show_default=False)] = None,
+    base: Annotated[str | None, typer.Option(help="The adapter's base, if it was moved.")] = None,
 ) -> None:
     """Write adapters (LoRA, DoRA), merged into the model they were trained on, as an ordinary checkpoint.
 

@@ -14,6 +14,15 @@ if TYPE_CHECKING:
     from apiece.config.schema import AnswerSettings, PromptSection
     from apiece.rollout.server import ServerSettings
 
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]
+Settings = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings on top of the file.")]
+AnswerOverrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...",
+        help="How to generate: `generate.*`, `prompt.*`, `seed` (`apiece config` prints them), `server.*`.",
+    ),
+]
 Device = Annotated[str, typer.Option(help="`auto`, `cpu` or `cuda`.")]
 ScorePolicyName = Annotated[
     str,
@@ -22,17 +31,9 @@ ScorePolicyName = Annotated[
     ),
 ]
 Server = Annotated[
-    str | None,
-    typer.Option(
-        help="Let an OpenAI-compatible server (vLLM, SGLang, ...) that serves CHECKPOINT generate the answers.",
-        metavar="URL",
-        show_default=False,
-    ),
+    str | None, typer.Option(metavar="URL", help="OpenAI-compatible server of CHECKPOINT that generates the answers.")
 ]
-ServedModel = Annotated[
-    str | None,
-    typer.Option("--model", help="Its name on the server; by default the only one there.", show_default=False),
-]
+ServedModel = Annotated[str | None, typer.Option("--model", help="Its name on the server, if that serves several.")]
 
 MOVED = {
     "--batch-size": "generate.batch_size=N",
@@ -54,13 +55,20 @@ _SETTING = re.compile(r"[a-z_]+(\.[a-z_0-9]+|\[[0-9]+\])*=.*", re.DOTALL)
 _ONLY_LOCAL = ("batch_size", "temperature", "labels", "ordered_boxes", "forced_logprobs")
 
 
+def require_config_first(command: str, config: Path, overrides: list[str]) -> None:
+    """Raise a `UserError` where a setting is given in the place of CONFIG, and say how to write it."""
+    if "=" in str(config) and not config.exists():
+        fix = f"apiece {command} CONFIG.yaml {' '.join([str(config), *overrides])}"
+        raise UserError(f"CONFIG comes first, then settings; found the setting {config}", fix=fix, exit_code=2)
+
+
 def is_setting(argument: str) -> bool:
     """Whether an argument is KEY=VALUE, and no file of that name."""
     return bool(_SETTING.fullmatch(argument)) and not Path(argument).exists()
 
 
 def refuse_former_options(words: list[str]) -> None:
-    """Raise a `UserError` where an option is given that is a setting, and say how to write it."""
+    """Raise a `UserError` where a setting is written as an option, and say how to write it."""
     command = next((word for word in words if not word.startswith("-")), "")
     for word in words:
         name, _, value = word.partition("=")
@@ -74,11 +82,7 @@ def refuse_former_options(words: list[str]) -> None:
 def answer_settings(
     overrides: list[str], server: str | None, model: str | None, device: str
 ) -> tuple[AnswerSettings, ServerSettings | None]:
-    """The settings of KEY=VALUE arguments, and the server to ask, if one is named.
-
-    Raises:
-        UserError: A setting is wrong, or contradicts `--server`; or the address is none.
-    """
+    """The settings of KEY=VALUE arguments, and the server to ask, if one is named; checks that they fit together."""
     from apiece.config.resolve import load_file
     from apiece.config.schema import AnswerSettings
     from apiece.rollout.server import ServerSettings, base_url
@@ -102,11 +106,9 @@ def answer_settings(
     idle += ["seed"] if "seed" in asked.model_fields_set else []
     idle += ["--device"] if device != "auto" else []
     if idle:
-        raise UserError(
-            f"not with --server, which answers greedily and without grammar, on its own device: {', '.join(idle)}",
-            fix="leave them out; to constrain answers to the format, run without --server",
-            exit_code=2,
-        )
+        message = "not with --server, which answers greedily and without grammar, on its own device"
+        fix = "leave them out; to constrain answers to the format, run without --server"
+        raise UserError(f"{message}: {', '.join(idle)}", fix=fix, exit_code=2)
     base_url(server)
     how = asked.server
     return asked, ServerSettings(server, model, how.concurrency, how.timeout_s, how.retries)
@@ -118,11 +120,11 @@ def chosen_prompt(asked: AnswerSettings) -> PromptSection | None:
 
 
 def warn(message: str) -> None:
-    """Print a warning."""
+    """Print a warning on stderr."""
     typer.echo(f"warning: {message}", err=True)
 
 
 def interrupted(out: Path) -> UserError:
-    """What Ctrl-C ends with where finished answers are kept."""
+    """The error that Ctrl-C ends with, for commands that can resume."""
     fix = "repeat the command with --resume"
     return UserError("interrupted; finished answers are kept", where=out, fix=fix, exit_code=INTERRUPTED)

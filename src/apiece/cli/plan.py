@@ -8,31 +8,24 @@ from typing import Annotated
 import typer
 
 from apiece.cli import app
+from apiece.cli.options import Settings, require_config_first
 from apiece.errors import UserError
 
 
 @app.command(short_help="What a run needs on given GPUs: tokens, memory, time.")
 def plan(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file.", show_default=False)],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Settings on top of the file.", show_default=False),
-    ] = None,
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file.")],
+    overrides: Settings = None,
     gpu: Annotated[
         str, typer.Option(metavar="NAME[:COUNT]", help="GPUs, one process each; a wrong name lists all.")
     ] = "h100:1",
     utilisation: Annotated[
         float | None,
         typer.Option(
-            min=0.01,
-            max=1,
-            help="Share of the bf16 peak that is reached; by default what is assumed of the GPU.",
-            show_default=False,
+            min=0.01, max=1, help="Share of the bf16 peak that is reached; by default what is assumed of the GPU."
         ),
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option("--json", metavar="OUT", help="Also write the plan here.", show_default=False)
-    ] = None,
+    out: Annotated[Path | None, typer.Option("--json", metavar="OUT", help="Also write the plan here.")] = None,
 ) -> None:
     """Work out what a run needs, before a GPU is rented or a weight downloaded.
 
@@ -47,9 +40,7 @@ def plan(
     `apiece plan stage2_two_channel/prod/desc_first_a_only model.checkpoint=DIR data.train=X.jsonl
     train.parallel=fsdp --gpu h100:8 --json plan.json`
     """
-    if "=" in str(config) and not config.exists():
-        fix = f"apiece plan CONFIG.yaml {' '.join([str(config), *(overrides or [])])}"
-        raise UserError(f"CONFIG comes first, then settings; found the setting {config}", fix=fix, exit_code=2)
+    require_config_first("plan", config, overrides or [])
     from apiece.config.resolve import load_config, require_data
 
     loaded = load_config(config, overrides or [])
@@ -65,18 +56,16 @@ def plan(
         write_json(out, made)
     print_plan(made)
     if not made["batch"]["splits_evenly"]:
-        raise UserError(
-            f"train.batch_size ({loaded.config.train.batch_size}) does not split evenly over {machine.count} processes "
-            f"in micro-batches of {made['batch']['micro']}",
-            where="config",
-            fix=f"train.batch_size={made['batch']['samples']}, which is what was planned",
-        )
+        size, micro = loaded.config.train.batch_size, made["batch"]["micro"]
+        message = f"train.batch_size ({size}) does not split evenly over {machine.count} processes in micro-batches"
+        fix = f"train.batch_size={made['batch']['samples']}, which is what was planned"
+        raise UserError(f"{message} of {micro}", where="config", fix=fix)
     if not made["fits"]:
-        first = made["changes"][0] if made["changes"] else None
-        raise UserError(
-            f"the run does not fit on {gpu}: {made['needs'] / GIB:.1f} GiB needed, {made['room'] / GIB:.1f} usable",
-            where=config,
-            fix=f"{first['change']} ({first['needs'] / GIB:.1f} GiB, {first['times_as_long']:.2f} times as long)"
-            if first
-            else "no change of these settings makes it fit: take a smaller model, or larger GPUs",
+        message = (
+            f"the run does not fit on {gpu}: {made['needs'] / GIB:.1f} GiB needed, {made['room'] / GIB:.1f} usable"
         )
+        fix = "no change of these settings makes it fit: take a smaller model, or larger GPUs"
+        if made["changes"]:
+            first = made["changes"][0]
+            fix = f"{first['change']} ({first['needs'] / GIB:.1f} GiB, {first['times_as_long']:.2f} times as long)"
+        raise UserError(message, where=config, fix=fix)

@@ -64,7 +64,7 @@ def predict(
     from apiece.model.find import resolve_checkpoint
 
     resolve_checkpoint(checkpoint)  # reports a mistake in its name at once, before torch is loaded
-    from apiece.data.photos import find_photos
+    from apiece.data.images import find_photos
     from apiece.evaluate.answers import check_out, chosen_policy
     from apiece.evaluate.predict import load_predictor, predict_photos
 
@@ -100,11 +100,8 @@ def _report(done: PhotosDone, out: Path, policy: str) -> None:
     for skipped in done.skipped:
         typer.echo(f"skipped: {skipped}", err=True)
     if not done.images:
-        raise UserError(
-            f"no photo could be read: {counted(len(done.skipped), 'file')} skipped, nothing written",
-            where=out,
-            fix="name photos, or folders of them",
-        )
+        message = f"no photo could be read: {counted(len(done.skipped), 'file')} skipped, nothing written"
+        raise UserError(message, where=out, fix="name photos, or folders of them")
     if done.policy != policy:
         warn(no_scores(policy, done.policy))
     earlier = f" ({done.resumed:,} of them earlier)" if done.resumed else ""

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from apiece.cli import app
+from apiece.cli.options import Overwrite, warn
 from apiece.errors import UserError, require_file
 from apiece.files import read_json
 
@@ -17,13 +18,12 @@ _COMPARISON = "name what `apiece compare --out` wrote"
 
 @app.command(short_help="Write a page to look at runs, image by image.")
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN [RUN ...]", help="Folders of runs.", show_default=False)],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN [RUN ...]", help="Folders of runs.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="New or empty folder for the page.")],
     comparison: Annotated[
-        Path | None,
-        typer.Option(help="A `comparison.json` to show, instead of comparing the runs' dumps.", show_default=False),
+        Path | None, typer.Option(help="A `comparison.json` to show, instead of comparing the runs' dumps.")
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the report in `--out`.")] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Write a page that shows the dumps of runs: every image through training, two runs side by side.
 
@@ -37,11 +37,11 @@ def report(
     found, note = (_read(comparison), "") if comparison else _compared(runs)
     built = build_report(runs, out, comparison=found, comparison_note=note, overwrite=overwrite)
     for gap in built.gaps[:_SHOWN]:
-        typer.echo(f"warning: {gap}", err=True)
+        warn(f"{gap}")
     if len(built.gaps) > _SHOWN:
-        typer.echo(f"warning: and {len(built.gaps) - _SHOWN} more gaps; the page lists them", err=True)
+        warn(f"and {len(built.gaps) - _SHOWN} more gaps; the page lists them")
     if note and len(runs) > 1:
-        typer.echo(f"warning: not compared: {note}", err=True)
+        warn(f"not compared: {note}")
     typer.echo(f"{built.samples} images, {built.steps} dumps, {built.num_bytes / 1e6:.1f} MB")
     typer.echo(f"wrote {built.page}; open it, or: apiece view {out}")
 
@@ -57,8 +57,7 @@ def _compared(runs: list[Path]) -> tuple[dict[str, Any] | None, str]:
     """The comparison of the runs' newest common dumps, or why there is none."""
     if len(runs) < 2:
         return None, ""
-    from apiece.study.align import group_seeds
-    from apiece.study.arms import read_sources
+    from apiece.study.arms import group_seeds, read_sources
     from apiece.study.comparison import compare, comparison_json
 
     try:
@@ -70,9 +69,7 @@ def _compared(runs: list[Path]) -> tuple[dict[str, Any] | None, str]:
 
 @app.command(short_help="Show a report in the browser.")
 def view(
-    folder: Annotated[
-        Path, typer.Argument(metavar="DIR", help="Folder that `apiece report` wrote.", show_default=False)
-    ],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that `apiece report` wrote.")],
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 0,
     open_: Annotated[bool, typer.Option("--open", help="Also open the browser.")] = False,
 ) -> None:
@@ -95,15 +92,12 @@ def view(
 
 @app.command()
 def export(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run with dumps.", show_default=False)],
-    coco: Annotated[Path, typer.Option(metavar="FILE", help="COCO results file to write.", show_default=False)],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run with dumps.")],
+    coco: Annotated[Path, typer.Option(metavar="FILE", help="COCO results file to write.")],
     annotations: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Also write a COCO annotation file of the same images.", show_default=False),
+        Path | None, typer.Option(metavar="FILE", help="Also write a COCO annotation file of the same images.")
     ] = None,
-    step: Annotated[
-        int | None, typer.Option(help="Step of the dump; the newest if it is left out.", show_default=False)
-    ] = None,
+    step: Annotated[int | None, typer.Option(help="Step of the dump; the newest if it is left out.")] = None,
 ) -> None:
     """Write the panel's predictions at one step for other tools.
 
@@ -120,11 +114,11 @@ def export(
 
     dump = open_run(run).dump(step)
     for gap in dump.gaps:
-        typer.echo(f"warning: {gap}", err=True)
+        warn(f"{gap}")
     done = export_coco(dump, coco, annotations)
     typer.echo(f"step {dump.step}: {done.predictions} predictions on {done.images} images in {coco}")
     if done.unscored:
-        typer.echo(f"warning: {done.unscored} predictions have no score and got 0", err=True)
+        warn(f"{done.unscored} predictions have no score and got 0")
     if annotations is not None:
         typer.echo(f"labels of the same images: {annotations}")
     else:

@@ -11,11 +11,12 @@ from typing import Annotated
 import typer
 
 from apiece.cli import app
+from apiece.cli.options import Settings, require_config_first
 from apiece.errors import UserError, nearest
 
 MAX_LISTED = 10
 TERMINATED = 128 + signal.SIGTERM
-"""Exit code after SIGTERM, as shells count it: tells a scheduler to start the run again."""
+"""Exit code after SIGTERM, as shells count it: by it a scheduler knows to start the run again."""
 FREE = (
     *("train.micro_batch_size", "train.parallel", "train.device", "train.save_every", "train.sharded_checkpoints"),
     *("train.keep_last", "train.keep_best", "train.skip_nonfinite", "model.gradient_checkpointing", "data.workers"),
@@ -27,14 +28,10 @@ FREE = (
 @app.command()
 def train(
     config: Annotated[
-        Path | None,
-        typer.Argument(metavar="CONFIG", help="YAML file, or the name of a packaged config.", show_default=False),
+        Path | None, typer.Argument(metavar="CONFIG", help="YAML file, or the name of a packaged config.")
     ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Settings on top of the file.", show_default=False),
-    ] = None,
-    resume: Annotated[Path | None, typer.Option(help="Folder of an interrupted run.", show_default=False)] = None,
+    overrides: Settings = None,
+    resume: Annotated[Path | None, typer.Option(help="Folder of an interrupted run.")] = None,
     step: Annotated[
         int | None, typer.Option(help="With --resume: from this step's checkpoint.", show_default="the newest")
     ] = None,
@@ -75,17 +72,14 @@ def train(
         loaded.config, name, resume=resume, step=step, say=lambda text: typer.echo(text) if speaks else None
     )
     if speaks:
-        for line in _summary(outcome.run, outcome.step, outcome.finished, loaded.config.data.eval):
-            typer.echo(line)
+        end = f"stopped after step {outcome.step}, which is saved; resume with: apiece train --resume {outcome.run}"
+        if outcome.finished:
+            end = "\n".join(
+                [f"done: {outcome.step} steps in {outcome.run}", *_closing(outcome.run, loaded.config.data.eval)]
+            )
+        typer.echo(end)
     if not outcome.finished and outcome.signal == signal.SIGTERM:
         raise typer.Exit(TERMINATED)
-
-
-def _summary(run: Path, step: int, finished: bool, data: str | None) -> list[str]:
-    """How a run ended, and the command that comes next."""
-    if not finished:
-        return [f"stopped after step {step}, which is saved; resume with: apiece train --resume {run}"]
-    return [f"done: {step} steps in {run}", *_closing(run, data)]
 
 
 def _require_name(name: str) -> None:
@@ -96,7 +90,6 @@ def _require_name(name: str) -> None:
 
 
 def _closing(run: Path, data: str | None) -> list[str]:
-    """The last figures of a finished run, its log, and the next command."""
     lines = [f"log: {run / 'train.log'}"]
     evaluated = sorted((run / "eval").glob("step_*/metrics.json"))
     if evaluated:
@@ -115,30 +108,22 @@ def _check_usage(config: Path | None, overrides: list[str], resume: Path | None,
             raise UserError("--step goes with --resume", exit_code=2)
         if config is None:
             raise UserError("name a CONFIG, or a run to --resume", exit_code=2)
-        if "=" in str(config) and not config.exists():
-            fix = f"apiece train CONFIG.yaml {' '.join([str(config), *overrides])}"
-            raise UserError(f"CONFIG comes first, then settings; found the setting {config}", fix=fix, exit_code=2)
+        require_config_first("train", config, overrides)
         return overrides
     given = [] if config is None else [str(config), *overrides]
     settings = [one for one in given if "=" in one]
     if len(settings) < len(given):
         raise UserError(f"name a CONFIG ({config}), or a run to --resume: one of the two", exit_code=2)
     if fixed := [one for one in settings if one.partition("=")[0] not in FREE]:
-        raise UserError(
-            f"these settings affect training and cannot be changed when resuming: {' '.join(fixed)}",
-            fix=f"leave them out, or start a new run: apiece train {resume}/config.yaml model.checkpoint={resume} "
-            f"run.name=NEW {' '.join(settings)}; these can: {', '.join(FREE)}",
-            exit_code=2,
-        )
+        new = f"apiece train {resume}/config.yaml model.checkpoint={resume} run.name=NEW {' '.join(settings)}"
+        fix = f"leave them out, or start a new run: {new}; these can: {', '.join(FREE)}"
+        message = f"these settings affect training and cannot be changed when resuming: {' '.join(fixed)}"
+        raise UserError(message, fix=fix, exit_code=2)
     if not (resume / "config.yaml").is_file():
-        beside = resume.parent if resume.parent.is_dir() else Path()
-        runs = sorted(path.parent.name for path in beside.glob("*/config.yaml"))
+        folder = resume.parent if resume.parent.is_dir() else Path()
+        runs = sorted(path.parent.name for path in folder.glob("*/config.yaml"))
         found = "a folder without one" if resume.is_dir() else "a file" if resume.exists() else "nothing"
-        there = f"runs in {beside}: {', '.join(runs[-MAX_LISTED:])}" if runs else f"there are no runs in {beside}"
-        raise UserError(
-            f"expected the folder of a run, with its config.yaml; found {found}{nearest(resume.name, runs)}",
-            where=resume,
-            fix=there,
-            exit_code=2,
-        )
+        there = f"runs in {folder}: {', '.join(runs[-MAX_LISTED:])}" if runs else f"there are no runs in {folder}"
+        message = f"expected the folder of a run, with its config.yaml; found {found}{nearest(resume.name, runs)}"
+        raise UserError(message, where=resume, fix=there, exit_code=2)
     return settings

@@ -1,4 +1,4 @@
-"""Pixels to bins and back: the only place that knows how many bins there are and where the last one lies."""
+"""Pixels to bins and back: the only place that knows how many bins there are and where the last one is."""
 
 from __future__ import annotations
 
@@ -25,11 +25,10 @@ class Bins:
 
     @property
     def last(self) -> int:
-        """The bin of the far edge."""
         return self.num_bins - 1
 
     def to_bins(self, boxes_xyxy: ArrayLike, size_wh: tuple[int, int]) -> NDArray[np.int64]:
-        """Boxes `[N, 4]` in pixels of an image of `size_wh` to bins `[N, 4]`; beyond the edges is clamped."""
+        """Boxes `[N, 4]` in pixels of an image of `size_wh` to bins `[N, 4]`, clamped to the image."""
         shares = as_boxes(boxes_xyxy) / _sides(size_wh)
         return np.clip(np.rint(shares * self.last), 0, self.last).astype(np.int64)
 

@@ -1,8 +1,8 @@
-"""The canonical answer back to objects: strict, with everything that is dropped counted by reason.
+"""The canonical answer back to objects: strict, with all dropped ones counted by reason.
 
 An answer is read as `frame object frame object ... frame`, where an object starts at every `{"desc": "`. Nothing is
 repaired: an object is kept only if it is exactly what `render` would have written for it. Every other object, and every
-frame that is not `render`'s, counts once; reading continues at the next object. The end of the text is `truncated`,
+frame that is not `render`'s, counts once; reading continues at the next object. A bad end of the text is `truncated`,
 also counted once, if more text could make it right, and `malformed` if none could.
 """
 
@@ -29,14 +29,9 @@ _BOX_STEPS = ((BOX_OPEN,), *((_BIN_OF, (COORD_SEPARATOR,)) * 3), _BIN_OF, (OBJEC
 
 
 def parse(text: str, known_descs: Collection[str] | None = None) -> ParseResult:
-    """Read an answer.
+    """Read an answer, given without its end token.
 
-    Args:
-        text: The answer without its end token.
-        known_descs: If given, an object with another name is dropped as `unknown_desc`.
-
-    Returns:
-        Kept records in the order written, with character spans; dropped ones counted.
+    With `known_descs`, an object with another name is dropped as `unknown_desc`.
     """
     starts = [m.start() for m in _OBJECT_START.finditer(text)]
     if not starts:
@@ -69,7 +64,6 @@ def _counted(faults: Sequence[Fault]) -> dict[ParseStatus, int]:
 
 
 def _without_objects(text: str) -> ParseResult:
-    """An answer in which no object starts."""
     if text == render.EMPTY:
         return ParseResult((), {}, closed=True)
     cut = _is_cut(text, render.EMPTY, render.START)
@@ -78,7 +72,7 @@ def _without_objects(text: str) -> ParseResult:
 
 
 def _frame_problem(frame: str, *, last: bool) -> ParseStatus | None:
-    """What is wrong with the text between an object and the next one, or between the last one and the end."""
+    """The fault in the text between an object and the next one, or between the last one and the end."""
     if frame == (render.CLOSE if last else OBJECT_SEPARATOR):
         return None
     cut = last and _is_cut(frame, render.CLOSE, OBJECT_SEPARATOR + OBJECT_OPEN)
@@ -107,7 +101,7 @@ def _is_cut_object(text: str) -> bool:
 
 
 def _read_object(shape: re.Match[str], known: Collection[str] | None) -> ParsedObject | ParseStatus:
-    """The object that a text of its shape stands for, or why it stands for none."""
+    """The object, or why it is dropped."""
     desc, inside = shape.groups()
     if not desc.strip():
         return ParseStatus.EMPTY_DESC
@@ -134,11 +128,9 @@ def _read_box(inside: str) -> BinsXYXY | ParseStatus:
 def parse_ids(
     ids: Sequence[int], tokenizer: Tokenizer, vocab: CoordVocab, known_descs: Collection[str] | None = None
 ) -> ParseResult:
-    """Read an answer from its token ids (the end token is left out if it is there).
+    """`parse` for token ids, with or without the end token; objects also get the positions of their coordinates.
 
-    Returns:
-        As `parse`, each object also with the positions of its four coordinate tokens in `ids`. An object whose
-        coordinates are spelled with other tokens is dropped as `not_a_coord`.
+    An object whose coordinates are spelled with other tokens is dropped as `not_a_coord`.
     """
     answer = list(ids)
     if answer and answer[-1] == tokenizer.eos_token_id:
@@ -178,7 +170,7 @@ def _decode_with_positions(ids: Sequence[int], tokenizer: Tokenizer, vocab: Coor
 def desc_positions(
     ids: Sequence[int], objects: Sequence[ParsedObject], tokenizer: Tokenizer, vocab: CoordVocab
 ) -> list[tuple[int, ...]]:
-    """Positions in `ids` of the tokens that hold a part of each object's name; a tokenizer may join it to a quote.
+    """Positions of the tokens with a part of each object's name, which a tokenizer may join to a quote.
 
     `objects` are those that `parse_ids` read in `ids`.
     """

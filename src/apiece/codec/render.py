@@ -50,11 +50,7 @@ def desc_problem(desc: str) -> str | None:
 
 
 def render_text(objects: Sequence[DescBins]) -> str:
-    """The canonical answer as text, without the end token.
-
-    Args:
-        objects: `(desc, bins_xyxy)` in the order to be written.
-    """
+    """The canonical answer as text, without the end token; objects are written in the order given."""
     return OPEN + OBJECT_SEPARATOR.join(_object_text(desc, bins) for desc, bins in objects) + CLOSE
 
 
@@ -83,8 +79,7 @@ def objects_to_bins(
 ) -> list[DescBins]:
     """Boxes in pixels to bins; a box that collapses to zero bins on a side is left out.
 
-    Such a box (under half a bin, a pixel in a 2000-pixel image) has no canonical text: it would be parsed as
-    `zero_area`. The caller can count them by the difference in length.
+    Such a box (under half a bin, a pixel in a 2000-pixel image) would be parsed as `zero_area`.
     """
     rows = bins.to_bins(list(boxes_xyxy), size_wh).tolist()
     return [(desc, (x1, y1, x2, y2)) for desc, (x1, y1, x2, y2) in zip(descs, rows, strict=True) if x2 > x1 and y2 > y1]
@@ -94,8 +89,8 @@ def objects_to_bins(
 class Renderer:
     """Renders answers as tokens for one tokenizer.
 
-    The text is encoded piece by piece, so that every token has one role. `check_desc` makes sure that this gives the
-    ids that the tokenizer gives for the whole text.
+    The text is encoded piece by piece, so that every token has one role. `check_desc` makes sure that the ids are those
+    of the whole text.
     """
 
     tokenizer: Tokenizer
@@ -117,10 +112,8 @@ class Renderer:
     def check_desc(self, desc: str) -> None:
         """Refuse a name that the tokenizer cannot write.
 
-        Raises:
-            UserError: The tokenizer joins it with a quote (mostly names that end in punctuation), so training on pieces
-                would teach ids that the tokenizer never produces; or it changes the name (decomposed accents), so no
-                answer could ever match the label.
+        Either it joins the name with a quote (mostly names that end in punctuation), so training on pieces would teach
+        ids that it never produces; or it changes the name (decomposed accents), so no answer could match the label.
         """
         _check_desc(desc)
         pieces = [*self.piece(START), *self.piece(desc), *self.piece(BOX_OPEN)]
@@ -142,12 +135,7 @@ class Renderer:
         return int(self.lengths(np.array([len(descs)]), np.array([names]))[0])
 
     def lengths(self, num_objects: IntArray, name_tokens: IntArray) -> IntArray:
-        """Tokens of many answers, the end token included.
-
-        Args:
-            num_objects: `[N]` objects of each answer.
-            name_tokens: `[N]` tokens of all its names together.
-        """
+        """`num_tokens` of many answers, from the number of objects `[N]` and the tokens of all their names `[N]`."""
         box = len(self.piece(BOX_OPEN)) + 4 + 3 * len(self.piece(COORD_SEPARATOR))
         between = len(self.piece(NEXT))
         ends = len(self.piece(START)) + len(self.piece(FINISH)) + 1
@@ -155,11 +143,9 @@ class Renderer:
         return np.where(num_objects > 0, some, len(self.piece(EMPTY)) + 1)
 
     def render(self, objects: Sequence[DescBins], *, after_object: bool = False) -> Encoded:
-        """The canonical answer as tokens, the end token included.
+        """The canonical answer as tokens, the end token included; objects are written in the order given.
 
-        Args:
-            objects: `(desc, bins_xyxy)` in the order to be written.
-            after_object: The rest of an answer instead, from after the last coordinate token of an object.
+        With `after_object`, the rest of an answer from after the last coordinate token of an object.
         """
         ids: list[int] = []
         roles: list[int] = []
@@ -187,8 +173,7 @@ class Renderer:
         return Encoded(np.array(ids, dtype=np.int64), np.array(roles, dtype=np.int8), Slots(*columns))
 
 
-SAME_ROW = 0.5
-"""Two objects are in one row if their heights overlap by at least this share of the smaller one."""
+SAME_ROW = 0.5  # two objects are in one row if their heights overlap by at least this share of the smaller one
 
 
 def answer_order(
@@ -198,11 +183,6 @@ def answer_order(
 
     `sorted` is by (y1, x1), `left_to_right` by (x1, y1), `reading` row by row and in a row by (x1, y1). All with ties
     by the far corner, then by the name.
-
-    Args:
-        boxes_xyxy: N boxes.
-        descs: N names.
-        order: Any but `random`, which needs a generator.
     """
     if order is ObjectOrder.RANDOM:
         raise ValueError("a random order is drawn by the caller, who has the generator")
@@ -214,11 +194,11 @@ def answer_order(
 
 
 def _rows(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Where the row of each box lies, `[N]`: equal for boxes of one row, growing downwards.
+    """The vertical centre of each box's row, `[N]`.
 
-    The tallest box begins a row and what overlaps its height joins it; then the tallest of the rest. All are compared
-    with the first of the row, not with each other, so that a slope does not become one row. Rows are ordered by the
-    centre of their tallest box.
+    The tallest box begins a row and boxes that overlap its height join it; then the tallest of the rest. All are
+    compared with the first of the row, not with each other, so that a slope does not become one row. The centre of the
+    row is that of its tallest box.
     """
     top, bottom = boxes[:, 1], boxes[:, 3]
     height, centre = bottom - top, (top + bottom) / 2

@@ -21,29 +21,20 @@ class Tokenizer(Protocol):
 
 
 def coord_token(k: int) -> str:
-    """The text of coordinate token k."""
+    """The text of the token of bin k."""
     return f"<|coord_{k}|>"
 
 
 @dataclass(frozen=True, slots=True)
 class CoordVocab:
-    """Where the coordinate tokens lie in the vocabulary: one contiguous block, so that a slot's logits are a slice.
+    """Where the coordinate tokens are in the vocabulary: one contiguous block, so that a slot's logits are a slice."""
 
-    Attributes:
-        first_id: Id of bin 0; bin k is `first_id + k`.
-        num_bins: Length of the block.
-    """
-
-    first_id: int
+    first_id: int  # of bin 0; bin k is `first_id + k`
     num_bins: int = NUM_BINS
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, *, where: str = "tokenizer") -> CoordVocab:
-        """Find the block in a tokenizer.
-
-        Raises:
-            UserError: The tokens are missing or not contiguous; the message names the command that adds them.
-        """
+        """Find the block in a tokenizer; a `UserError` if the tokens are missing or not contiguous."""
         vocabulary = tokenizer.get_vocab()
         ids = [vocabulary.get(coord_token(k)) for k in range(NUM_BINS)]
         found = sum(i is not None for i in ids)
@@ -65,7 +56,6 @@ class CoordVocab:
 
     @property
     def end_id(self) -> int:
-        """One past the id of the last bin."""
         return self.first_id + self.num_bins
 
     def token_id(self, k: int) -> int:
@@ -74,12 +64,12 @@ class CoordVocab:
         return self.first_id + k
 
     def bin_of(self, token_id: int) -> int | None:
-        """Bin of a token id, `None` if it is not a coordinate token."""
+        """The bin of a token, `None` if it is not a coordinate token."""
         return token_id - self.first_id if self.first_id <= token_id < self.end_id else None
 
 
 def encode_plain(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Ids of a text without any token added around it."""
+    """Ids of a text, with no token added around it."""
     return list(tokenizer.encode(text, add_special_tokens=False))
 
 

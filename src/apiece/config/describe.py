@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import types
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from enum import Enum
 from functools import cache
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Any, cast
 
 from pydantic import BaseModel
-from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
 
 from apiece.config.yaml_source import KeyPath, Node
 
@@ -67,7 +63,7 @@ def no_effect(*paths: str, reads: tuple[str, ...], unless: Callable[[Any], bool]
         @rule(path, *reads)
         def check(config: BaseModel, path: str = path) -> str | None:
             # Not whether someone wrote the key: the config that a run writes spells out every default, and must load.
-            default = default_at(type(config), path)
+            default = value_at(_defaults(type(config)), path)
             if value_at(config, path) == default or unless(config):
                 return None
             return f"has no effect {why}, or set it back to its default ({'null' if default is None else default})"
@@ -77,24 +73,21 @@ def value_at(config: BaseModel, path: str) -> Any:
     """The value at a dotted path; `None` below a section that is null."""
     value: Any = config
     for name in path.split("."):
-        value = None if value is None else getattr(value, keys(type(value))[name][0])
+        if value is not None:
+            aliases = {field.alias: attribute for attribute, field in type(value).model_fields.items()}
+            value = getattr(value, aliases.get(name, name))
     return value
 
 
-def default_at(model: type[BaseModel], path: str) -> Any:
-    """The default of the setting at a dotted path."""
-    *sections, name = path.split(".")
-    for part in sections:
-        section = section_of(keys(model)[part][1].rebuild_annotation())
-        assert section is not None, path
-        model = section
-    return keys(model)[name][1].get_default(call_default_factory=True, validated_data={})
+@cache
+def _defaults(model: type[BaseModel]) -> BaseModel:
+    return model.model_construct()
 
 
 @cache
 def _rules_of(model: type[BaseModel]) -> tuple[Rule, ...]:
     """The rules of which a model has all settings."""
-    known = {".".join(setting.path) for setting in settings(model)}
+    known = {".".join(path) for path in settings(model)}
     return tuple(rule for rule in RULES if known.issuperset(rule.reads))
 
 
@@ -105,123 +98,110 @@ def check_rules(config: BaseModel) -> None:
         raise RuleError(broken)
 
 
-_WORDS = {float: "a number", int: "a whole number", bool: "true or false", str: "text", type(None): "null"}
-_BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<", "multiple_of": "a multiple of", "pattern": "matching"}
+# What the models expect, from their JSON schemas.
+
+Schema = dict[str, Any]
+_TYPES = {
+    "number": "a number",
+    "integer": "a whole number",
+    "boolean": "true or false",
+    "string": "text",
+    "null": "null",
+}
+_BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
+_BOUNDS |= {"minLength": "of length at least", "maxLength": "of length at most"}
 _SHOWN = 60
 
 
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """One setting of a model, or a section of it: keys from the top, type with bounds, default, documentation."""
+@cache
+def _schema_of(model: type[BaseModel]) -> Schema:
+    """The JSON schema of a model, references written out; a section has the documentation of its class."""
+    document = model.model_json_schema()
 
-    path: tuple[str, ...]
-    annotation: Any
-    default: Any
-    doc: str
+    def expanded(value: Any) -> Any:
+        if isinstance(value, list):
+            return [expanded(item) for item in value]
+        if not isinstance(value, dict):
+            return value
+        own = {key: expanded(child) for key, child in value.items() if key not in ("$ref", "$defs")}
+        if "$ref" not in value:
+            return own
+        named = expanded(document["$defs"][value["$ref"].rpartition("/")[2]])
+        return own | named if "properties" in named else named | own
 
-
-REQUIRED: Any = PydanticUndefined
-"""Default of a setting that must be set."""
-
-
-def section_of(annotation: Any) -> type[BaseModel] | None:
-    """The model behind a type, if it is one (or one or null)."""
-    if get_origin(annotation) is Annotated:
-        return section_of(get_args(annotation)[0])
-    if get_origin(annotation) in (Union, types.UnionType):
-        found = [section for arg in get_args(annotation) if (section := section_of(arg)) is not None]
-        return found[0] if len(found) == 1 else None
-    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+    return cast(Schema, expanded(document))
 
 
-def keys(model: type[BaseModel]) -> dict[str, tuple[str, FieldInfo]]:
-    """Key in a file -> attribute and field; they differ where the key is a word of Python's."""
-    return {field.alias or name: (name, field) for name, field in model.model_fields.items()}
+@cache
+def settings(model: type[BaseModel]) -> dict[tuple[str, ...], Schema]:
+    """JSON schema by path of all sections and settings of a model, in order, each section before its settings."""
+
+    def walk(schema: Schema, prefix: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Schema]]:
+        for key, child in section(schema).items():
+            yield (*prefix, key), child
+            yield from walk(child, (*prefix, key))
+
+    return dict(walk(_schema_of(model), ()))
 
 
-def settings(model: type[BaseModel], prefix: tuple[str, ...] = ()) -> Iterator[Setting]:
-    """All sections and settings of a model, in order, each section before what is in it."""
-    for key, (_, field) in keys(model).items():
-        path = (*prefix, key)
-        annotation = field.rebuild_annotation()
-        default = field.get_default(call_default_factory=True, validated_data={})
-        yield Setting(path, annotation, default, " ".join((field.description or "").split()))
-        section = section_of(annotation)
-        if section is not None:
-            yield from settings(section, path)
+def schema_at(model: type[BaseModel], path: KeyPath) -> Schema | None:
+    """The schema of the value at `path`; `None` where the model has no such setting."""
+    schema = _schema_of(model)
+    for part in path:
+        inner = [child for kind in _kinds(schema) if (child := _inside(kind, part)) is not None]
+        if len(inner) != 1:
+            return None
+        schema = inner[0]
+    return schema
 
 
-def type_at(annotation: Any, path: KeyPath) -> Any:
-    """The type that belongs at `path` below `annotation`; `None` where the models say nothing about it."""
-    if not path:
-        return annotation
-    head, rest = path[0], path[1:]
-    if get_origin(annotation) is Annotated:
-        return type_at(get_args(annotation)[0], path)
-    section = section_of(annotation)
-    if section is not None:
-        known = keys(section)
-        return type_at(known[str(head)][1].rebuild_annotation(), rest) if head in known else None
-    origin, args = get_origin(annotation), get_args(annotation)
-    if origin in (Union, types.UnionType):
-        found = [inner for arg in args if (inner := type_at(arg, path)) is not None]
-        return found[0] if len(found) == 1 else None
-    if origin is tuple and isinstance(head, int):
-        return type_at(args[0 if args[-1] is Ellipsis else min(head, len(args) - 1)], rest)
-    if origin is list and isinstance(head, int):
-        return type_at(args[0], rest)
-    return type_at(args[1], rest) if origin is dict and isinstance(head, str) else None
+def _inside(kind: Schema, part: str | int) -> Schema | None:
+    if isinstance(part, str):
+        child = kind.get("properties", {}).get(part, kind.get("additionalProperties"))
+    else:
+        fixed = kind.get("prefixItems")
+        child = fixed[min(part, len(fixed) - 1)] if fixed else kind.get("items")
+    return child or None  # additionalProperties is false in a section
 
 
-def options(annotation: Any) -> list[str]:
-    """The words that a type allows, where it is a choice between words."""
-    if get_origin(annotation) is Literal:
-        return [str(arg) for arg in get_args(annotation)]
-    if isinstance(annotation, type) and issubclass(annotation, Enum):
-        return [str(member.value) for member in annotation]
-    if get_origin(annotation) in (Union, types.UnionType, Annotated):
-        return [word for arg in get_args(annotation) for word in options(arg)]
-    return []
+def _kinds(schema: Schema) -> list[Schema]:
+    """The alternatives of a schema: a bounded number and null, for example."""
+    return [kind for one in schema["anyOf"] for kind in _kinds(one)] if "anyOf" in schema else [schema]
 
 
-def base_types(annotation: Any) -> set[Any]:
-    """The types that a type allows, bounds taken off: `{int, NoneType}` for a bounded int or null."""
-    if get_origin(annotation) is Annotated:
-        return base_types(get_args(annotation)[0])
-    if get_origin(annotation) in (Union, types.UnionType):
-        return {base for arg in get_args(annotation) for base in base_types(arg)}
-    return {get_origin(annotation) or annotation}
+def section(schema: Schema | None) -> dict[str, Schema]:
+    """Key -> schema of what is in a section; empty for a setting."""
+    return next((kind["properties"] for kind in _kinds(schema or {}) if "properties" in kind), {})
 
 
-def describe(annotation: Any) -> str:
+def options(schema: Schema) -> list[str]:
+    """The words that a setting allows, where it is a choice between words."""
+    return [word for kind in _kinds(schema) for word in kind.get("enum", [kind["const"]] if "const" in kind else [])]
+
+
+def free_types(schema: Schema) -> set[str]:
+    """JSON types of which a setting allows any value within bounds: `{"integer", "null"}`."""
+    return {kind.get("type", "") for kind in _kinds(schema) if not options(kind)}
+
+
+def describe(schema: Schema) -> str:
     """A type in words, such as `a whole number >= 1 or null`."""
-    origin, args = get_origin(annotation), get_args(annotation)
-    if origin is Annotated:
-        return " ".join([describe(args[0]), *_bounds(args[1:])])
-    if section_of(annotation) is not None and origin is None:
+    return " or ".join(_words(kind) for kind in _kinds(schema))
+
+
+def _words(kind: Schema) -> str:
+    if section(kind):
         return "a section (key: value)"
-    if origin in (Union, types.UnionType):
-        return " or ".join(describe(arg) for arg in args)
-    if words := options(annotation):
+    if words := options(kind):
         return "one of " + ", ".join(words)
-    if origin is tuple and args[-1] is not Ellipsis:
-        return f"a list of {len(args)}, each {describe(args[0])}"
-    if origin in (tuple, list):
-        return f"a list, each {describe(args[0])}"
-    if origin is dict:
-        return f"a mapping from names to {describe(args[1])}"
-    return _WORDS.get(annotation, str(annotation))
-
-
-def _bounds(metadata: tuple[Any, ...]) -> list[str]:
-    """The constraints in the metadata of an `Annotated`."""
-    flat = [part for item in metadata for part in (item.metadata if isinstance(item, FieldInfo) else [item])]
-    found = [
-        f"{words} {getattr(item, name)}" for item in flat for name, words in _BOUNDS.items() if hasattr(item, name)
-    ]
-    lengths = [("at least", getattr(item, "min_length", None)) for item in flat]
-    lengths += [("at most", getattr(item, "max_length", None)) for item in flat]
-    return [" and ".join(found)] * bool(found) + [f"of length {words} {n}" for words, n in lengths if n is not None]
+    if fixed := kind.get("prefixItems"):
+        return f"a list of {len(fixed)}, each {describe(fixed[0])}"
+    if "items" in kind:
+        return f"a list, each {describe(kind['items'])}"
+    if kind.get("additionalProperties"):
+        return f"a mapping from names to {describe(kind['additionalProperties'])}"
+    bounds = " and ".join(f"{words} {kind[name]}" for name, words in _BOUNDS.items() if name in kind)
+    return f"{_TYPES[kind['type']]} {bounds}".rstrip()
 
 
 def show(node: Node) -> str:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from enum import Enum
 from typing import Any
 
 import yaml
 
-from apiece.config.describe import REQUIRED, Setting, describe, section_of, settings
+from apiece.config.describe import Schema, describe, section, settings
 from apiece.config.schema import AnswerSettings, Config
 from apiece.config.yaml_source import dotted, resolve_plain
 
@@ -95,7 +94,9 @@ def dump_config(config: Config) -> str:
 _INTRODUCTION = """\
 # Settings
 
-<!-- Written by `apiece config --reference --out docs/config.md`: edit src/apiece/config, not this file. -->
+<!-- Written by `apiece config --reference --out docs/reference/config.md`: edit src/apiece/config, not this file. -->
+
+*Which settings are there, and what does each of them do?*
 
 A config is a YAML file. Settings that it leaves out have the defaults below; unknown keys, wrong values and
 contradictions are errors, all reported at once with file and line.
@@ -120,8 +121,8 @@ optim:
 - **Values**: `1e-4` is a number; only `true` and `false` are booleans (`yes`, `no`, `on`, `off` are text); a number
   with a leading zero (`012`) is text; `null`, `~` or nothing resets a setting that allows null. NaN, infinity,
   duplicate keys, tags (`!!int`) and merge keys (`<<`) are errors.
-- **Contradictions**: a setting that asks for something which another one rules out is an error that names both; its
-  default is always allowed.
+- **Contradictions**: a setting that asks for what another one rules out is an error that names both; its default is
+  always allowed.
 """
 
 
@@ -142,32 +143,27 @@ def config_schema() -> dict[str, Any]:
 
 def reference() -> str:
     """All settings as Markdown: a table for every section."""
+    server = {path: schema for path, schema in settings(AnswerSettings).items() if path[0] == "server"}
+    found = settings(Config) | server
+    sections: dict[Keys, str] = {(): "In addition to the sections below."}
+    sections |= {path: schema["description"] for path, schema in found.items() if section(schema)}
     blocks = [_INTRODUCTION]
-    found = [*settings(Config), *(each for each in settings(AnswerSettings) if each.path[0] == "server")]
-    sections = [Setting((), Config, REQUIRED, ""), *(each for each in found if section_of(each.annotation) is not None)]
-    for section in sections:
-        model = section_of(section.annotation)
-        assert model is not None
-        own = [each for each in found if each.path[:-1] == section.path and section_of(each.annotation) is None]
-        title = f"`{dotted(section.path)}`" if section.path else "At the top"
-        about = " ".join((model.__doc__ or "").split()) if section.path else "In addition to the sections below."
-        text = f"## {title}\n\n{about}\n"
-        rows = [f"| `{dotted(each.path)}` | {_type(each)} | {_default(each)} | {_cell(each.doc)} |" for each in own]
+    for place, about in sections.items():
+        title = f"`{dotted(place)}`" if place else "At the top"
+        text = f"## {title}\n\n{_cell(about)}\n"
+        rows = [
+            f"| `{dotted(path)}` | {_cell(describe(schema))} | {_default(schema)} | {_cell(schema['description'])} |"
+            for path, schema in found.items()
+            if path[:-1] == place and path not in sections
+        ]
         table = "\n".join(["| setting | value | default | meaning |", "|---|---|---|---|", *rows]) + "\n"
-        blocks.append(f"{text}\n{table}" if own else text)
+        blocks.append(f"{text}\n{table}" if rows else text)
     return "\n".join(blocks)
 
 
-def _type(setting: Setting) -> str:
-    return _cell(describe(setting.annotation))
-
-
-def _default(setting: Setting) -> str:
-    if setting.default is REQUIRED:
-        return "must be set"
-    default = setting.default.value if isinstance(setting.default, Enum) else setting.default
-    return f"`{_cell(yaml_text(default))}`"
+def _default(schema: Schema) -> str:
+    return f"`{_cell(yaml_text(schema['default']))}`" if "default" in schema else "must be set"
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
+    return " ".join(text.split()).replace("|", "\\|")

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from apiece.config.describe import RuleError, base_types, describe, keys, options, section_of, settings, show, type_at
+from apiece.config.describe import RuleError, Schema, describe, free_types, options, schema_at, section, settings, show
 from apiece.config.reference import values
 from apiece.config.schema import Config
 from apiece.config.yaml_source import COMMAND_LINE, DEFAULT, KeyPath, Mistake, Node, Place, dotted, read_yaml
@@ -35,17 +35,11 @@ M = TypeVar("M", bound=BaseModel)
 
 @dataclass(frozen=True, slots=True)
 class LoadedConfig:
-    """A config and where it comes from.
-
-    Attributes:
-        config: Complete and checked.
-        sources: Dotted path of every setting -> the file and line that set it, the command line, or the default.
-        files: The named file, its parent, and so on; empty without a file.
-    """
+    """A complete and checked config and where it comes from."""
 
     config: Config
-    sources: Mapping[str, Place]
-    files: tuple[Path, ...]
+    sources: Mapping[str, Place]  # by dotted path of every setting
+    files: tuple[Path, ...]  # the named file, its parent, and so on; empty without a file
 
 
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> LoadedConfig:
@@ -71,7 +65,7 @@ def load_file(path: Path | None, model: type[M], overrides: Sequence[str] = ()) 
 def _load(path: Path | None, model: type[M], overrides: Sequence[str]) -> tuple[M, Node, tuple[Path, ...]]:
     mistakes: list[Mistake] = []
     tree, files = (Node({}, DEFAULT), ()) if path is None else _read_chain(Path(path), mistakes)
-    defaults = {dotted(setting.path): setting.default for setting in settings(model)}
+    defaults = {dotted(path): schema.get("default") for path, schema in settings(model).items()}
     for argument in overrides:
         _apply_override(tree, argument, defaults, mistakes)
     found = validate(tree, mistakes, model)
@@ -87,7 +81,7 @@ def require_data(loaded: LoadedConfig) -> None:
     for name, value in {"train": data.train, "eval": data.eval, "complete": data.complete}.items():
         if value is None or Path(value).is_file():
             continue
-        found = "a folder" if Path(value).is_dir() else f"nothing{nearest(Path(value).name, _names_beside(value))}"
+        found = "a folder" if Path(value).is_dir() else f"nothing{nearest(Path(value).name, _neighbours(value))}"
         message = f"expected a data file at {value}, found {found}"
         mistakes.append(Mistake(loaded.sources[f"data.{name}"], ("data", name), message))
     if mistakes:
@@ -155,7 +149,7 @@ def merge(base: Node, over: Node) -> Node:
 
 
 def _parent(tree: Node, path: Path) -> tuple[Path | None, Place | None]:
-    """Remove `extends` from a file's tree; returns the file that it names, and where it does."""
+    """Remove `extends` from a file's tree; the file that it names, and the place where it does."""
     assert isinstance(tree.value, dict)
     node = tree.value.pop("extends", None)
     if node is None:
@@ -175,7 +169,7 @@ def _read_file(path: Path, named_at: Place | None, mistakes: list[Mistake]) -> N
             raise UserError(f"{what}expected a YAML file, found a folder", where=where, fix="name the file in it")
         if not path.is_file():
             plain = re.sub(r"^configs/|\.ya?ml$", "", path.as_posix())
-            near = nearest(path.name, _names_beside(path)) or nearest(plain, packaged_configs())
+            near = nearest(path.name, _neighbours(path)) or nearest(plain, packaged_configs())
             relative_to = "the current folder" if named_at is None else "the file that names it"
             fix = f"check the path; it is relative to {relative_to} (packaged configs: apiece config --list)"
             raise UserError(f"{what}config file not found{near}", where=where, fix=fix)
@@ -201,8 +195,8 @@ def _read_file(path: Path, named_at: Place | None, mistakes: list[Mistake]) -> N
     return tree
 
 
-def _names_beside(path: str | Path) -> list[str]:
-    """Names in the folder in which a missing file was expected."""
+def _neighbours(path: str | Path) -> list[str]:
+    """Names in the folder where a file was expected."""
     folder = Path(path).parent
     return [file.name for file in folder.iterdir()] if folder.is_dir() else []
 
@@ -214,25 +208,17 @@ _INDEX = re.compile(r"[0-9]{1,6}")
 
 
 def _apply_override(tree: Node, argument: str, defaults: Mapping[str, Any], mistakes: list[Mistake]) -> None:
-    """Set one `key=value` in a tree; its value is read by the rules of the files.
+    """Set one `key=value` in a tree, in place; its value is read by the rules of the files, mistakes are appended.
 
-    Args:
-        tree: Settings so far; changed in place.
-        argument: As typed. `key=` sets null, as `key:` does in a file.
-        defaults: Dotted path -> default, for lists of which one item is set and no file sets the rest.
-        mistakes: Mistakes in single values and indices are appended here.
-
-    Raises:
-        UserError: The argument is not `key=value`.
+    `defaults` (by dotted path) are for lists of which one item is set and no file sets the rest.
     """
     key, equals, text = argument.partition("=")
     if not equals or not _KEY.fullmatch(key.strip()):
-        raise UserError(
+        message, fix = (
             f"expected key=value, found '{argument}'",
-            where=COMMAND_LINE.origin,
-            fix="write for example optim.lr=3e-4 or optim.betas[0]=0.8",
-            exit_code=2,
+            "write for example optim.lr=3e-4 or optim.betas[0]=0.8",
         )
+        raise UserError(message, where=COMMAND_LINE.origin, fix=fix, exit_code=2)
     path = tuple(re.split(r"[.\[]", key.strip().replace("]", "")))
     before = len(mistakes)
     try:
@@ -267,7 +253,7 @@ def _apply_override(tree: Node, argument: str, defaults: Mapping[str, Any], mist
 
 
 def _start(default: Any) -> Node:
-    """What an item is set in, where no file has set anything yet: the default list, or a new mapping."""
+    """Where an item is set when no file has set its list or section: the default list, or a new mapping."""
     if isinstance(default, list | tuple):
         return Node([Node(item, DEFAULT, str(item)) for item in default], DEFAULT)
     return Node({}, COMMAND_LINE)
@@ -277,18 +263,10 @@ def _start(default: Any) -> Node:
 
 
 def validate(tree: Node, mistakes: list[Mistake], model: type[M]) -> M | None:
-    """Check a tree.
+    """The model of a tree, with defaults for broken values; `None` where there is none. Mistakes are appended.
 
     Rules about several settings only run on a config that is whole. So broken values are taken out, and what is left is
     checked once more, with defaults in their place; a broken rule counts if nothing that it reads was taken out.
-
-    Args:
-        tree: All settings, merged.
-        mistakes: Known mistakes; every further one is appended.
-        model: `Config`, or another model of `apiece.config`.
-
-    Returns:
-        The model, with defaults for broken values; `None` where there is none.
     """
     data = tree.plain()
     bad = {mistake.path for mistake in mistakes}
@@ -365,40 +343,39 @@ def _message(item: Any, path: KeyPath, tree: Node, model: type[BaseModel]) -> st
         return f"unknown key{_suggestion(path, model)}"
     if kind == "missing" and path == item["loc"]:
         return "must be set: it has no default"
-    annotation = type_at(model, path)
-    if annotation is None or kind in ("value_error", "assertion_error"):
+    schema = schema_at(model, path)
+    if schema is None or kind in ("value_error", "assertion_error"):
         return f"{item['msg'].removeprefix('Value error, ')}, found {show(node)}"
-    return f"expected {describe(annotation)}, found {show(node)}{_hint(annotation, node)}"
+    return f"expected {describe(schema)}, found {show(node)}{_hint(schema, node)}"
 
 
-def _hint(annotation: Any, node: Node) -> str:
+def _hint(schema: Schema, node: Node) -> str:
     """The likely remedy for a wrong value, or nothing."""
-    value, allowed = node.value, base_types(annotation)
-    if value is None and section_of(annotation) is not None:
+    value, allowed = node.value, free_types(schema)
+    if value is None and section(schema):
         return ": leave it out for the defaults"
-    if isinstance(value, float) and value.is_integer() and int in allowed:
+    if isinstance(value, float) and value.is_integer() and "integer" in allowed:
         return f": write {int(value)}"
-    if isinstance(value, bool | int | float) and str in allowed:
+    if isinstance(value, bool | int | float) and "string" in allowed:
         return f": put it in quotes to mean the text '{node.text}'"
     if not isinstance(value, str):
         return ""
     digits = value.lstrip("+-")
-    if allowed & {int, float} and digits.startswith("0") and digits.isdigit():
+    if allowed & {"integer", "number"} and digits.startswith("0") and digits.isdigit():
         return " (a number with a leading zero is text)"
-    return nearest(value, options(annotation))
+    return nearest(value, options(schema))
 
 
 def _sibling(path: KeyPath, model: type[BaseModel]) -> str | None:
     """The known key in the same section that is most like an unknown one."""
-    section = section_of(type_at(model, path[:-1]))
-    close = get_close_matches(str(path[-1]), list(keys(section)) if section else [], n=1)
+    close = get_close_matches(str(path[-1]), section(schema_at(model, path[:-1])), n=1)
     return close[0] if close else None
 
 
 def _suggestion(path: KeyPath, model: type[BaseModel]) -> str:
     """What an unknown key was probably meant to be: one of its section, or one of the same name elsewhere."""
     name = str(path[-1])
-    known = [dotted(setting.path) for setting in settings(model)]
+    known = [dotted(path) for path in settings(model)]
     if name == "extends":
         return ": `extends` goes at the top of a file"
     if name in known and "." in name:

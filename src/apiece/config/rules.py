@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from functools import partial
 
 from apiece.config.describe import no_effect, rule, value_at
 from apiece.config.schema import Config, Part, Shuffle
@@ -15,9 +16,8 @@ from apiece.config.schema import Config, Part, Shuffle
 @rule("prompt.text", "prompt.name")
 def _own_prompt(config: Config) -> str | None:
     prompt = config.prompt
-    if (prompt.name == "text") == (prompt.text is not None):
-        return None
-    return "prompt.text goes with `prompt.name: text` and only with it: set both or neither"
+    together = (prompt.name == "text") == (prompt.text is not None)
+    return None if together else "prompt.text goes with `prompt.name: text` and only with it: set both or neither"
 
 
 @rule("prompt.text")
@@ -29,17 +29,15 @@ def _blank_prompt(config: Config) -> str | None:
 @rule("train.micro_batch_size", "train.batch_size")
 def _micro_batches(config: Config) -> str | None:
     size, micro = config.train.batch_size, config.train.micro_batch_size
-    if micro is None or size % micro == 0:
-        return None
-    return f"train.batch_size ({size}) must be a multiple of train.micro_batch_size ({micro})"
+    splits = micro is None or size % micro == 0
+    return None if splits else f"train.batch_size ({size}) must be a multiple of train.micro_batch_size ({micro})"
 
 
 def _needs_eval(path: str, use: str) -> None:
     @rule(path, "data.eval")
     def check(config: Config) -> str | None:
-        if value_at(config, path) is None or config.data.eval is not None:
-            return None
-        return f"{path} is set but data.eval is not: name the JSONL {use}"
+        alone = value_at(config, path) is not None and config.data.eval is None
+        return f"{path} is set but data.eval is not: name the JSONL {use}" if alone else None
 
 
 _needs_eval("eval.every_steps", "to evaluate on")
@@ -51,9 +49,8 @@ _needs_eval("data.complete", "to evaluate on, whose images it completes")
 @rule("monitor.panel.size", "monitor.panel.ids", "monitor.panel.from")
 def _panel_of_something(config: Config) -> str | None:
     panel = config.monitor.panel
-    if panel.size or panel.ids or panel.from_run is not None:
-        return None
-    return "the panel is empty: raise monitor.panel.size, or name samples in monitor.panel.ids"
+    some = panel.size or panel.ids or panel.from_run is not None
+    return None if some else "the panel is empty: raise monitor.panel.size, or name samples in monitor.panel.ids"
 
 
 @rule("optim.warmup_steps", "train.steps")
@@ -148,17 +145,16 @@ _TRAINED = ("model.freeze", "model.lora.rank", "model.lora.targets")
 
 
 def trained_parts(config: Config) -> tuple[Part, ...]:
-    """Parts that have something to train: not frozen, with a rate above 0, and with adapters where those are used."""
-    rates = {part: value_at(config, f"optim.{name}") for part, name in RATES.items()}
+    """Parts that are not frozen, have a rate above 0, and have adapters where those are used."""
+    rates = {part: getattr(config.optim, name) for part, name in RATES.items()}
     adapted = {*config.model.lora.targets, Part.COORD} if config.model.lora.rank else set(Part)
     return tuple(p for p in Part if p not in config.model.freeze and rates.get(p) != 0 and p in adapted)
 
 
 @rule(*_TRAINED, *(f"optim.{name}" for name in RATES.values()))
 def _something_to_train(config: Config) -> str | None:
-    if trained_parts(config):
-        return None
-    return "nothing is left to train: every part is frozen, by model.freeze or a rate of 0; train at least one"
+    nothing = "nothing is left to train: every part is frozen, by model.freeze or a rate of 0; train at least one"
+    return None if trained_parts(config) else nothing
 
 
 @rule("model.lora.targets", "model.lora.rank", "model.freeze", *(f"optim.{name}" for name in RATES.values()))
@@ -176,9 +172,8 @@ def _adapters_are_trained(config: Config) -> str | None:
 
 @rule("optim.name", "model.lora.rank")
 def _adapters_with_adamw(config: Config) -> str | None:
-    if config.optim.name == "adamw" or not config.model.lora.rank:
-        return None
-    return "`muon` is for whole matrices; adapters are trained with `optim.name: adamw`"
+    wrong = config.model.lora.rank > 0 and config.optim.name != "adamw"
+    return "`muon` is for whole matrices; adapters are trained with `optim.name: adamw`" if wrong else None
 
 
 no_effect(
@@ -189,14 +184,14 @@ no_effect(
 )
 
 
-def _rate_of(part: Part, path: str) -> None:
-    no_effect(
-        path,
-        reads=_TRAINED,
-        unless=lambda config: not value_at(config, path) or part in trained_parts(config),
-        why=f"as {part} is not trained: take it out of model.freeze, or into model.lora.targets,",
-    )
+def _rate_matters(part: Part, name: str, config: Config) -> bool:
+    return not getattr(config.optim, name) or part in trained_parts(config)
 
 
 for _part, _name in RATES.items():
-    _rate_of(_part, f"optim.{_name}")
+    no_effect(
+        f"optim.{_name}",
+        reads=_TRAINED,
+        unless=partial(_rate_matters, _part, _name),
+        why=f"as {_part} is not trained: take it out of model.freeze, or into model.lora.targets,",
+    )

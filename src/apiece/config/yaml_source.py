@@ -19,11 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import yaml
-from yaml.composer import Composer
-from yaml.parser import Parser
-from yaml.reader import Reader, ReaderError
-from yaml.resolver import BaseResolver
-from yaml.scanner import Scanner
+from yaml.reader import ReaderError
 
 from apiece.errors import UserError
 
@@ -95,11 +91,7 @@ def dotted(path: KeyPath) -> str:
 
 
 def resolve_plain(text: str) -> Scalar:
-    """The value of a word without quotes.
-
-    Raises:
-        ValueError: It is a number that no setting can take.
-    """
+    """The value of a word without quotes; a `ValueError` for a number that no setting can take."""
     if text in _NULL:
         return None
     if text in _BOOL:
@@ -118,16 +110,10 @@ def resolve_plain(text: str) -> Scalar:
     return text
 
 
-class _Loader(Reader, Scanner, Parser, Composer, BaseResolver):
+class _Loader(yaml.BaseLoader):
     """PyYAML up to nodes, without tags and with a limit on nesting."""
 
-    def __init__(self, text: str) -> None:
-        Reader.__init__(self, text)
-        Scanner.__init__(self)
-        Parser.__init__(self)
-        Composer.__init__(self)
-        BaseResolver.__init__(self)
-        self.depth = 0
+    depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         event = self.peek_event()
@@ -142,13 +128,13 @@ class _Loader(Reader, Scanner, Parser, Composer, BaseResolver):
         return node
 
 
+@dataclass(slots=True)
 class _Builder:
     """Turns PyYAML's nodes into ours and collects what is wrong with single values."""
 
-    def __init__(self, locate: Callable[[int], Place], mistakes: list[Mistake]) -> None:
-        self.locate = locate
-        self.mistakes = mistakes
-        self.count = 0
+    locate: Callable[[int], Place]
+    mistakes: list[Mistake]
+    count: int = 0
 
     def source(self, node: yaml.Node) -> Place:
         return self.locate(node.start_mark.line + 1)
@@ -156,14 +142,10 @@ class _Builder:
     def build(self, node: yaml.Node, source: Place, path: KeyPath, depth: int = 0) -> Node | None:
         """`node` as a tree; `None` where its value cannot be used and a mistake was noted."""
         self.count += 1
-        if depth > MAX_DEPTH:
-            raise yaml.MarkedYAMLError(
-                problem="an alias contains itself, or aliases are nested too deep", problem_mark=node.start_mark
-            )
-        if self.count > MAX_NODES:
-            raise yaml.MarkedYAMLError(
-                problem=f"more than {MAX_NODES:,} values, aliases written out", problem_mark=node.start_mark
-            )
+        if depth > MAX_DEPTH or self.count > MAX_NODES:
+            many = f"more than {MAX_NODES:,} values, aliases written out"
+            problem = many if depth <= MAX_DEPTH else "an alias contains itself, or aliases are nested too deep"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
         if isinstance(node, yaml.MappingNode):
             return Node(self.mapping(node, path, depth), source)
         if isinstance(node, yaml.SequenceNode):
@@ -191,11 +173,8 @@ class _Builder:
                 continue
             key: str = key_node.value
             if key == "<<" and key_node.style is None:
-                self.mistake(
-                    source,
-                    (*path, key),
-                    "merge keys (<<) are not supported; use `extends: FILE` at the top of the file",
-                )
+                message = "merge keys (<<) are not supported; use `extends: FILE` at the top of the file"
+                self.mistake(source, (*path, key), message)
             elif key in first:
                 self.mistake(source, (*path, key), f"duplicate key, first set at {first[key]}")
             else:
@@ -210,19 +189,13 @@ class _Builder:
 
 
 def read_yaml(text: str, locate: Callable[[int], Place], mistakes: list[Mistake], path: KeyPath = ()) -> Node | None:
-    """Read one YAML document.
+    """Read one YAML document; `None` where it is empty, or nothing of it can be used.
 
     Args:
-        text: The document.
-        locate: Line (from 1) -> source of what stands there.
+        text: The document; a `UserError` is raised if it is not YAML.
+        locate: Line (from 1) -> its place.
         mistakes: Mistakes in single values (duplicate keys, NaN) are appended here; the values are left out.
         path: Where the document belongs in the config.
-
-    Returns:
-        The tree, or `None` where the document is empty or nothing of it can be used.
-
-    Raises:
-        UserError: The text is not YAML.
     """
     try:
         root = _Loader(text).get_single_node()
@@ -230,19 +203,15 @@ def read_yaml(text: str, locate: Callable[[int], Place], mistakes: list[Mistake]
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         message = ", ".join(part for part in (error.context, error.problem) if part)
-        fix = (
-            "indent with spaces, not with tabs"
-            if "'\\t'" in message
-            else "mend the syntax; quote text that YAML misreads"
-        )
-        where = locate(mark.line + 1) if mark else locate(1)
+        tabs = "'\\t'" in message
+        fix = "indent with spaces, not with tabs" if tabs else "mend the syntax; quote text that YAML misreads"
+        where = locate(mark.line + 1 if mark else 1)
         raise UserError(f"broken YAML: {message}", where=str(where), fix=fix) from error
     except ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         message = f"broken YAML: the character #x{ord(text[error.position]):04x} is not allowed"
-        raise UserError(
-            message, where=str(locate(line)), fix="remove it, or write it as an escape in double quotes"
-        ) from error
+        fix = "remove it, or write it as an escape in double quotes"
+        raise UserError(message, where=str(locate(line)), fix=fix) from error
     except (ValueError, OverflowError) as error:
         # PyYAML turns an escape such as "\UFFFFFFFF" into a character without looking whether there is one.
         message = f"broken YAML: an escape stands for no character ({error})"

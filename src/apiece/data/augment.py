@@ -1,7 +1,4 @@
-"""Mirroring and cropping of training images, with their boxes, and moving of the coordinates that are read.
-
-All functions of the generator handed in.
-"""
+"""Augmentation: mirrors and crops training images with their boxes, and moves the coordinates that a model reads."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ MIN_KEPT = 0.5
 
 
 def mirror(image: Image.Image, objects: Sequence[Instance]) -> tuple[Image.Image, list[Instance]]:
-    """Image and boxes mirrored left to right."""
+    """Image and boxes, flipped left to right."""
     width = image.width
     flipped = []
     for item in objects:
@@ -49,15 +46,9 @@ def random_crop(
 def move_context(answer: Encoded, share: float, num_bins: int, rng: np.random.Generator) -> Encoded:
     """The answer with other coordinates to read and the same ones to write.
 
-    Tokens at slots are what the model reads; what it is to write there is `target_bin`, which stays. Each coordinate
-    moves by a normal draw whose deviation is up to `share` of the side of its box, another part of it for each object:
-    some are read nearly as they are.
-
-    Args:
-        answer: As rendered; a coordinate token's id is that of bin 0 plus its bin.
-        share: Of the box's width for x, of its height for y.
-        num_bins: Coordinates stay below.
-        rng: Draws one number an object and four more.
+    The model reads the tokens at slots; it learns to write `target_bin`, which stays. Each coordinate moves by a normal
+    draw whose standard deviation is up to `share` of its box's width (for x) or height (for y), drawn per object, so
+    that some are read nearly as they are. A coordinate token's id must be that of bin 0 plus its bin.
     """
     target_N4 = answer.slots.target_bin.reshape(-1, 4)
     side_N2 = target_N4[:, 2:] - target_N4[:, :2]

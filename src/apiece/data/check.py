@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from array import array
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,9 +26,6 @@ from apiece.progress import track
 from apiece.stats.ratio import CROWDING, crowding_of_counts
 from apiece.types import Instance, IntArray, Sample
 
-# Boxes of one class that lie on each other: counts for the checker, bounded in memory for any number of boxes.
-
-
 PAIR_IOU = 0.5
 DUPLICATE_IOU = 0.9
 HELD = 0.8
@@ -41,31 +37,22 @@ _ROWS = 64  # of a block: more would compare boxes of different images with each
 
 @dataclass(frozen=True, slots=True)
 class Overlaps:
-    """Same-class overlaps of N boxes. A pair is counted once, at one of its two boxes.
+    """Same-class overlaps of N boxes; every array is `[N]`. A pair is counted once, at one of its two boxes."""
 
-    Attributes:
-        pairs: `[N]` pairs with IoU >= `PAIR_IOU`.
-        duplicates: `[N]` pairs with IoU >= `DUPLICATE_IOU`.
-        twin: `[N]` index of the other box in one of the `duplicates`, or -1.
-        contained: `[N]` how many boxes of its own class each one contains: `HELD` or more of their area in it, IoU
-            below `PAIR_IOU` (so that two boxes of one object do not contain each other).
-    """
-
-    pairs: IntArray
-    duplicates: IntArray
-    twin: IntArray
+    pairs: IntArray  # pairs with IoU >= `PAIR_IOU`
+    duplicates: IntArray  # pairs with IoU >= `DUPLICATE_IOU`
+    twin: IntArray  # index of the other box in one of the `duplicates`, or -1
     contained: IntArray
+    """How many boxes of its own class each one contains: `HELD` or more of their area in it, IoU below `PAIR_IOU` (so
+    that two boxes of one object do not contain each other)."""
 
 
 def same_class_overlaps(boxes_xyxy: ArrayLike, classes: ArrayLike) -> Overlaps:
-    """Find overlapping pairs and containing boxes among boxes of one class.
+    """Find overlapping pairs and containing boxes among `[N, 4]` valid boxes of `[N]` numbered classes.
 
-    Boxes are sorted by class and left edge, and each is compared only with those that start before it ends. Several
-    images go in one call, which is five times as fast for small ones, when a class has another number in each.
-
-    Args:
-        boxes_xyxy: `[N, 4]` valid boxes.
-        classes: `[N]` whole numbers.
+    Boxes are sorted by class and left edge, and each is compared only with those that start before it ends, in blocks
+    that bound the memory. Several images go in one call, which is five times as fast for small ones, when a class has
+    another number in each.
     """
     unsorted = boxes.as_boxes(boxes_xyxy)
     labels = np.asarray(classes, dtype=np.int64)
@@ -108,15 +95,12 @@ def _ends(box: boxes.FloatArray, label: IntArray) -> IntArray:
     return np.searchsorted(shift + box[:, 0], shift + box[:, 2], side="right")
 
 
-MAX_OBJECTS = 60
-"""Objects of an image beyond which training drops it (crowd regions not counted)."""
-MIN_SIDE = 32
-"""Pixels of an image side below which it is no larger than one visual token of Qwen3-VL."""
+MAX_OBJECTS = 60  # of an image, crowd regions not counted; training drops an image with more
+MIN_SIDE = 32  # pixels: an image side below is no larger than one visual token of Qwen3-VL
 SIZES = (("small", 0, 32**2), ("medium", 32**2, 96**2), ("large", 96**2, None))
 """COCO's, by annotation area in square pixels, as the evaluator counts them."""
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95)
-MAX_KEPT = 10_000
-"""Problems of one kind that a report lists; further ones are only counted."""
+MAX_KEPT = 10_000  # problems of one kind that a report lists; further ones are only counted
 _LINES, _BATCH = 512, 20_000  # lines whose images are opened together, and objects looked at together, at most
 _ONCE_A_DESC = (ProblemKind.DESC_NON_ASCII, ProblemKind.DESC_PUNCTUATION)
 
@@ -126,62 +110,39 @@ class CheckReport:
     """What a check found.
 
     Numbers describe the lines that are valid as text (whether their image files are or not) and their valid objects.
-
-    Attributes:
-        path: The file.
-        lines: Lines that are not blank.
-        images: Valid lines.
-        objects: Valid objects, crowd regions included.
-        crowd_regions: Those with `iscrowd`.
-        class_objects: Objects by class, crowd regions included.
-        class_images: Images by class.
-        crowding: Images by their number of objects, crowd regions not counted.
-        most_objects: The most crowded image: its number of objects and its line; `None` without images.
-        sizes: Objects by COCO size.
-        short_side: Quantiles in pixels of the shorter box side; empty without objects.
-        overlap_50: Same-class pairs with IoU >= 0.5.
-        overlap_90: Same-class pairs with IoU >= 0.9.
-        group_boxes: Boxes that contain two or more of their own class.
-        over_max_objects: Images with more than the limit.
-        images_opened: Whether files were opened.
-        image_modes: Files by stored pixel mode.
-        counts: Errors, warnings and notes by kind.
-        problems: The errors, warnings and notes, by line: of each kind the first `MAX_KEPT`.
-        bad_lines: Lines that have an error of their own, or whose image file has one.
-        bad_objects: Line and place of every object with an error.
     """
 
     path: Path
-    lines: int = 0
-    images: int = 0
-    objects: int = 0
+    lines: int = 0  # that are not blank
+    images: int = 0  # valid lines
+    objects: int = 0  # valid ones, crowd regions included
     crowd_regions: int = 0
-    class_objects: Counter[str] = field(default_factory=Counter)
+    class_objects: Counter[str] = field(default_factory=Counter)  # crowd regions included
     class_images: Counter[str] = field(default_factory=Counter)
-    crowding: dict[str, int] = field(default_factory=lambda: dict.fromkeys(CROWDING, 0))
-    most_objects: tuple[int, int] | None = None
-    sizes: dict[str, int] = field(default_factory=lambda: {name: 0 for name, _, _ in SIZES})
-    short_side: dict[str, float] = field(default_factory=dict)
-    overlap_50: int = 0
+    crowding: dict[str, int] = field(default_factory=lambda: dict.fromkeys(CROWDING, 0))  # images
+    most_objects: tuple[int, int] | None = None  # of the most crowded image, and its line
+    sizes: dict[str, int] = field(default_factory=lambda: {name: 0 for name, _, _ in SIZES})  # objects
+    short_side: dict[str, float] = field(default_factory=dict)  # quantiles in pixels of the shorter box side
+    overlap_50: int = 0  # same-class pairs with IoU >= 0.5
     overlap_90: int = 0
-    group_boxes: int = 0
-    over_max_objects: int = 0
+    group_boxes: int = 0  # boxes that contain two or more of their own class
+    over_max_objects: int = 0  # images with more than the limit
     images_opened: bool = False
-    image_modes: Counter[str] = field(default_factory=Counter)
+    image_modes: Counter[str] = field(default_factory=Counter)  # files by stored pixel mode
     counts: Counter[ProblemKind] = field(default_factory=Counter)
-    problems: list[Problem] = field(default_factory=list)
-    bad_lines: set[int | None] = field(default_factory=set)
-    bad_objects: set[tuple[int | None, int]] = field(default_factory=set)
+    problems: list[Problem] = field(default_factory=list)  # by line: of each kind the first `MAX_KEPT`
+    bad_lines: set[int | None] = field(default_factory=set)  # with an error of their own or of their image file
+    bad_objects: set[tuple[int | None, int]] = field(default_factory=set)  # line and place
 
     def add(self, problem: Problem) -> None:
-        """Count a problem, and keep it unless there are many of its kind already."""
         self.counts[problem.kind] += 1
         if self.counts[problem.kind] <= MAX_KEPT:
             self.problems.append(problem)
-        if problem.level is Level.ERROR and problem.object_index is None:
-            self.bad_lines.add(problem.line)
-        elif problem.level is Level.ERROR and problem.object_index is not None:
-            self.bad_objects.add((problem.line, problem.object_index))
+        if problem.level is Level.ERROR:
+            if problem.object_index is None:
+                self.bad_lines.add(problem.line)
+            else:
+                self.bad_objects.add((problem.line, problem.object_index))
 
     def counted(self, level: Level) -> Counter[ProblemKind]:
         """Problems of one level by kind, those that are not kept included."""
@@ -192,7 +153,6 @@ class CheckReport:
 
     @property
     def errors(self) -> list[Problem]:
-        """The problems that make the file unusable, as far as they are kept."""
         return self.of(Level.ERROR)
 
     def as_dict(self) -> dict[str, Any]:
@@ -221,18 +181,15 @@ class CheckReport:
 
 
 def check_jsonl(path: Path, *, open_images: bool = True, max_objects: int = MAX_OBJECTS) -> CheckReport:
-    """Check a data file and describe it.
+    """Check a data file and describe it; errors in its lines are reported, not raised.
 
     Args:
         path: The JSONL file.
         open_images: Decode every image file, in threads: finds missing, truncated and wrongly sized ones.
         max_objects: Warn of images with more objects than this.
 
-    Returns:
-        The report; errors in the file are in it, not raised.
-
     Raises:
-        UserError: The file itself is missing or may not be read.
+        UserError: The file itself is missing, empty, or may not be read.
     """
     report = CheckReport(Path(path), images_opened=open_images)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
@@ -245,9 +202,7 @@ def check_jsonl(path: Path, *, open_images: bool = True, max_objects: int = MAX_
             threads.shutdown(cancel_futures=True)  # so that Ctrl-C does not wait for the files still in line
     if not report.lines:
         raise UserError("expected one image a line, found an empty file", where=path)
-    report.problems.sort(
-        key=lambda problem: (problem.line or 0, -1 if problem.object_index is None else problem.object_index)
-    )
+    report.problems.sort(key=lambda p: (p.line or 0, -1 if p.object_index is None else p.object_index))
     return report
 
 
@@ -258,20 +213,8 @@ def _count_lines(path: Path) -> int | None:
         return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 22), b""))
 
 
-def require_other(out: Path, path: Path) -> None:
-    """Refuse to write a clean copy over the file that it is made from."""
-    if os.path.realpath(out) == os.path.realpath(path):
-        raise UserError("the clean copy would replace the file itself", where=out, fix="give another --out")
-
-
 def write_clean(report: CheckReport, out: Path) -> tuple[int, int]:
-    """Write a copy of the checked file without what has an error.
-
-    A line with an error of its own, or of its image file, is left out; of the others only the faulty objects are.
-
-    Args:
-        report: What `check_jsonl` found in the file.
-        out: The copy.
+    """Copy the checked file to `out`, without lines that have an error and without faulty objects of the others.
 
     Returns:
         How many images and how many objects of the other images were left out.
@@ -279,25 +222,19 @@ def write_clean(report: CheckReport, out: Path) -> tuple[int, int]:
     Raises:
         UserError: Nothing would be left, `out` is the file itself, or it cannot be written.
     """
-    require_other(out, report.path)
+    if os.path.realpath(out) == os.path.realpath(report.path):
+        raise UserError("the clean copy would replace the file itself", where=out, fix="give another --out")
     bad_lines = report.bad_lines
-    bad_objects = {(line, index) for line, index in report.bad_objects if line not in bad_lines}
     if len(bad_lines) >= report.lines:
-        raise UserError(
-            "every image has an error: nothing would be left", where=report.path, fix="see its errors first"
-        )
-
-    def clean() -> Iterator[Sample]:
-        for line in iter_lines(report.path):
-            if line.sample is not None and line.number not in bad_lines:
-                yield line.sample
-
-    write_jsonl(out, clean())
-    return len(bad_lines), len(bad_objects)
+        message = "every image has an error: nothing would be left"
+        raise UserError(message, where=report.path, fix="see its errors first")
+    lines = (line for line in iter_lines(report.path) if line.number not in bad_lines)
+    write_jsonl(out, (line.sample for line in lines if line.sample is not None))
+    return len(bad_lines), sum(line not in bad_lines for line, _ in report.bad_objects)
 
 
 class _Gatherer:
-    """Takes lines in order and counts; images and boxes are looked at in batches of many lines."""
+    """Counts lines in order; images and boxes are examined in batches of many lines."""
 
     def __init__(self, report: CheckReport, max_objects: int, threads: ThreadPoolExecutor | None) -> None:
         self._report, self._max_objects, self._threads = report, max_objects, threads
@@ -317,13 +254,20 @@ class _Gatherer:
             self._images[0].append(hash(str(sample.image)))
             self._images[1].append(line.number)
             if min(sample.size_wh) < MIN_SIDE:
-                message = f"image is tiny: expected sides of {MIN_SIDE} pixels or more, found {by(sample.size_wh)}"
+                message = f"image is tiny: expected sides of {MIN_SIDE} pixels or more, found {_by(sample.size_wh)}"
                 self._add(ProblemKind.TINY_IMAGE, line.number, message)
             report.images += 1
             report.objects += len(sample.objects)
             crowd_regions = sum(instance.iscrowd for instance in sample.objects)
             report.crowd_regions += crowd_regions
-            self._count_objects(len(sample.objects) - crowd_regions, line.number)
+            count = len(sample.objects) - crowd_regions
+            report.crowding[CROWDING[int(crowding_of_counts(count))]] += 1
+            if report.most_objects is None or count > report.most_objects[0]:
+                report.most_objects = (count, line.number)
+            if count > self._max_objects:
+                report.over_max_objects += 1
+                message = f"{count:,} objects, more than max_objects ({self._max_objects}): training drops this image"
+                self._add(ProblemKind.MANY_OBJECTS, line.number, message)
             names = [instance.desc for instance in sample.objects]
             report.class_objects.update(names)
             report.class_images.update(set(names))
@@ -332,9 +276,12 @@ class _Gatherer:
             self._finish_batch()
 
     def finish(self) -> None:
-        """Close the last batch, find images that were named twice and take the quantiles."""
         self._finish_batch()
-        self._warn_of_repeated_images()
+        paths, lines = (np.array(values, dtype=np.int64) for values in self._images)
+        _, earliest, which = np.unique(paths, return_index=True, return_inverse=True)
+        for place in np.flatnonzero(earliest[which] != np.arange(len(paths))):
+            message = f"the same image file as line {lines[earliest[which[place]]]}"
+            self._add(ProblemKind.REPEATED_IMAGE, int(lines[place]), message)
         for mode, first in self._converted.items():
             count = counted(self._report.image_modes[mode], "image")
             message = f"{count} of mode {mode} will be converted to RGB, this the first"
@@ -375,16 +322,6 @@ class _Gatherer:
                 self._add(kind, number, message)
         return wrong_size
 
-    def _count_objects(self, count: int, number: int) -> None:
-        report = self._report
-        report.crowding[CROWDING[int(crowding_of_counts(count))]] += 1
-        if report.most_objects is None or count > report.most_objects[0]:
-            report.most_objects = (count, number)
-        if count > self._max_objects:
-            report.over_max_objects += 1
-            message = f"{count:,} objects, more than max_objects ({self._max_objects}): training drops this image"
-            self._add(ProblemKind.MANY_OBJECTS, number, message)
-
     def _is_new(self, problem: Problem, line: Line) -> bool:
         """A desc that warns does so once, not at each of its thousands of objects."""
         if problem.kind not in _ONCE_A_DESC or line.sample is None or problem.object_index not in line.kept:
@@ -413,8 +350,7 @@ class _Gatherer:
         areas = np.array([np.nan if i.area is None else i.area for _, _, i in items], dtype=np.float64)
         areas = np.where(np.isnan(areas), sides.prod(1), areas)
         for name, low, high in SIZES:
-            inside = (areas >= low) & (areas < (np.inf if high is None else high))
-            self._report.sizes[name] += int(inside.sum())
+            self._report.sizes[name] += int(((areas >= low) & (areas < (high or np.inf))).sum())
         self._count_overlaps(items, boxes)
 
     def _count_overlaps(self, items: list[tuple[int, int, Instance]], boxes: np.ndarray) -> None:
@@ -436,25 +372,15 @@ class _Gatherer:
             _, index, instance = items[places[0]]
             other = items[int(found.twin[places[0]])][1]
             count = int(found.duplicates[places].sum())
-            message = (
-                f"{counted(count, 'pair')} of the same class with IoU >= 0.9: one object labelled"
-                f" twice? (such as objects {min(index, other)} and {max(index, other)}, {instance.desc!r})"
-            )
+            such = f"(such as objects {min(index, other)} and {max(index, other)}, {instance.desc!r})"
+            message = f"{counted(count, 'pair')} of the same class with IoU >= 0.9: one object labelled twice? {such}"
             self._add(ProblemKind.DUPLICATE_BOXES, number, message)
         for place in np.flatnonzero(found.contained >= 2):
             number, index, instance = items[place]
             report.group_boxes += 1
             inner = f"{found.contained[place]:,} boxes of its own class"
-            self._add(
-                ProblemKind.GROUP_BOX, number, f"object {index} ({instance.desc!r}) contains {inner}: a group?", index
-            )
-
-    def _warn_of_repeated_images(self) -> None:
-        paths, lines = (np.array(values, dtype=np.int64) for values in self._images)
-        _, first, which = np.unique(paths, return_index=True, return_inverse=True)
-        for place in np.flatnonzero(first[which] != np.arange(len(paths))):
-            message = f"the same image file as line {lines[first[which[place]]]}"
-            self._add(ProblemKind.REPEATED_IMAGE, int(lines[place]), message)
+            message = f"object {index} ({instance.desc!r}) contains {inner}: a group?"
+            self._add(ProblemKind.GROUP_BOX, number, message, index)
 
 
 def _inspect(path: Path) -> ImageFacts | ImageError:
@@ -465,36 +391,36 @@ def _inspect(path: Path) -> ImageFacts | ImageError:
 
 
 def _size_problem(sample: Sample, facts: ImageFacts) -> tuple[ProblemKind, str]:
-    found = f"expected {by(facts.size_wh)} as in {sample.image}, found {by(sample.size_wh)}"
+    found = f"expected {_by(facts.size_wh)} as in {sample.image}, found {_by(sample.size_wh)}"
     if sample.size_wh == facts.stored_wh:
         advice = "swap it, and turn boxes drawn in the unrotated frame"
         return ProblemKind.SIZE_UNROTATED, f"size is the one before EXIF rotation: {found}; {advice}"
     return ProblemKind.SIZE_DIFFERS, f"size differs from the file: {found}"
 
 
-def by(size_wh: tuple[int, int]) -> str:
-    """`640 x 480`."""
+def _by(size_wh: tuple[int, int]) -> str:
     return f"{size_wh[0]} x {size_wh[1]}"
 
 
-# Printing a check report: tables for people, in a terminal or a file; problems one a line, so that grep works.
-
+# Printing a report: tables for people, in a terminal or a file; problems one a line, so that grep works.
 
 MAX_CLASSES = 20
 
 
 def print_report(report: CheckReport, console: Console, *, show: int) -> None:
-    """Print numbers, then notes and warnings (the first `show` of each kind), then every error.
-
-    Args:
-        report: What to print.
-        console: Where to; a console on a file gets plain text.
-        show: Warnings to list of each kind; -1 for all.
-    """
+    """Print numbers, then notes and warnings (the first `show` of each kind, -1 for all), then every error."""
     if report.images:
         _print_numbers(report, console)
-    _print_some(report, Level.NOTE, console, show)
-    _print_some(report, Level.WARNING, console, show)
+    by_kind: dict[ProblemKind, list[Problem]] = {}
+    for problem in (*report.of(Level.NOTE), *report.of(Level.WARNING)):
+        by_kind.setdefault(problem.kind, []).append(problem)
+    for kind, found in by_kind.items():
+        shown, total = found if show < 0 else found[:show], report.counts[kind]
+        print_problems(shown, f"{counted(total, str(kind.level))} {kind}", console)
+        if len(shown) < len(found):
+            plain_line(console, f"  ... and {total - len(shown):,} more (--show -1 lists all)")
+        else:
+            _print_rest(console, total - len(shown))
     if total := report.counted(Level.ERROR).total():
         print_problems(report.errors, counted(total, "error"), console)
         _print_rest(console, total - len(report.errors))
@@ -502,8 +428,7 @@ def print_report(report: CheckReport, console: Console, *, show: int) -> None:
 
 def print_problems(problems: list[Problem], title: str, console: Console) -> None:
     """Print problems under a title, each on one line that is never wrapped."""
-    plain_line(console, "")
-    plain_line(console, f"{title}:")
+    plain_line(console, f"\n{title}:")
     for problem in problems:
         plain_line(console, f"  {printable(str(problem))}")
 
@@ -523,19 +448,6 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
-def _print_some(report: CheckReport, level: Level, console: Console, show: int) -> None:
-    by_kind: dict[ProblemKind, list[Problem]] = {}
-    for problem in report.of(level):
-        by_kind.setdefault(problem.kind, []).append(problem)
-    for kind, found in by_kind.items():
-        shown, total = found if show < 0 else found[:show], report.counts[kind]
-        print_problems(shown, f"{counted(total, str(level))} {kind}", console)
-        if len(shown) < len(found):
-            plain_line(console, f"  ... and {total - len(shown):,} more (--show -1 lists all)")
-        else:
-            _print_rest(console, total - len(shown))
-
-
 def _print_rest(console: Console, count: int) -> None:
     if count:
         plain_line(console, f"  ... and {count:,} more, which are counted but not listed")
@@ -543,12 +455,17 @@ def _print_rest(console: Console, count: int) -> None:
 
 def _print_numbers(report: CheckReport, console: Console) -> None:
     crowd = f" ({report.crowd_regions:,} of them iscrowd)" if report.crowd_regions else ""
-    classes = len(report.class_objects)
-    plain_line(
-        console,
-        f"{counted(report.images, 'image')}, {counted(report.objects, 'object')}{crowd}, {counted(classes, 'class')}",
-    )
-    _print_classes(report, console)
+    classes = report.class_objects.most_common()
+    images, objects = counted(report.images, "image"), counted(report.objects, "object")
+    plain_line(console, f"{images}, {objects}{crowd}, {counted(len(classes), 'class')}")
+    if classes:
+        rows = table("class", "objects", "images", head_width=60)
+        for name, count in classes[:MAX_CLASSES]:
+            rows.add_row(Text(printable(name)), f"{count:,}", f"{report.class_images[name]:,}")
+        _print_table(console, rows)
+    if len(classes) > MAX_CLASSES:
+        rest = sum(count for _, count in classes[MAX_CLASSES:])
+        plain_line(console, f"and {len(classes) - MAX_CLASSES:,} more classes with {rest:,} objects (--json lists all)")
     rows = table("objects in an image", "images", "share")
     for name, count in report.crowding.items():
         rows.add_row(name, f"{count:,}", f"{count / report.images:.1%}")
@@ -564,26 +481,10 @@ def _print_numbers(report: CheckReport, console: Console) -> None:
         _print_table(console, rows)
         quantiles = ", ".join(f"{name} {value:g}" for name, value in report.short_side.items())
         plain_line(console, f"shorter box side in pixels, quantiles: {quantiles}")
-        plain_line(
-            console,
-            f"same-class pairs: {report.overlap_50:,} with IoU >= 0.5, {report.overlap_90:,} with IoU >= 0.9;"
-            f" boxes that contain two or more of their class: {report.group_boxes:,}",
-        )
+        pairs = f"same-class pairs: {report.overlap_50:,} with IoU >= 0.5, {report.overlap_90:,} with IoU >= 0.9"
+        plain_line(console, f"{pairs}; boxes that contain two or more of their class: {report.group_boxes:,}")
     if not report.images_opened:
         plain_line(console, "image files were not opened (--no-images)")
-
-
-def _print_classes(report: CheckReport, console: Console) -> None:
-    if not report.class_objects:
-        return
-    rows = table("class", "objects", "images", head_width=60)
-    classes = report.class_objects.most_common()
-    for name, count in classes[:MAX_CLASSES]:
-        rows.add_row(Text(printable(name)), f"{count:,}", f"{report.class_images[name]:,}")
-    _print_table(console, rows)
-    if len(classes) > MAX_CLASSES:
-        rest = sum(count for _, count in classes[MAX_CLASSES:])
-        plain_line(console, f"and {len(classes) - MAX_CLASSES:,} more classes with {rest:,} objects (--json lists all)")
 
 
 def _print_table(console: Console, rows: Table) -> None:

@@ -1,7 +1,7 @@
 """COCO annotation files: the one reader of their entries, and the import of one as samples.
 
-What cannot be held (no such category, a box of three numbers) is a problem; other dirt, such as boxes without size, is
-read as it is, for `data check` or the evaluator to judge.
+An entry that makes no sense (an unknown category, a box of three numbers) is a problem; other dirt, such as boxes
+without size, is read as it is, for `data check` or the evaluator to judge.
 """
 
 from __future__ import annotations
@@ -25,58 +25,32 @@ _SECTIONS = ("images", "annotations", "categories")
 
 @dataclass(frozen=True, slots=True)
 class CocoImage:
-    """An entry of `images`.
-
-    Attributes:
-        id: A number or a text.
-        file_name: `None` where the entry has none.
-        size_wh: Pixels; `None` where the entry has neither `width` nor `height`.
-        where: The entry, for messages.
-    """
+    """An entry of `images`."""
 
     id: int | str
     file_name: str | None
-    size_wh: tuple[int, int] | None
-    where: str
+    size_wh: tuple[int, int] | None  # pixels; `None` where the entry has neither `width` nor `height`
+    where: str  # names the entry in messages
 
 
 @dataclass(frozen=True, slots=True)
 class CocoObject:
-    """An entry of `annotations`.
-
-    Attributes:
-        image_id: The id of a `CocoImage`.
-        category_id: One of the file's.
-        bbox_xywh: Four finite numbers, sizes of any sign.
-        iscrowd: A missing one is false.
-        area: Square pixels from 0; `None` where it is missing or null.
-        id: `None` where it is missing or was not asked for.
-        where: The entry, for messages.
-    """
+    """An entry of `annotations`, of a known image and category."""
 
     image_id: int | str
     category_id: int
-    bbox_xywh: tuple[float, float, float, float]
+    bbox_xywh: tuple[float, float, float, float]  # finite, sizes of any sign
     iscrowd: bool
-    area: float | None
-    id: int | None
-    where: str
+    area: float | None  # square pixels, from 0
+    id: int | None  # `None` where it is missing or was not asked for
+    where: str  # names the entry in messages
 
 
 class CocoFile:
     """A COCO annotation file (https://cocodataset.org/#format-data), read entry by entry. Segmentations are not read.
 
-    Read `images` first, `refuse` those that cannot be used, then read `objects`: each refers to what came before.
-
-    Args:
-        path: The JSON file.
-        found: Gets the problems.
-
-    Attributes:
-        categories: Names by id.
-
-    Raises:
-        UserError: The file is missing, not JSON, or not a COCO annotation file at all.
+    Read `images` first, `refuse` those that cannot be used, then read `objects`. `categories` are names by id; problems
+    go to `found`. A file that is missing, not JSON, or not a COCO annotation file at all is a `UserError`.
     """
 
     def __init__(self, path: Path, found: Imported) -> None:
@@ -126,8 +100,7 @@ class CocoFile:
     def objects(self, *, with_ids: bool = True) -> Iterator[CocoObject]:
         """The entries of `annotations` that are well formed and belong to an image that was not refused.
 
-        Args:
-            with_ids: Whether annotation ids matter: one that is no number or appears twice is a problem then.
+        Only `with_ids` is an annotation id that is no number or appears twice a problem.
         """
         seen: set[int] = set()
         passed_over = 0
@@ -222,7 +195,7 @@ def import_coco(annotations: Path, images: Path) -> Imported:
         Samples in the order of `images`, and what could not be converted.
 
     Raises:
-        UserError: The file is missing, not JSON, or not a COCO annotation file at all.
+        UserError: The file is missing, not JSON, or not a COCO annotation file at all, or none of its images exists.
     """
     require_folder(images, "the image folder")
     result = Imported()

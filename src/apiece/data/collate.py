@@ -21,25 +21,17 @@ from apiece.types import ChannelName, Encoded, IntArray, Role, Sample
 
 @dataclass(frozen=True, slots=True)
 class EncodedSample:
-    """One sample as tokens and patches.
-
-    Attributes:
-        prefix_ids: `[P]` image and prompt, placeholders expanded.
-        pixel_values: `[V, C]` float32 patches.
-        grid_thw: Patches by time, rows and columns.
-        answer: The target; `None` where an answer is to be generated.
-        num_collapsed: Objects left out because their box is thinner than a bin.
-        shown: The sample as its image shows it, after augmentation: size, objects in the order in which an answer names
-            them, crowd regions last. `None` where there are no labels.
-    """
+    """One sample as tokens and patches."""
 
     sample_id: str
-    prefix_ids: IntArray
-    pixel_values: NDArray[np.float32]
-    grid_thw: tuple[int, int, int]
-    answer: Encoded | None = None
-    num_collapsed: int = 0
+    prefix_ids: IntArray  # `[P]` image and prompt, placeholders expanded
+    pixel_values: NDArray[np.float32]  # `[V, C]` patches
+    grid_thw: tuple[int, int, int]  # patches by time, rows and columns
+    answer: Encoded | None = None  # the target; `None` where the model generates the answer
+    num_collapsed: int = 0  # objects left out because their box is thinner than a bin
     shown: Sample | None = None
+    """The sample as its image shows it, after augmentation: size, objects in the order in which an answer names them,
+    crowd regions last. `None` where there are no labels."""
 
 
 Samples = list[EncodedSample]
@@ -62,39 +54,23 @@ class _Movable:
 
 @dataclass(frozen=True, slots=True)
 class Prefix(_Movable):
-    """The image-and-prompt half of a batch, left-padded.
+    """The image-and-prompt half of a batch, left-padded."""
 
-    Attributes:
-        ids: `[B, P]` token ids.
-        mask: `[B, P]` bool, false at padding.
-        image_mask: `[B, P]` bool, true at image placeholders.
-        pixel_values: `[V, C]` patches of all images.
-        grid_thw: `[B, 3]` patches by time, rows and columns.
-    """
-
-    ids: Tensor
-    mask: Tensor
-    image_mask: Tensor
-    pixel_values: Tensor
-    grid_thw: Tensor
+    ids: Tensor  # `[B, P]` token ids
+    mask: Tensor  # `[B, P]` bool, false at padding
+    image_mask: Tensor  # `[B, P]` bool, true at image placeholders
+    pixel_values: Tensor  # `[V, C]` patches of all images
+    grid_thw: Tensor  # `[B, 3]` patches by time, rows and columns
 
 
 @dataclass(frozen=True, slots=True)
 class BatchSlots(_Movable):
-    """All slots of a batch.
+    """All slots of a batch; every tensor is `[S]`."""
 
-    Attributes:
-        sample: `[S]` row in the batch.
-        position: `[S]` index in the answer.
-        coordinate: `[S]` 0..3.
-        object: `[S]` index of the object within the whole batch, ascending; four slots each.
-        target_bin: `[S]`.
-    """
-
-    sample: Tensor
-    position: Tensor
-    coordinate: Tensor
-    object: Tensor
+    sample: Tensor  # row in the batch
+    position: Tensor  # index in the answer
+    coordinate: Tensor  # 0..3
+    object: Tensor  # index of the object within the whole batch, ascending; four slots each
     target_bin: Tensor
 
     def __len__(self) -> int:
@@ -103,44 +79,27 @@ class BatchSlots(_Movable):
 
 @dataclass(frozen=True, slots=True)
 class Redundant(_Movable):
-    """Where a batch's answers hold boxes of the model's own that are wrong no matter what is labelled.
+    """R boxes that the model wrote and that are wrong no matter what is labelled."""
 
-    Attributes:
-        sample: `[R]` row in the batch.
-        position: `[R]` index in the answer of the box's first coordinate token.
-    """
-
-    sample: Tensor
-    position: Tensor
+    sample: Tensor  # `[R]` row in the batch
+    position: Tensor  # `[R]` index in the answer of the box's first coordinate token
 
 
 @dataclass(frozen=True, slots=True)
 class Batch(_Movable):
-    """What one forward pass of training reads.
-
-    Attributes:
-        answer_ids: `[B, T]`, right-padded.
-        answer_mask: `[B, T]` bool, false at padding.
-        roles: `[B, T]` int8 of `Role`; -1 at padding.
-        slots: Coordinate tokens that have a loss: all except those of written objects that no label matches.
-        object_group: `[N]` objects of one sample and name share a number.
-        supervised: `[B, T]` bool, text tokens that have a loss: all except those of objects that the model wrote.
-        num_collapsed: Objects left out because their box is thinner than a bin.
-        channel: The channel that prepared it, and makes its loss terms.
-        redundant: Boxes that Channel-B charges for; `None` in a batch of Channel-A.
-    """
+    """What one forward pass of training reads; answers are right-padded."""
 
     sample_ids: tuple[str, ...]
     prefix: Prefix
-    answer_ids: Tensor
-    answer_mask: Tensor
-    roles: Tensor
-    slots: BatchSlots
-    object_group: Tensor
-    supervised: Tensor
-    num_collapsed: int = 0
-    channel: ChannelName = ChannelName.A
-    redundant: Redundant | None = None
+    answer_ids: Tensor  # `[B, T]`
+    answer_mask: Tensor  # `[B, T]` bool, false at padding
+    roles: Tensor  # `[B, T]` int8 of `Role`; -1 at padding
+    slots: BatchSlots  # coordinate tokens that have a loss: all except those of written objects that no label matches
+    object_group: Tensor  # `[N]` objects of one sample and name share a number
+    supervised: Tensor  # `[B, T]` bool, text tokens that have a loss: all except those of objects that the model wrote
+    num_collapsed: int = 0  # objects left out because their box is thinner than a bin
+    channel: ChannelName = ChannelName.A  # prepared it, and makes its loss terms
+    redundant: Redundant | None = None  # boxes that Channel-B charges for
 
 
 def collate_prefix(samples: Sequence[EncodedSample], pad_id: int, image_token_id: int) -> Prefix:
@@ -157,7 +116,10 @@ def collate_prefix(samples: Sequence[EncodedSample], pad_id: int, image_token_id
 
 def collate(samples: Sequence[EncodedSample], pad_id: int, image_token_id: int) -> Batch:
     """One batch of B samples with their labels as answers: Channel-A's."""
-    answers = [_answer(s) for s in samples]
+    answers: list[Encoded] = []
+    for sample in samples:
+        assert sample.answer is not None, f"sample {sample.sample_id} was encoded without its answer"
+        answers.append(sample.answer)
     return _batch(samples, answers, [a.roles != Role.COORD for a in answers], pad_id, image_token_id)
 
 
@@ -176,7 +138,7 @@ def collate_targets(
         answers: One for each sample; slots are those of the coordinates that have a loss.
         supervised: `[T]` text tokens of each answer that have a loss.
         committing: `[R]` positions in each answer for `Redundant`.
-        pad_id: The tokenizer's.
+        pad_id: The tokenizer's padding token.
         image_token_id: The placeholder that image features replace.
     """
     rows = np.repeat(np.arange(len(answers)), [len(c) for c in committing])
@@ -226,11 +188,6 @@ def _object_groups(answers: Sequence[Encoded]) -> Tensor:
             names = answer.ids[start:end][answer.roles[start:end] == Role.DESC]
             groups.append(numbers.setdefault((row, names.tobytes()), len(numbers)))
     return torch.tensor(groups, dtype=torch.int64)
-
-
-def _answer(sample: EncodedSample) -> Encoded:
-    assert sample.answer is not None, f"sample {sample.sample_id} was encoded without its answer"
-    return sample.answer
 
 
 def _pad(rows: Sequence[NDArray[Any]], value: int, *, left: bool) -> tuple[Tensor, Tensor]:

@@ -6,9 +6,7 @@ An importer returns `Imported`: samples, and every problem of what it could not 
 from __future__ import annotations
 
 import math
-import os
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,9 +14,8 @@ from xml.etree import ElementTree
 
 import yaml
 
-from apiece.data.images import image_size, inspect_header
+from apiece.data.images import SUFFIXES, files_under, image_size, inspect_header
 from apiece.data.lines import ROUNDING_PX, ImageError, Level, Problem, ProblemKind
-from apiece.data.photos import SUFFIXES
 from apiece.errors import UserError, require_file
 from apiece.types import BoxXYXY, Instance, Sample
 
@@ -28,19 +25,14 @@ _NOISE_PX = 1e-6
 
 @dataclass(slots=True)
 class Imported:
-    """What an importer read.
+    """What an importer read."""
 
-    Attributes:
-        samples: Images with their objects; entries with a problem are left out.
-        problems: What could not be converted, in file order; warnings are among them.
-        clipped: Boxes that stuck out of their image by at most one pixel and were cut to it.
-        notes: Further facts for the reader, such as files that were passed over.
-    """
-
-    samples: list[Sample] = field(default_factory=list)
-    problems: list[Problem] = field(default_factory=list)
-    clipped: int = 0
-    notes: list[str] = field(default_factory=list)
+    samples: list[Sample] = field(
+        default_factory=list
+    )  # images with their objects, without entries that have a problem
+    problems: list[Problem] = field(default_factory=list)  # errors and warnings, in file order
+    clipped: int = 0  # boxes that stuck out of their image by at most one pixel and were cut to it
+    notes: list[str] = field(default_factory=list)  # further facts for the user, such as files that were passed over
 
     def add(self, kind: ProblemKind, where: str, message: str) -> None:
         self.problems.append(Problem(kind, where, message))
@@ -50,9 +42,9 @@ class Imported:
         return [problem for problem in self.problems if problem.level is Level.ERROR]
 
     def fit(self, box_xyxy: BoxXYXY, size_wh: tuple[int, int]) -> BoxXYXY:
-        """Round off float noise, and cut what sticks out by no more than rounding does; count the latter.
+        """Round off float noise, and cut (and count) boxes that stick out by no more than rounding does.
 
-        A box that is worse than that, or has no size, is returned as it came: `data check` names it.
+        Worse boxes, and those without size, are returned as they came: `data check` names them.
         """
         x1, y1, x2, y2 = (round(corner, _DECIMALS) for corner in box_xyxy)
         width, height = size_wh
@@ -65,7 +57,7 @@ class Imported:
 
 
 def require_folder(path: Path, what: str) -> Path:
-    """Return `path` if it is an existing folder, else raise a `UserError` that names it."""
+    """Return `path` if it is a folder, else raise a `UserError` that names it."""
     if path.is_file():
         raise UserError(f"expected {what}, found a file", where=path, fix="give the folder that holds it")
     if not path.is_dir():
@@ -74,18 +66,8 @@ def require_folder(path: Path, what: str) -> Path:
     return path
 
 
-def files_under(folder: Path, suffixes: frozenset[str]) -> Iterator[Path]:
-    """Files below a folder with one of the suffixes (in any case), sorted by name, as paths relative to it."""
-    for current, folders, names in os.walk(folder):
-        folders.sort()
-        for name in sorted(names):
-            if os.path.splitext(name)[1].lower() in suffixes and not name.startswith("."):  # noqa: PTH122  a million names
-                yield Path(current, name).relative_to(folder)
-
-
 # Pascal VOC: one XML file an image. VOC counts pixels from 1 and its boxes include their last pixel, so `xmin` 1 is
 # the image's left edge: here x1 = xmin - 1, y1 = ymin - 1, x2 = xmax, y2 = ymax.
-
 
 _EDGES = ("xmin", "ymin", "xmax", "ymax")
 
@@ -100,9 +82,6 @@ def import_voc(annotations: Path, images: Path) -> Imported:
     Args:
         annotations: Folder of XML files, searched with its subfolders.
         images: Folder that each `filename` is relative to.
-
-    Returns:
-        Samples sorted by path, and what could not be converted.
 
     Raises:
         UserError: A folder is missing or has no XML files.
@@ -229,9 +208,6 @@ def import_yolo(images: Path, labels: Path, names: Path) -> Imported:
         images: Folder of images, searched with its subfolders.
         labels: Folder of label files, laid out alike.
         names: Class names: a text file with one a line, or a YAML file with `names` (a list, or number: name).
-
-    Returns:
-        Samples sorted by path, and what could not be converted.
 
     Raises:
         UserError: A folder is missing or empty, or the names cannot be read.

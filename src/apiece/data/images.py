@@ -1,4 +1,4 @@
-"""Opening image files: always upright RGB within a size limit, or an error that names them.
+"""Finds image files and opens them: always upright RGB within a size limit, or an error that names them.
 
 Sizes are `(width, height)` in pixels after EXIF rotation, as a viewer shows the photo: the frame that boxes are in.
 """
@@ -10,10 +10,11 @@ import os
 import struct
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -24,6 +25,9 @@ from apiece.data.lines import ImageError, ProblemKind
 from apiece.errors import UserError
 from apiece.types import Sample
 
+_READABLE = "avif bmp gif j2k jfif jp2 jpe jpeg jpg pbm pgm png pnm ppm tif tiff webp"
+SUFFIXES = frozenset(f".{kind}" for kind in f"{_READABLE} heic heif".split())
+"""What counts as an image in a folder: a .heic cannot be read, but is better named in an error than passed over."""
 MAX_PIXELS = 100_000_000
 """More are refused before decoding: 300 MB once decoded, and well under Pillow's own limit (179 million)."""
 
@@ -42,14 +46,7 @@ _UPRIGHT = {
 _BROKEN_METADATA = (SyntaxError, ValueError, TypeError, KeyError, IndexError, OSError, struct.error)
 # What Pillow's decoders raise on damaged files, found by damaging files of every format (RuntimeError: AVIF).
 _BROKEN_PIXELS = (
-    OSError,
-    EOFError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    IndexError,
-    OverflowError,
-    RuntimeError,
+    *(OSError, EOFError, SyntaxError, ValueError, TypeError, IndexError, OverflowError, RuntimeError),
     struct.error,
 )
 _SIXTEEN_BIT = frozenset({"I;16", "I;16L", "I;16B", "I;16N", "I"})
@@ -59,18 +56,80 @@ logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 @dataclass(frozen=True, slots=True)
-class ImageFacts:
-    """What an image file turned out to be.
+class Photo:
+    """An image file; `id` is its path (`a/1.jpg`) below the deepest folder that holds all photos asked for."""
 
-    Attributes:
-        size_wh: After EXIF rotation.
-        stored_wh: As stored, before it; the same for an upright file.
-        mode: Pillow's name of the stored pixels: `RGB`, `L`, `CMYK`, `RGBA`, `P`, `I;16`, ...
+    id: str
+    path: Path
+
+
+def find_photos(paths: Sequence[Path], *, leave_out: Path | None = None) -> list[Photo]:
+    """The files that are named, and the photos in the folders that are named, at any depth, sorted by id.
+
+    A file that is named is always taken; in folders, files with a photo's suffix are, hidden ones excepted. Links to
+    folders inside folders are not followed. A photo that is met twice is taken once.
+
+    Args:
+        paths: Files and folders.
+        leave_out: A folder that is never searched: where results go.
+
+    Raises:
+        UserError: A path is missing, or a folder holds no photo.
     """
+    found: dict[str, Path] = {}
+    roots: list[str] = []
+    for path in paths:
+        if path.is_dir():
+            inside = [path / name for name in files_under(path, SUFFIXES, hidden=False, leave_out=leave_out)]
+            inside = [file for file in inside if file.is_file()]
+            if not inside:
+                fix = f"photos are files that end in {_READABLE.replace(' ', ', ')}"
+                raise UserError("expected photos, found none in this folder", where=path, fix=fix)
+            roots.append(_absolute(path))
+        elif path.is_file():
+            inside = [path]
+            roots.append(_absolute(path.parent))
+        else:
+            message = "expected a photo or a folder, found " + ("something else" if path.exists() else "nothing")
+            raise UserError(message, where=path, fix="check the path; it is read relative to the current folder")
+        for file in inside:
+            found.setdefault(_absolute(file), file)
+    if not roots:
+        raise UserError("no photo named", exit_code=2)
+    common = os.path.commonpath(roots)
+    photos = [Photo(Path(os.path.relpath(key, common)).as_posix(), file) for key, file in found.items()]
+    return sorted(photos, key=lambda photo: photo.id)
 
-    size_wh: tuple[int, int]
-    stored_wh: tuple[int, int]
-    mode: str
+
+def _absolute(path: Path) -> str:
+    """Without `..` and `.`, links kept: a link to a photo is a photo of its own."""
+    return os.path.abspath(path)  # noqa: PTH100  Path.resolve() would follow links
+
+
+def files_under(
+    folder: Path, suffixes: frozenset[str], *, hidden: bool = True, leave_out: Path | None = None
+) -> Iterator[Path]:
+    """Files below a folder with one of the suffixes (in any case), sorted by name, as paths relative to it.
+
+    Hidden files are passed over, hidden folders only if not `hidden`, and the folder `leave_out` always.
+    """
+    skip = None if leave_out is None else os.path.realpath(leave_out)
+    for current, folders, names in os.walk(folder):
+        if skip is not None and os.path.realpath(current) == skip:
+            folders.clear()
+            continue
+        folders[:] = sorted(name for name in folders if hidden or not name.startswith("."))
+        for name in sorted(names):
+            if os.path.splitext(name)[1].lower() in suffixes and not name.startswith("."):  # noqa: PTH122  a million names
+                yield Path(current, name).relative_to(folder)
+
+
+class ImageFacts(NamedTuple):
+    """What an image file holds."""
+
+    size_wh: tuple[int, int]  # after EXIF rotation
+    stored_wh: tuple[int, int]  # before it; the same for an upright file
+    mode: str  # Pillow's name of the stored pixels: `RGB`, `L`, `CMYK`, `RGBA`, `P`, `I;16`, ...
 
 
 class _QuietPillow:
@@ -104,19 +163,17 @@ _quiet = _QuietPillow()
 
 
 def open_image(path: Path) -> Image.Image:
-    """Read an image file as upright 8-bit RGB.
+    """Read an image file as upright 8-bit RGB, turned as its EXIF orientation asks.
 
     Greyscale, palette, CMYK and 16-bit pixels are converted (16 bits: divided by 257); transparent pixels are laid on
     white; of an animation the first frame is taken.
-
-    Returns:
-        A loaded image of mode `RGB`, turned as its EXIF orientation asks.
 
     Raises:
         ImageError: The file is missing, not an image, truncated or too large; a `UserError` that names it.
     """
     with _opened(Path(path)) as image, _decoding(Path(path)):
         orientation = _orientation(image)
+        _refuse_float(image.mode, Path(path))
         rgb = _to_rgb(image)
         upright = rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb
         upright.info = {}  # Its EXIF block would turn the image a second time elsewhere.
@@ -135,7 +192,7 @@ def image_size(path: Path) -> tuple[int, int]:
 def inspect_header(path: Path) -> ImageFacts:
     """Like `inspect_image`, without decoding any pixels; errors as `image_size`."""
     with _opened(Path(path)) as image, _decoding(Path(path)):
-        return ImageFacts(_upright_size(image.size, _orientation(image)), image.size, image.mode)
+        return _facts(image)
 
 
 def inspect_image(path: Path) -> ImageFacts:
@@ -145,30 +202,20 @@ def inspect_image(path: Path) -> ImageFacts:
         ImageError: As `open_image`.
     """
     with _opened(Path(path)) as image, _decoding(Path(path)):
-        stored_wh, mode = image.size, image.mode
-        orientation = _orientation(image)
-        _refuse_float(mode)
+        facts = _facts(image)
+        _refuse_float(facts.mode, Path(path))
         # A JPEG decoded at 1/8 of its scale still reads all of its bytes, in a third of the time.
         image.draft(None, (1, 1))
         image.load()
-        return ImageFacts(_upright_size(stored_wh, orientation), stored_wh, mode)
+        return facts
 
 
 def require_size(sample: Sample, found_wh: tuple[int, int], data: str | Path = "DATA.jsonl") -> None:
-    """Refuse an image of another size than its sample says: its boxes lie in another frame.
-
-    Args:
-        sample: What the data file says.
-        found_wh: Size of the image file, after EXIF rotation.
-        data: The data file, if it is known.
-    """
+    """Refuse an image whose size (after EXIF rotation) is not the one in the data file: boxes lie in another frame."""
     if found_wh != sample.size_wh:
-        raise UserError(
-            f"sample {sample.id}: expected an image of {sample.size_wh[0]} x {sample.size_wh[1]} pixels, "
-            f"found {found_wh[0]} x {found_wh[1]}",
-            where=sample.image,
-            fix=f"see all problems with `apiece data check {data}`",
-        )
+        expected, found = (f"{width} x {height}" for width, height in (sample.size_wh, found_wh))
+        message = f"sample {sample.id}: expected an image of {expected} pixels, found {found}"
+        raise UserError(message, where=sample.image, fix=f"see all problems with `apiece data check {data}`")
 
 
 @contextmanager
@@ -200,10 +247,11 @@ def _open_header(path: Path) -> ImageFile:
         raise ImageError(ProblemKind.NOT_AN_IMAGE, message, path, "check the path") from error
     except _BROKEN_PIXELS as error:
         if isinstance(error, OSError) and error.errno is not None:
-            message = f"image file cannot be read: {os.strerror(error.errno)}"
-            raise ImageError(
-                ProblemKind.UNREADABLE_IMAGE, message, path, "check the file and its permissions"
-            ) from error
+            message, fix = (
+                f"image file cannot be read: {os.strerror(error.errno)}",
+                "check the file and its permissions",
+            )
+            raise ImageError(ProblemKind.UNREADABLE_IMAGE, message, path, fix) from error
         raise ImageError(ProblemKind.TRUNCATED_IMAGE, f"image header is broken ({error})", path, _COPY_AGAIN) from error
 
 
@@ -218,25 +266,14 @@ def _decoding(path: Path) -> Iterator[None]:
         raise
     except Image.DecompressionBombError as error:
         raise _too_large(path, "far more") from error
-    except _PixelError as error:
-        raise ImageError(ProblemKind.NOT_AN_IMAGE, str(error), path, "convert it to 8-bit RGB") from error
     except _BROKEN_PIXELS as error:
-        raise ImageError(
-            ProblemKind.TRUNCATED_IMAGE, f"image is truncated or damaged ({error})", path, _COPY_AGAIN
-        ) from error
-
-
-class _PixelError(Exception):
-    """Pixels without one right way to 8 bits."""
+        message = f"image is truncated or damaged ({error})"
+        raise ImageError(ProblemKind.TRUNCATED_IMAGE, message, path, _COPY_AGAIN) from error
 
 
 def _too_large(path: Path, found: str) -> ImageError:
-    return ImageError(
-        ProblemKind.IMAGE_TOO_LARGE,
-        f"image is too large: expected at most {MAX_PIXELS:,} pixels, found {found}",
-        path,
-        "scale it down, together with its boxes",
-    )
+    message = f"image is too large: expected at most {MAX_PIXELS:,} pixels, found {found}"
+    return ImageError(ProblemKind.IMAGE_TOO_LARGE, message, path, "scale it down, together with its boxes")
 
 
 def _orientation(image: ImageFile) -> int:
@@ -273,18 +310,19 @@ def _png_may_be_turned(image: ImageFile) -> bool:
     return found
 
 
-def _upright_size(stored_wh: tuple[int, int], orientation: int) -> tuple[int, int]:
-    width, height = stored_wh
-    return (height, width) if orientation >= 5 else (width, height)
+def _facts(image: ImageFile) -> ImageFacts:
+    width, height = image.size
+    upright_wh = (height, width) if _orientation(image) >= 5 else (width, height)
+    return ImageFacts(upright_wh, image.size, image.mode)
 
 
-def _refuse_float(mode: str) -> None:
+def _refuse_float(mode: str, path: Path) -> None:
     if mode.startswith("F"):
-        raise _PixelError("pixels are floating-point numbers, whose range for 0..255 is not known")
+        message = "pixels are floating-point numbers, whose range for 0..255 is not known"
+        raise ImageError(ProblemKind.NOT_AN_IMAGE, message, path, "convert it to 8-bit RGB")
 
 
 def _to_rgb(image: ImageFile) -> Image.Image:
-    _refuse_float(image.mode)
     if image.mode == "RGB" and "transparency" not in image.info:
         image.load()
         return image.copy()

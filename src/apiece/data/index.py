@@ -1,8 +1,8 @@
-"""The index of a data file: where each line lies, and what batches and checks need to know of it.
+"""The index of a data file: where each line lies, and what batches and checks need to know about it.
 
 A million lines are read strictly in seconds and checked by the rules that every reader uses (`lines.py`). Where one is
 wrong, the file is read once more by `jsonl.py`, which names the errors. The index of a large file is kept next to
-it until it changes: it opens in no time and is never in memory whole.
+it until it changes: it opens at once and is never in memory whole.
 """
 
 from __future__ import annotations
@@ -32,46 +32,29 @@ from apiece.types import IntArray, Sample
 Arrays = dict[str, np.ndarray]
 log = logging.getLogger("apiece")
 
-KEEP_FROM_BYTES = 32_000_000
-"""From this size of the data file its index is kept; below, it is made in half a second."""
+KEEP_FROM_BYTES = 32_000_000  # from this size of the data file its index is kept; below, it is made in half a second
 _FORMAT = "3"
 _END_BYTES = 1 << 16
 _MAX_HEADER = 1 << 20
 _DTYPES = {"I64": np.int64, "I32": np.int32, "U8": np.uint8}
-_TYPES = {
-    "start": np.int64,
-    "size": np.int32,
-    "size_wh": np.int32,
-    "first": np.int64,
-    "name": np.int32,
-    "names": np.uint8,
-    "sha256": np.uint8,
+_TYPES: dict[str, Any] = {
+    **{"start": np.int64, "size": np.int32, "size_wh": np.int32, "first": np.int64, "name": np.int32},
+    **{"names": np.uint8, "sha256": np.uint8},
 }
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LineIndex:
-    """Where the lines of a file lie and what is in them. N lines, M objects that are not crowd regions.
+    """Where the lines of a file lie and what is in them. N lines, M objects that are not crowd regions."""
 
-    Attributes:
-        start: `[N]` first byte of each line.
-        size: `[N]` bytes of it, without the line break.
-        size_wh: `[N, 2]` pixels of its image.
-        first: `[N + 1]` where its objects begin in `name`.
-        name: `[M]` which of `names` each object has.
-        names: Every name in the file, those of crowd regions alone included.
-        sha256: Of the file, in hex.
-        file_state: Its size and time of change when the index was made.
-    """
-
-    start: IntArray
-    size: IntArray
-    size_wh: IntArray
-    first: IntArray
-    name: IntArray
-    names: tuple[str, ...]
-    sha256: str
-    file_state: tuple[int, int]
+    start: IntArray  # `[N]` first byte of each line
+    size: IntArray  # `[N]` bytes of it, without the line break
+    size_wh: IntArray  # `[N, 2]` pixels of its image
+    first: IntArray  # `[N + 1]` where its objects begin in `name`
+    name: IntArray  # `[M]` which of `names` each object has
+    names: tuple[str, ...]  # every name in the file, those of crowd regions alone included
+    sha256: str  # of the file, in hex
+    file_state: tuple[int, int]  # size in bytes and time of change in ns, when the index was made
 
     @property
     def num_objects(self) -> IntArray:
@@ -80,12 +63,9 @@ class LineIndex:
 
 
 class DataFile(Sequence[Sample]):
-    """Samples of a data file, or some of them, each read when it is asked for: only the index is in memory.
+    """Samples of a data file, each read when it is asked for: only the index is in memory.
 
-    Args:
-        path: The JSONL file. Image paths are joined to its folder.
-        table: The index of the file.
-        rows: Which of its lines, in this order; all if `None`.
+    `rows` says which lines, in which order; `None` means all.
     """
 
     def __init__(self, path: Path, table: LineIndex, rows: IntArray | None = None) -> None:
@@ -105,7 +85,6 @@ class DataFile(Sequence[Sample]):
         return self._read(int(self.rows[place]))
 
     def select(self, places: IntArray) -> DataFile:
-        """Some of these samples, in the order given."""
         return DataFile(self.path, self.table, self.rows[places])
 
     @property
@@ -119,10 +98,9 @@ class DataFile(Sequence[Sample]):
         return self.table.size_wh[self.rows]
 
     def sums_over_names(self, value: IntArray) -> IntArray:
-        """`[N]` for each sample the sum over its objects (crowd regions left out) of a value that its name has.
+        """`[N]` for each sample the sum over its objects, without crowd regions, of the `value` of their names.
 
-        Args:
-            value: `[names]` one for each of `table.names`.
+        `value` has one entry for each of `table.names`.
         """
         table = self.table
         total = np.concatenate([[0], np.cumsum(value[table.name])])
@@ -137,37 +115,24 @@ class DataFile(Sequence[Sample]):
             raw = file.read(size)
         line = read_line(raw, folder=self.path.parent, number=1 if start == 0 else 2, where=str(self.path))
         if line.sample is None or line.errors:
-            number = self._line_number(start)
+            number = 1
+            with open(self.path, "rb") as file:
+                while start > 0 and (chunk := file.read(min(start, 1 << 24))):
+                    number += chunk.count(b"\n")
+                    start -= len(chunk)
             where = f"{self.path}:{number}"
             first = read_line(raw, folder=self.path.parent, number=number, where=where).errors[0]
             raise UserError(first.message, where=where, fix=f"see all errors with `apiece data check {self.path}`")
         return line.sample
 
-    def _line_number(self, start: int) -> int:
-        """Number, from 1, of the line that begins at a byte."""
-        number = 1
-        with open(self.path, "rb") as file:
-            while start > 0 and (chunk := file.read(min(start, 1 << 24))):
-                number += chunk.count(b"\n")
-                start -= len(chunk)
-        return number
-
 
 def open_data(path: Path) -> DataFile:
-    """The samples of a data file, which is checked whole but not kept in memory.
-
-    Raises:
-        UserError: The file is missing or empty, or some lines are wrong.
-    """
+    """The samples of a data file, which is checked whole but not kept in memory; errors as in `read_jsonl`."""
     return DataFile(Path(path), index_of(path))
 
 
 def index_of(path: Path) -> LineIndex:
-    """The index of a data file, read strictly: any error of a line refuses the whole file. Images are not opened.
-
-    Raises:
-        UserError: As `read_jsonl`.
-    """
+    """The index of a data file, read as strictly as by `read_jsonl`. Images are not opened."""
     path = require_file(Path(path), "a JSONL data file")
     try:
         status = path.stat()
@@ -180,11 +145,7 @@ def index_of(path: Path) -> LineIndex:
 
 
 def _build(path: Path) -> Arrays:
-    """The arrays of `LineIndex` by name; texts as bytes.
-
-    Raises:
-        UserError: As `read_jsonl`.
-    """
+    """The arrays of `LineIndex` by name; texts as bytes."""
     starts, sizes, sides, counts, names_of = (array("q") for _ in range(5))
     ids, object_ids = array("q"), array("q")
     number_of: dict[str, int] = defaultdict(count().__next__)
@@ -225,11 +186,7 @@ def _build(path: Path) -> Arrays:
 
 
 def _form_of(raw: bytes, path: Path, number: int) -> LineForm:
-    """A line that is not plainly right, if it is right after all.
-
-    Raises:
-        UserError: It is not.
-    """
+    """A line that the fast checks do not accept, if it is right after all; otherwise the file's errors are raised."""
     line = read_line(raw, folder=path.parent, number=number, where="")
     if line.errors:
         _refuse(path)
@@ -284,13 +241,13 @@ def _places(path: Path) -> tuple[Path, Path]:
 
 
 def _state_of(file: BinaryIO) -> tuple[int, int]:
-    """Size in bytes and time of change in nanoseconds of an open file: another file has another one."""
+    """As `LineIndex.file_state`, of an open file."""
     status = os.fstat(file.fileno())
     return status.st_size, status.st_mtime_ns
 
 
 def _fingerprint(path: Path) -> dict[str, str]:
-    """What must be the same for a kept index to be that of the file."""
+    """Equal fingerprints mean that a kept index is that of the file."""
     with open(path, "rb") as file:
         size, changed = _state_of(file)
         ends = hashlib.blake2b(file.read(_END_BYTES))
@@ -313,7 +270,7 @@ def _checksum(arrays: Arrays) -> str:
 
 
 def _read(place: Path, fingerprint: dict[str, str]) -> Arrays | None:
-    """Kept arrays, memory-mapped; `None` if there are none, or they are not those of the file, or damaged."""
+    """Kept arrays, memory-mapped; `None` if they are missing, damaged, or of another file."""
     try:
         with open(place, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -323,19 +280,17 @@ def _read(place: Path, fingerprint: dict[str, str]) -> Arrays | None:
         if metadata != fingerprint:
             return None
         data = np.memmap(place, np.uint8, "r", offset=8 + length)
-        arrays = {key: _view(data, entry) for key, entry in header.items()}
+        arrays = {}
+        for key, entry in header.items():
+            begin, end = entry["data_offsets"]
+            arrays[key] = data[begin:end].view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
         return arrays if checksum == _checksum(arrays) else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None  # it is only a copy of what can be worked out again
-
-
-def _view(data: np.ndarray, entry: dict[str, Any]) -> np.ndarray:
-    first, last = entry["data_offsets"]
-    return data[first:last].view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
+        return None  # it is made again
 
 
 def _fits(arrays: Arrays, file_bytes: int) -> bool:
-    """Whether kept arrays can be an index of a file of this size: they may come from a stranger, with the data."""
+    """Whether kept arrays can be an index of a file of this size; not trusted, as they may come with the data."""
     if arrays.keys() != _TYPES.keys() or any(arrays[key].dtype != dtype for key, dtype in _TYPES.items()):
         return False
     start, size, first, name = (arrays[key] for key in ("start", "size", "first", "name"))
@@ -358,7 +313,7 @@ def _fits(arrays: Arrays, file_bytes: int) -> bool:
 
 
 def _names(arrays: Arrays) -> tuple[str, ...]:
-    """The names; none where they are not what was written."""
+    """The names; none where they are damaged."""
     try:
         names = json.loads(arrays["names"].tobytes())
     except ValueError:

@@ -1,4 +1,4 @@
-"""Files of the data contract: one image a line, JSON, as docs/data.md says. Reading them strictly, and writing them."""
+"""Reads data files (JSON, one image a line) strictly, and writes them."""
 
 from __future__ import annotations
 
@@ -22,13 +22,10 @@ _LONG_BYTES = 32_000_000
 
 
 def read_jsonl(path: Path) -> list[Sample]:
-    """Read a data file strictly: any error of a line refuses the whole file. Image files are not opened.
-
-    Args:
-        path: The JSONL file. Image paths are joined to its folder.
+    """Read a data file strictly: any error in a line refuses the whole file. Image files are not opened.
 
     Returns:
-        Samples in file order, those without objects included.
+        Samples in file order, those without objects included. Image paths are joined to the file's folder.
 
     Raises:
         UserError: The file is missing or empty, or some lines are wrong: the first ones are listed with `file:line`.
@@ -38,10 +35,8 @@ def read_jsonl(path: Path) -> list[Sample]:
 
 
 def valid_lines(path: Path) -> Iterator[Line]:
-    """The lines of a data file, each with its sample; a file with any error is refused once the first errors are known.
-
-    Raises:
-        UserError: As `read_jsonl`.
+    """The lines of a data file, each with its sample; a file with errors is refused as in `read_jsonl`, at the latest
+    when it ends.
     """
     path = Path(path)
     found = 0
@@ -75,12 +70,9 @@ def without_cycle_search() -> Iterator[None]:
 
 
 def iter_lines(path: Path) -> Iterator[Line]:
-    """Read a data file line by line, with what is wrong in each: for the checker.
+    """Read a data file line by line, with everything wrong that the text alone can show, such as ids that appear twice.
 
-    Finds everything that the text alone can show, ids that appear twice included. Blank lines are skipped.
-
-    Raises:
-        UserError: The file is missing or may not be read.
+    Blank lines are skipped. A missing or unreadable file is a `UserError`.
     """
     path = require_file(Path(path), "a JSONL data file")
     try:
@@ -147,7 +139,7 @@ class _KnownIds:
 
 
 def _ids_twice(lines: Iterable[bytes], folder: Path) -> tuple[frozenset[int], frozenset[int]]:
-    """Hashes of all ids of lines and of objects that appear more than once, and perhaps of a few others."""
+    """Hashes of all ids of lines and of objects that appear more than once, and perhaps a few others."""
     ids, objects = array("q"), array("q")
     for number, raw in enumerate(lines, 1):
         if (form := decode(raw)) is not None:
@@ -166,24 +158,21 @@ def twice(values: array[int]) -> frozenset[int]:
 
 
 def write_jsonl(path: Path, samples: Iterable[Sample]) -> None:
-    """Write a data file atomically; image paths become relative to its folder.
-
-    Args:
-        path: Target; its folder is made if missing.
-        samples: What to write, one line each, in order.
+    """Write a data file atomically, one sample a line; image paths become relative to its folder.
 
     Raises:
         UserError: The disk is full, the folder cannot be written, or a name is not Unicode text.
         ValueError: A number is NaN or infinite.
     """
     path = Path(path)
-    relative = _RelativePaths(path.parent)
+    folder = os.path.realpath(path.parent)
+    known: dict[Path, str] = {}
     encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, check_circular=False).encode
     with atomic_open(path) as file:
         for sample in samples:
             line = {
                 "id": sample.id,
-                "image": relative(sample.image),
+                "image": _relative(sample.image, folder, known),
                 "width": sample.size_wh[0],
                 "height": sample.size_wh[1],
                 "objects": [object_dict(instance) for instance in sample.objects],
@@ -214,24 +203,18 @@ def _short_number(value: float) -> float:
     return int(value) if float(value).is_integer() else value
 
 
-class _RelativePaths:
-    """Paths relative to a folder, with links resolved up to the image's own folder.
+def _relative(image: Path, folder: str, known: dict[Path, str]) -> str:
+    """A path relative to a (resolved) folder, with links resolved up to the image's own folder; `known` is a cache.
 
     `..` after a link leads from the link's target, not from where the link stands, so both folders are resolved first.
     The image itself may be a link (to a store of blobs, say) and stays one.
     """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = os.path.realpath(folder)
-        self._known: dict[Path, str] = {}
-
-    def __call__(self, image: Path) -> str:
-        parent = self._known.get(image.parent)
-        if parent is None:
-            try:
-                parent = os.path.relpath(os.path.realpath(image.parent), self._folder)
-            except ValueError as error:  # Windows only
-                message = "the image is on another drive than the JSONL file, and paths in it must be relative"
-                raise UserError(message, where=image, fix="write the JSONL file on the drive of the images") from error
-            self._known[image.parent] = parent
-        return image.name if parent == os.curdir else (Path(parent) / image.name).as_posix()
+    parent = known.get(image.parent)
+    if parent is None:
+        try:
+            parent = os.path.relpath(os.path.realpath(image.parent), folder)
+        except ValueError as error:  # Windows only
+            message = "the image is on another drive than the JSONL file, and paths in it must be relative"
+            raise UserError(message, where=image, fix="write the JSONL file on the drive of the images") from error
+        known[image.parent] = parent
+    return image.name if parent == os.curdir else (Path(parent) / image.name).as_posix()

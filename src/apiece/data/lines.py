@@ -1,7 +1,7 @@
 """One line of the JSONL contract: bytes in, a `Sample` and its problems out.
 
-The only decoder of the contract, and the only place that says what a valid line is (docs/data.md in words). Nothing is
-repaired: what is wrong is left out of the sample and named.
+The only decoder of the contract, and the only place that says what a valid line is (docs/start/your_data.md in words).
+Nothing is repaired: what is wrong is left out of the sample and named.
 """
 
 from __future__ import annotations
@@ -22,8 +22,6 @@ import msgspec
 from apiece.errors import UserError, nearest
 from apiece.types import BoxXYXY, Instance, Sample
 
-# Every kind of dirt that data can have, by name and level, and one finding of it.
-
 
 class Level(StrEnum):
     """How bad a problem is: an error stops training and `data check` (exit 1); a warning and a note do not."""
@@ -34,7 +32,7 @@ class Level(StrEnum):
 
 
 class ProblemKind(StrEnum):
-    """Names of problems. Listed with their meaning in docs/data.md; a test holds that page complete."""
+    """What can be wrong with data; the documentation lists the meaning of each name."""
 
     # The line and its keys.
     BROKEN_JSON = "broken_json"
@@ -109,14 +107,9 @@ ALLOW_OUTSIDE = f"{ROOT_VARIABLE}=FOLDER"
 
 
 def remedy(errors: Sequence[Problem], path: Path, look: str) -> str:
-    """How to correct the errors of a data file: what to type.
+    """What to type to correct the errors (one or more) of a data file, after `look` has been done.
 
-    A COCO file is to be imported, no matter what else is wrong; images that lie elsewhere are allowed, not dropped.
-
-    Args:
-        errors: At least one.
-        path: The file.
-        look: What to do before dropping them: look at them, or correct them.
+    A COCO file must be imported, no matter what else is wrong; images that lie elsewhere are allowed, not dropped.
     """
     if any(IMPORT_COCO in problem.message for problem in errors):
         return f"{IMPORT_COCO} --annotations {path} --images FOLDER --out data.jsonl"
@@ -126,37 +119,20 @@ def remedy(errors: Sequence[Problem], path: Path, look: str) -> str:
 
 
 _WARNINGS = frozenset(
-    {
-        ProblemKind.DESC_NON_ASCII,
-        ProblemKind.DESC_PUNCTUATION,
-        ProblemKind.BOX_UNDER_ONE_PIXEL,
-        ProblemKind.TINY_IMAGE,
-        ProblemKind.MANY_OBJECTS,
-        ProblemKind.DUPLICATE_BOXES,
-        ProblemKind.GROUP_BOX,
-        ProblemKind.REPEATED_IMAGE,
-        ProblemKind.SHARED_CATEGORY_NAME,
-    }
+    "desc_non_ascii desc_punctuation box_under_one_pixel tiny_image many_objects duplicate_boxes group_box"
+    " repeated_image shared_category_name".split()
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One finding.
-
-    Attributes:
-        kind: Its name, which fixes its level.
-        where: `file:line`, or the entry of a file without lines.
-        message: What was expected and what was found.
-        line: Line of the JSONL file, from 1; `None` on import.
-        object_index: Place of the object in its line, from 0; `None` where the whole line is meant.
-    """
+    """One finding."""
 
     kind: ProblemKind
-    where: str
-    message: str
-    line: int | None = None
-    object_index: int | None = None
+    where: str  # `file:line`, or the entry of a file without lines
+    message: str  # what was expected and what was found
+    line: int | None = None  # of the JSONL file, from 1; `None` on import
+    object_index: int | None = None  # place of the object in its line, from 0; `None` where the whole line is meant
 
     @property
     def level(self) -> Level:
@@ -166,7 +142,6 @@ class Problem:
         return f"{self.where}: {self.message} [{self.kind}]"
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON output; `object` counts from 0."""
         return {
             "kind": str(self.kind),
             "level": str(self.level),
@@ -183,10 +158,9 @@ MAX_LISTED = 10
 
 def refusal(errors: Sequence[Problem], path: Path, fix: str) -> UserError:
     """A file refused with its first errors; a reader may stop at `MAX_LISTED`."""
-    count = f"at least {MAX_LISTED}" if len(errors) >= MAX_LISTED else str(len(errors))
-    noun = "error" if len(errors) == 1 else "errors"
+    least = "at least " if len(errors) >= MAX_LISTED else ""
     listed = "".join(f"\n  {error}" for error in errors[:MAX_LISTED])
-    return UserError(f"{count} {noun}:{listed}", where=path, fix=fix)
+    return UserError(f"{least}{counted(min(len(errors), MAX_LISTED), 'error')}:{listed}", where=path, fix=fix)
 
 
 def counted(count: int, noun: str) -> str:
@@ -197,15 +171,10 @@ def counted(count: int, noun: str) -> str:
 
 LINE_KEYS = ("id", "image", "width", "height", "objects")
 OBJECT_KEYS = ("desc", "bbox", "iscrowd", "area", "id")
-MAX_DESC = 100
-"""Characters of a desc."""
-MAX_SIDE = 1_000_000
-"""Pixels of an image side; more is a typing error, not a photo."""
-ROUNDING_PX = 1.0
-"""How far a box may stick out of its image: what rounding does."""
-MAX_AREA = 1e15
-"""Square pixels of an annotation, which must be below."""
-
+MAX_DESC = 100  # characters
+MAX_SIDE = 1_000_000  # pixels of an image side; more is a typing error, not a photo
+ROUNDING_PX = 1.0  # how far a box may stick out of its image: what rounding does
+MAX_AREA = 1e15  # square pixels of an annotation, which must be below
 _HUGE = 1e12  # beyond it, a whole number may not even fit a float
 
 Fault = tuple[ProblemKind, str]
@@ -238,19 +207,12 @@ _decode = msgspec.json.Decoder(LineForm).decode
 
 @dataclass(slots=True)
 class Line:
-    """What one line of a file holds.
+    """What one line of a file holds."""
 
-    Attributes:
-        number: From 1.
-        sample: The line without its faulty objects; `None` when the line itself is faulty.
-        problems: Errors and warnings, in the order found.
-        kept: Place in the line, from 0, of each object of `sample`.
-    """
-
-    number: int
-    sample: Sample | None = None
-    problems: list[Problem] = field(default_factory=list)
-    kept: list[int] = field(default_factory=list)
+    number: int  # from 1
+    sample: Sample | None = None  # without its faulty objects; `None` when the line itself is faulty
+    problems: list[Problem] = field(default_factory=list)  # errors and warnings, in the order found
+    kept: list[int] = field(default_factory=list)  # place in the line, from 0, of each object of `sample`
 
     @property
     def errors(self) -> list[Problem]:
@@ -258,13 +220,9 @@ class Line:
 
 
 def read_line(raw: bytes, *, folder: Path, number: int, where: str) -> Line:
-    """One line of a file: its sample and its problems, except for ids that another line has as well.
+    """One line of a file: its sample and its problems (at `where`), except for ids that another line has as well.
 
-    Args:
-        raw: The line.
-        folder: Image paths are relative to it.
-        number: From 1.
-        where: `file:line`, for the problems.
+    Image paths are relative to `folder`; the line's `number` counts from 1.
     """
     form = decode(raw)
     if form is None:
@@ -278,7 +236,8 @@ def read_line(raw: bytes, *, folder: Path, number: int, where: str) -> Line:
             bad.add(index)
     if None not in bad:
         line.kept = [index for index in range(len(form.objects)) if index not in bad]
-        objects = tuple(_instance(form.objects[index]) for index in line.kept)
+        items = [form.objects[index] for index in line.kept]
+        objects = tuple(Instance(o.desc, o.bbox, bool(o.iscrowd), o.area, o.id) for o in items)
         identity = form.image if form.id is None else form.id
         line.sample = Sample(identity, folder / form.image, (form.width, form.height), objects)
     return line
@@ -312,18 +271,13 @@ def faults_of(form: LineForm, folder: Path) -> list[tuple[int | None, Fault]]:
     found: list[tuple[int | None, Fault]] = []
     width, height = float(form.width), float(form.height)  # floats compare with floats in half the time
     for index, item in enumerate(form.objects):
-        if faults := desc_faults(item.desc):
-            found += [(index, fault) for fault in faults]
+        found += [(index, fault) for fault in desc_faults(item.desc)]
         x1, y1, x2, y2 = item.bbox
         if x1 < 0.0 or y1 < 0.0 or x2 > width or y2 > height or x2 - x1 < 1.0 or y2 - y1 < 1.0:  # hardly any box
             fault = box_faults(item.bbox, (form.width, form.height))
             if fault is not None:
                 found.append((index, fault))
     return found
-
-
-def _instance(form: ObjectForm) -> Instance:
-    return Instance(form.desc, form.bbox, bool(form.iscrowd), form.area, form.id)
 
 
 def _label(index: int, desc: Any) -> str:
@@ -373,10 +327,8 @@ def _json(raw: bytes, number: int, where: str) -> tuple[Any, Problem | None]:
     except json.JSONDecodeError as error:
         message = f"not valid JSON: {error.msg.removesuffix(' at')} at column {error.colno}"
         if number == 1 and text.strip() in ("{", "["):
-            message = (
-                "expected one JSON object a line, found one spread over lines"
-                f" (a COCO file? convert it with `{IMPORT_COCO}`)"
-            )
+            hint = f"(a COCO file? convert it with `{IMPORT_COCO}`)"
+            message = f"expected one JSON object a line, found one spread over lines {hint}"
     except _RepeatedKeyError as error:
         message = f"not valid JSON: key {error.args[0]!r} appears twice in one object"
     except (ValueError, RecursionError):
@@ -471,10 +423,8 @@ def box_faults(box_xyxy: BoxXYXY, size_wh: tuple[int, int]) -> Fault | None:
     shown = "[" + ", ".join(f"{corner:g}" for corner in box_xyxy) + "]"
     if x2 < x1 or y2 < y1:
         axis = "x" if x2 < x1 else "y"
-        return (
-            ProblemKind.BOX_INVERTED,
-            f"box is inverted: expected {axis}1 < {axis}2 in [x1, y1, x2, y2], found {shown}",
-        )
+        message = f"box is inverted: expected {axis}1 < {axis}2 in [x1, y1, x2, y2], found {shown}"
+        return ProblemKind.BOX_INVERTED, message
     if x1 == x2 or y1 == y2:
         side = "width" if x1 == x2 else "height"
         return ProblemKind.BOX_ZERO_SIZE, f"box has zero {side}: {shown}"
@@ -492,9 +442,8 @@ def area_faults(area: Any) -> Fault | None:
     if type(area) not in (int, float):
         return ProblemKind.BAD_AREA, f"'area': expected a number, found {_kind(area)}"
     if not 0 <= area < MAX_AREA:
-        return ProblemKind.BAD_AREA, "'area': expected a finite number from 0, found " + (
-            "NaN" if isinstance(area, float) and math.isnan(area) else "a negative one" if area < 0 else "a huge one"
-        )
+        found = "NaN" if area != area else "a negative one" if area < 0 else "a huge one"
+        return ProblemKind.BAD_AREA, f"'area': expected a finite number from 0, found {found}"
     return None
 
 
@@ -543,7 +492,7 @@ def _key_faults(value: dict[str, Any], known: tuple[str, ...], need: tuple[str, 
 
 
 def text_faults(key: str, value: Any) -> list[Fault]:
-    """What is wrong with the text of a key: its type, nothing in it, or letters that no line may hold."""
+    """What is wrong with the text of a key: its type, that it is empty, or a control character in it."""
     if not isinstance(value, str):
         return [(ProblemKind.WRONG_TYPE, f"'{key}': expected text, found {_kind(value)}")]
     if not value.strip():
@@ -565,7 +514,7 @@ def _path_faults(image: str, folder: Path) -> list[Fault]:
 
 
 def leads_out(image: str, folder: Path) -> bool:
-    """Whether a relative path leads out of its data file's folder, and of the folders in `APIECE_DATA_ROOT` as well.
+    """Whether a relative path leads out of its data file's folder and of the folders in `APIECE_DATA_ROOT`.
 
     A data file may come from a stranger; links inside the folder were made by its owner and are followed.
     """

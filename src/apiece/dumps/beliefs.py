@@ -8,20 +8,16 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from apiece.boxes import FloatArray
+from apiece.dumps.form import FOLLOW, PASSES, ObjectRow
 from apiece.stats.ratio import Ratio, mean_ratio
 from apiece.types import IntArray
 
-if TYPE_CHECKING:
-    from apiece.dumps.form import ObjectRow
-
 SLOT_FIGURES = ("entropy", "modes", "own_mass", "cross_instance_mass", "exp_argmax_gap")
-PASSES = ("a1", "last")
-FOLLOW = ("near_neighbour", "near_own", "elsewhere")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,7 +41,7 @@ def belief_columns(probes: Sequence[Mapping[str, Any] | None]) -> dict[str, Colu
     """The probes of I images by figure: `a1/entropy`, ..., `drift`, `flip`, `chimera`, `follow/near_own`, ...
 
     Args:
-        probes: `PROBES` of docs/records.md, image by image; `None` where none were run.
+        probes: `probes` of the dump entries, image by image; `None` where none were run.
     """
     rows: dict[str, list[tuple[int, int, int, float | None]]] = defaultdict(list)
     for image, found in enumerate(probes):

@@ -1,32 +1,30 @@
-"""The form of a dump: what a record holds (docs/records.md), written strictly and read with every mistake named.
+"""The form of a dump: what an entry and its protocol hold, written strictly and read with every mistake named.
 
-Records stay plain dictionaries of JSON, as the page shows them and other tools read them; the types here are what is
-checked when one is read. Boxes are `xyxy` in pixels of the original image.
+The only place that knows it: the tables of docs/reference/records.md are `form_reference()`. Entries stay plain
+dictionaries of JSON, as other tools read them; the types here are checked when one is read.
+
+Shapes: K bins.
 """
 
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, Literal, cast, get_args, get_origin, get_type_hints
 
 import numpy as np
 from numpy.typing import ArrayLike
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
-from typing_extensions import TypedDict
+from typing_extensions import TypedDict, is_typeddict
 
 from apiece.boxes import FloatArray
 from apiece.errors import UserError
 
-# A distribution over the bins in a few bytes: at most 64 cells, each the square root of its mass in one byte.
-#
-# Shapes: K bins.
-
-
+SCHEMA = 1
+"""Of entries and protocols; raised when old readers would misread new files."""
 MAX_CELLS = 64
 """Bytes of a curve at most."""
 LEVELS = 255
@@ -35,8 +33,232 @@ TAIL = 1e-3
 """Cells below this share of the peak may be left out at both ends."""
 
 
-def encode_curve(mass_K: ArrayLike) -> dict[str, Any] | None:
-    """Pack a distribution, as docs/records.md describes it.
+@with_config(ConfigDict(extra="allow", strict=True, allow_inf_nan=False))  # further keys are no mistake
+class _Open(TypedDict):
+    """The settings that all types below inherit."""
+
+
+class Curve(_Open):
+    """A distribution over the bins in few bytes: byte i is the mass of the bins from `start + i*step` up to, but not
+    including, `start + (i+1)*step`, as `round(255 * sqrt(mass / peak))`. Mass outside is below 1/1000 of the peak in
+    every cell."""
+
+    start: Annotated[int, "first bin"]
+    step: Annotated[int, "bins a cell"]
+    peak: Annotated[float, "the greatest mass of a cell"]
+    values: Annotated[str, "base64 of at most 64 bytes"]
+
+
+class ObjectSlots(_Open):
+    """Distributions at a label's own four slots (x1, y1, x2, y2), by pass."""
+
+    a1: Annotated[list[Curve | None], "with the true coordinates in the input"]
+    last: Annotated[list[Curve | None], "with the model's own beliefs in the input"]
+
+
+class ObjectRow(_Open):
+    """A label, and what became of it; in the order of the data file."""
+
+    desc: Annotated[str, "class name"]
+    bbox: list[float]
+    iscrowd: bool
+    area: Annotated[float | None, "as in the data file"]
+    id: Annotated[int | None, "as in the data file"]
+    fate: Annotated[str | None, "`matched`, `merged`, `misclassified`, `near_miss`, `missed`; `null`: a crowd region"]
+    slots: Annotated[ObjectSlots | None, "`null` for crowd regions and where no probe was run"]
+
+
+class HiddenRow(_Open):
+    """Something that is there but not labelled."""
+
+    desc: str
+    bbox: list[float]
+
+
+class AnswerRow(_Open):
+    """What the model wrote."""
+
+    ids: Annotated[list[int], "tokens"]
+    logprobs: Annotated[list[float | None], "one a token"]
+    text: str
+    finish_reason: Annotated[str, "`eos`, or why it ended without an end"]
+    closed: Annotated[bool, "whether the list of objects was closed"]
+    dropped: Annotated[dict[str, int], "objects that could not be read, counted by reason"]
+
+
+class PredictionRow(_Open):
+    """A kept object of the answer, and what it is; in the order written."""
+
+    desc: Annotated[str, "class name"]
+    bbox: list[float]
+    bins: Annotated[list[int], "the four coordinates as written"]
+    span: Annotated[list[int], "its characters in `answer.text`: start, end"]
+    score: Annotated[float | None, "by the score policy of `protocol.json`"]
+    scores: Annotated[dict[str, float | None], "by policy; one that could not be computed is absent"]
+    outcome: Annotated[str | None, "what it is (metrics.md), such as `tp` or `duplicate`"]
+    target: Annotated[int | None, "the label that it is judged by: an index into `objects`"]
+    iou: Annotated[float | None, "with that label"]
+    covers: Annotated[list[int], "labels that a group box covers"]
+    near_duplicate: Annotated[bool, "a near copy of an earlier one"]
+    strip: Annotated[bool, "long and flat: over 8 times as long as wide, on over 1 % of the image"]
+    slots: Annotated[list[Curve | None] | None, "beliefs as it was written; `null` where they were not kept"]
+
+
+class ClassCounts(_Open):
+    """Counts of one class on one image."""
+
+    gt: int
+    pred: int
+    matched: int
+
+
+class CountsRow(_Open):
+    """Counts and rates of one image; a rate with nothing to divide is `null`."""
+
+    gt: Annotated[int, "labels that are not crowd regions"]
+    pred: Annotated[int, "predictions"]
+    matched: int
+    ignored: Annotated[int, "predictions inside crowd regions"]
+    precision: float | None
+    recall: float | None
+    f1: float | None
+    f1_true: Annotated[float | None, "against the complete truth; `null` without one"]
+    by_class: dict[str, ClassCounts]
+
+
+class ProbePass(_Open):
+    """Figures of one pass, one a slot (diagnosing.md defines them)."""
+
+    argmax: Annotated[list[int | None], "most likely bin"]
+    entropy: Annotated[list[float | None], "nats"]
+    modes: Annotated[list[int | None], "local maxima of mass"]
+    own_mass: Annotated[list[float | None], "0 to 1"]
+    cross_instance_mass: Annotated[list[float | None], "0 to 1"]
+    exp_argmax_gap: Annotated[list[float | None], "bins"]
+
+
+class ProbeSlots(_Open):
+    """Columns over the slots of the labels."""
+
+    object: Annotated[list[int], "index into `objects` of the entry"]
+    coordinate: Annotated[list[int], "0 to 3: x1, y1, x2, y2"]
+    target: Annotated[list[int], "true bin"]
+    a1: ProbePass
+    last: ProbePass
+    drift: Annotated[list[float | None], "bins between the `argmax` of the two passes"]
+
+
+class ProbeObjects(_Open):
+    """Columns over the labels; both flags are `false` for an object without a neighbour of its class."""
+
+    object: Annotated[list[int], "index into `objects` of the entry"]
+    flip: list[bool]
+    chimera: list[bool]
+
+
+class FollowRow(_Open):
+    """Where the mass goes when a neighbour's x1, y1 stand in the input. None for objects without a neighbour of their
+    class, nor where both boxes share the coordinate."""
+
+    object: Annotated[int, "index into `objects` of the entry"]
+    neighbour: Annotated[int, "the same, of the neighbour"]
+    coordinate: Annotated[int, "2 or 3: x2 or y2"]
+    near_neighbour: Annotated[float | None, "mass, 0 to 1"]
+    near_own: Annotated[float | None, "mass, 0 to 1"]
+    elsewhere: Annotated[float | None, "mass, 0 to 1"]
+
+
+class Probes(_Open):
+    """What the model believes at the labels' own slots: in the teacher-forced pass `a1`, and in the `last` pass, whose
+    context is the model's own beliefs."""
+
+    passes: int
+    slots: ProbeSlots
+    objects: ProbeObjects
+    follow: list[FollowRow]
+
+
+class Entry(_Open):
+    """One sample of a dump: a line of `records.jsonl` or `elsewhere.jsonl`. Boxes are x1, y1, x2, y2 in pixels of the
+    original image. Numbers are finite; what could not be computed is `null`, never NaN."""
+
+    schema: Annotated[int, "1; raised when old readers would misread new files"]
+    step: Annotated[int, "optimizer steps done"]
+    id: Annotated[str, "of the sample"]
+    image: Annotated[str, "path, absolute or relative to the run's folder"]
+    width: int
+    height: int
+    objects: list[ObjectRow]
+    hidden: Annotated[list[HiddenRow] | None, "`null` without a complete truth"]
+    answer: AnswerRow
+    predictions: list[PredictionRow]
+    counts: CountsRow
+    probes: Annotated[Probes | None, "`null` where none were run"]
+
+
+class DumpProtocol(_Open):
+    """`protocol.json`: what the entries of a dump depend on."""
+
+    schema: Annotated[int, "as in an entry"]
+    step: int
+    run: Annotated[str, "name of the run's folder"]
+    data: Annotated[str, "file of the panel's labels"]
+    data_sha256: str
+    complete: Annotated[str | None, "file of the complete truth"]
+    complete_sha256: str | None
+    prompt_hash: str
+    max_pixels: int
+    num_bins: int
+    score_policy: Annotated[str, "the policy of `score`"]
+    generate: Annotated[dict[str, Any], "as in the config"]
+    seed: int
+    probes: Annotated[dict[str, Any] | None, "settings of the probes; `null` where none were run"]
+
+
+PassFigure = Literal["argmax", "entropy", "modes", "own_mass", "cross_instance_mass", "exp_argmax_gap"]
+PASS_FIGURES: tuple[PassFigure, ...] = get_args(PassFigure)
+"""Figures of a slot, once for each pass."""
+PASSES: tuple[Literal["a1", "last"], ...] = ("a1", "last")
+FOLLOW: tuple[Literal["near_neighbour", "near_own", "elsewhere"], ...] = ("near_neighbour", "near_own", "elsewhere")
+COUNTS: tuple[Literal["gt", "pred", "matched", "ignored"], ...] = ("gt", "pred", "matched", "ignored")
+RATES: tuple[Literal["precision", "recall", "f1", "f1_true"], ...] = ("precision", "recall", "f1", "f1_true")
+
+_TYPES: tuple[Any, ...] = (
+    *(DumpProtocol, Entry, ObjectRow, ObjectSlots, HiddenRow, AnswerRow, PredictionRow, CountsRow, ClassCounts),
+    *(Probes, ProbeSlots, ProbePass, ProbeObjects, FollowRow, Curve),
+)
+
+
+def form_reference() -> str:
+    """The form of a dump as Markdown: a table for each type of object in it."""
+    return "\n".join(line for kind in _TYPES for line in _type_reference(kind))
+
+
+def _type_reference(kind: Any) -> Iterator[str]:
+    yield from (f"### {kind.__name__}", " ".join(kind.__doc__.split()), "", "| key | value | |", "|---|---|---|")
+    for key, hint in get_type_hints(kind, include_extras=True).items():
+        of, note = get_args(hint) if get_origin(hint) is Annotated else (hint, "")
+        yield f"| `{key}` | {_shown(of)} | {note} |"
+    yield ""
+
+
+def _shown(hint: Any) -> str:
+    """A type in JSON's words."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is list:
+        return f"list of {_shown(inner[0])}" if not get_args(inner[0]) else f"list of ({_shown(inner[0])})"
+    if origin is dict:
+        return "object" if inner[1] is Any else f"object of {_shown(inner[1])}"
+    if inner:
+        return " or ".join(map(_shown, inner))
+    if is_typeddict(hint):
+        return f"[{hint.__name__}](#{hint.__name__.lower()})"
+    words = {int: "integer", float: "number", str: "string", bool: "boolean", type(None): "`null`"}
+    return words[hint]
+
+
+def encode_curve(mass_K: ArrayLike) -> Curve | None:
+    """Pack a distribution.
 
     Cells are as wide as they must be for `MAX_CELLS` to hold all that is not tail, and lie on a grid from bin 0.
 
@@ -44,7 +266,7 @@ def encode_curve(mass_K: ArrayLike) -> dict[str, Any] | None:
         mass_K: `[K]` masses, not negative.
 
     Returns:
-        `start`, `step`, `peak` and `values`; `None` where there is no distribution (not finite, negative, or all 0).
+        `None` where there is no distribution (not finite, negative, or all 0).
     """
     mass = np.asarray(mass_K, dtype=np.float64)
     if mass.ndim != 1:
@@ -61,12 +283,26 @@ def encode_curve(mass_K: ArrayLike) -> dict[str, Any] | None:
         if last - first < MAX_CELLS:
             break
     values = np.rint(LEVELS * np.sqrt(cells[first : last + 1] / peak)).astype(np.uint8)
-    return {
-        "start": int(first * step),
-        "step": step,
-        "peak": float(f"{peak:.6g}"),
-        "values": base64.b64encode(values.tobytes()).decode("ascii"),
-    }
+    packed = base64.b64encode(values.tobytes()).decode("ascii")
+    return {"start": int(first * step), "step": step, "peak": float(f"{peak:.6g}"), "values": packed}
+
+
+def curve_cells(curve: Mapping[str, Any]) -> tuple[int, int, float, bytes]:
+    """First bin, bins a cell, greatest mass and the cells of a curve that was read.
+
+    Raises:
+        ValueError: It is not a curve.
+    """
+    try:
+        start, step, peak = int(curve["start"]), int(curve["step"]), float(curve["peak"])
+        cells = base64.b64decode(curve["values"], validate=True)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"not a curve: {error!r}") from error
+    if not (start >= 0 and step >= 1 and len(cells) <= MAX_CELLS):
+        raise ValueError(f"not a curve: start {start}, step {step}, {len(cells)} values (at most {MAX_CELLS})")
+    if not (math.isfinite(peak) and peak >= 0):
+        raise ValueError(f"the peak of a curve must be a finite mass, got {peak}")
+    return start, step, peak, cells
 
 
 def decode_curve(curve: Mapping[str, Any], num_bins: int) -> FloatArray:
@@ -75,264 +311,65 @@ def decode_curve(curve: Mapping[str, Any], num_bins: int) -> FloatArray:
     Raises:
         ValueError: It is not a curve over `num_bins` bins.
     """
-    try:
-        start, step, peak = int(curve["start"]), int(curve["step"]), float(curve["peak"])
-        values = np.frombuffer(base64.b64decode(curve["values"], validate=True), dtype=np.uint8)
-    except (KeyError, TypeError, ValueError, OverflowError, binascii.Error) as error:
-        raise ValueError(f"not a curve: {error!r}") from error
+    start, step, peak, cells = curve_cells(curve)
     # The last cell may reach beyond the last bin.
-    if not (start >= 0 and step >= 1 and start + (len(values) - 1) * step < num_bins and len(values) <= MAX_CELLS):
-        raise ValueError(
-            f"not a curve over {num_bins} bins: start {start}, step {step}, {len(values)} values (at most {MAX_CELLS})"
-        )
-    if not (np.isfinite(peak) and peak >= 0):
-        raise ValueError(f"the peak of a curve must be a finite mass, got {peak}")
+    if start + (len(cells) - 1) * step >= num_bins:
+        raise ValueError(f"not a curve over {num_bins} bins: start {start}, step {step}, {len(cells)} values")
     mass_K = np.zeros(num_bins)
-    for cell, mass in enumerate((values / LEVELS) ** 2 * peak):
+    for cell, root in enumerate(cells):
         left, right = start + cell * step, min(start + (cell + 1) * step, num_bins)
-        mass_K[left:right] = mass / (right - left)
+        mass_K[left:right] = (root / LEVELS) ** 2 * peak / (right - left)
     return mass_K
 
 
-SCHEMA = 1
-"""Of records and protocols; raised when old readers would misread new files."""
-
-_OPEN = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)  # further keys are no mistake
-
-
-@with_config(_OPEN)
-class Curve(TypedDict):
-    """A packed distribution (`apiece.records.curve`)."""
-
-    start: int
-    step: int
-    peak: float
-    values: str
-
-
-@with_config(_OPEN)
-class ObjectSlots(TypedDict):
-    """Distributions at the four slots of a label, by pass."""
-
-    a1: list[Curve | None]
-    last: list[Curve | None]
-
-
-@with_config(_OPEN)
-class ObjectRow(TypedDict):
-    """A label and what became of it."""
-
-    desc: str
-    bbox: list[float]
-    iscrowd: bool
-    area: float | None
-    id: int | None
-    fate: str | None
-    slots: ObjectSlots | None
-
-
-@with_config(_OPEN)
-class HiddenRow(TypedDict):
-    """Something that is there but not labelled."""
-
-    desc: str
-    bbox: list[float]
-
-
-@with_config(_OPEN)
-class AnswerRow(TypedDict):
-    """What the model wrote."""
-
-    ids: list[int]
-    logprobs: list[float | None]
-    text: str
-    finish_reason: str
-    closed: bool
-    dropped: dict[str, int]
-
-
-@with_config(_OPEN)
-class PredictionRow(TypedDict):
-    """A kept record of the answer, and what it is."""
-
-    desc: str
-    bbox: list[float]
-    bins: list[int]
-    span: list[int]
-    score: float | None
-    scores: dict[str, float | None]
-    outcome: str | None
-    target: int | None
-    iou: float | None
-    covers: list[int]
-    near_duplicate: bool
-    strip: bool
-    slots: list[Curve | None] | None
-
-
-@with_config(_OPEN)
-class ClassCounts(TypedDict):
-    """Counts of one class on one image."""
-
-    gt: int
-    pred: int
-    matched: int
-
-
-@with_config(_OPEN)
-class CountsRow(TypedDict):
-    """Counts and rates of one image; a rate with nothing to divide is 0."""
-
-    gt: int
-    pred: int
-    matched: int
-    ignored: int
-    precision: float | None
-    recall: float | None
-    f1: float | None
-    f1_true: float | None
-    by_class: dict[str, ClassCounts]
-
-
-@with_config(_OPEN)
-class ProbePass(TypedDict):
-    """Figures of one pass, one a slot."""
-
-    argmax: list[int | None]
-    entropy: list[float | None]
-    modes: list[int | None]
-    own_mass: list[float | None]
-    cross_instance_mass: list[float | None]
-    exp_argmax_gap: list[float | None]
-
-
-@with_config(_OPEN)
-class ProbeSlots(TypedDict):
-    """Columns over the slots of the labels."""
-
-    object: list[int]
-    coordinate: list[int]
-    target: list[int]
-    a1: ProbePass
-    last: ProbePass
-    drift: list[float | None]
-
-
-@with_config(_OPEN)
-class ProbeObjects(TypedDict):
-    """Columns over the labels."""
-
-    object: list[int]
-    flip: list[bool]
-    chimera: list[bool]
-
-
-@with_config(_OPEN)
-class FollowRow(TypedDict):
-    """Where the mass goes when a neighbour's x1, y1 stand in the input."""
-
-    object: int
-    neighbour: int
-    coordinate: int
-    near_neighbour: float | None
-    near_own: float | None
-    elsewhere: float | None
-
-
-@with_config(_OPEN)
-class Probes(TypedDict):
-    """What the model believes at the labels' own slots."""
-
-    passes: int
-    slots: ProbeSlots
-    objects: ProbeObjects
-    follow: list[FollowRow]
-
-
-@with_config(_OPEN)
-class Record(TypedDict):
-    """One sample of a dump."""
-
-    schema: int
-    step: int
-    id: str
-    image: str
-    width: int
-    height: int
-    objects: list[ObjectRow]
-    hidden: list[HiddenRow] | None
-    answer: AnswerRow
-    predictions: list[PredictionRow]
-    counts: CountsRow
-    probes: Probes | None
-
-
-@with_config(_OPEN)
-class Protocol(TypedDict):
-    """What the records of a dump depend on."""
-
-    schema: int
-    step: int
-    run: str
-    data: str
-    data_sha256: str
-    complete: str | None
-    complete_sha256: str | None
-    prompt_hash: str
-    max_pixels: int
-    num_bins: int
-    score_policy: str
-    generate: dict[str, Any]
-    seed: int
-    probes: dict[str, Any] | None
-
-
-_RECORD, _PROTOCOL = TypeAdapter(Record), TypeAdapter(Protocol)
+_ENTRY, _PROTOCOL = TypeAdapter(Entry), TypeAdapter(DumpProtocol)
 
 
 class BrokenLineError(ValueError):
-    """A line or file that is no record: half-written, no JSON, or a key is missing or of the wrong kind."""
+    """A line or file that is no entry or protocol: half-written, no JSON, a key missing or of the wrong kind."""
 
 
-def parse_record(text: str | bytes, where: str | Path) -> Record:
-    """Read one line of a records file. A NaN in it, which strict JSON has no word for, becomes `None`.
-
-    Args:
-        text: The line.
-        where: `file:line`, for messages.
+def parse_entry(text: str | bytes, where: str | Path) -> Entry:
+    """Read a line of a dump. A NaN in it, which strict JSON has no word for, becomes `None`.
 
     Raises:
-        BrokenLineError: It is not a record.
-        UserError: It is one of another schema.
+        BrokenLineError: It is not an entry.
+        UserError: It is of another schema; the message names `where`, a `file:line`.
     """
-    value = _decode(text)
-    _require_schema(value, where)
-    _check(_RECORD, value)
-    for row in (*value["objects"], *value["predictions"], *(value["hidden"] or ())):
+    entry = cast(Entry, _parsed(_ENTRY, text, where))
+    for row in (*entry["objects"], *entry["predictions"], *(entry["hidden"] or ())):
         if len(row["bbox"]) != 4:
             raise BrokenLineError(f"expected a bbox of 4 numbers, found {len(row['bbox'])}")
-    count = len(value["objects"])
-    for row in value["predictions"]:
+    count = len(entry["objects"])
+    for row in entry["predictions"]:
         if any(not 0 <= i < count for i in (*row["covers"], *([] if row["target"] is None else [row["target"]]))):
-            raise BrokenLineError(f"a prediction points to an object that is not among the {count} of the record")
-    return cast(Record, value)
+            raise BrokenLineError(f"a prediction points to an object that is not among the {count} of the entry")
+    if entry["probes"] is not None:
+        _check_columns(entry["probes"], count)
+    return entry
 
 
-def parse_protocol(text: str | bytes, where: str | Path) -> Protocol:
-    """Read a `protocol.json`.
+def _check_columns(probes: Probes, count: int) -> None:
+    """Refuse probes whose columns differ in length, or that point to objects that are not there."""
+    slots, objects = probes["slots"], probes["objects"]
+    columns: list[tuple[Mapping[str, Any], tuple[str, ...]]] = [
+        (slots, ("object", "coordinate", "target", "drift")),
+        *((slots[name], PASS_FIGURES) for name in PASSES),
+    ]
+    lengths = {len(rows[key]) for rows, keys in columns for key in keys}
+    if len(lengths) > 1 or len({len(objects[key]) for key in ("object", "flip", "chimera")}) > 1:
+        raise BrokenLineError("the columns of its probes differ in length")
+    if any(not 0 <= i < count for i in (*slots["object"], *objects["object"])):
+        raise BrokenLineError(f"a probe points to an object that is not among the {count} of the entry")
 
-    Raises:
-        BrokenLineError: It is not a protocol.
-        UserError: It is one of another schema.
-    """
-    value = _decode(text)
-    _require_schema(value, where)
-    _check(_PROTOCOL, value)
-    return cast(Protocol, value)
+
+def parse_protocol(text: str | bytes, where: str | Path) -> DumpProtocol:
+    """Read a `protocol.json`; errors are those of `parse_entry`."""
+    return cast(DumpProtocol, _parsed(_PROTOCOL, text, where))
 
 
 def json_line(value: Mapping[str, Any]) -> str:
-    """A record as a line of strict JSON: numbers that are not finite become `null`, numpy's become plain ones."""
+    """An object as a line of strict JSON: numbers that are not finite become `null`, numpy's become plain ones."""
     return json.dumps(finite(value), allow_nan=False, ensure_ascii=False, separators=(",", ":")) + "\n"
 
 
@@ -360,34 +397,29 @@ def _fraction(digits: str) -> float | None:
     return value if math.isfinite(value := float(digits)) else None
 
 
-def _decode(text: str | bytes) -> Any:
+def _parsed(adapter: TypeAdapter[Any], text: str | bytes, where: str | Path) -> Any:
     try:
         value = loads_finite(text)
     except (ValueError, RecursionError) as error:
         raise BrokenLineError(f"not valid JSON ({error})") from error
     if not isinstance(value, dict):
         raise BrokenLineError("expected a JSON object")
-    return value
-
-
-def _require_schema(value: Mapping[str, Any], where: str | Path) -> None:
-    found = value.get("schema")
-    if found == SCHEMA:
-        return
-    if type(found) is int and found > SCHEMA:
-        message, fix = f"found {found}: it was written by a newer apiece", "update apiece to read it"
-    else:
-        message = f"found {'none' if found is None else repr(found)}: it was written by an older apiece"
-        fix = (
-            "read it with the apiece that wrote it (RUN/manifest.json says which), or train the run again to dump anew"
-        )
-    raise UserError(f"expected a dump of schema {SCHEMA}, {message}", where=where, fix=fix)
-
-
-def _check(adapter: TypeAdapter[Any], value: Any) -> None:
+    _require_schema(value.get("schema"), where)
     try:
         adapter.validate_python(value)
     except ValidationError as error:
         first, more = error.errors()[0], error.error_count() - 1
         place = ".".join(map(str, first["loc"]))
         raise BrokenLineError(f"{place}: {first['msg']}{f', and {more} more' if more else ''}") from error
+    return value  # as it was read: the validated copy has numbers of other kinds and keys in another order
+
+
+def _require_schema(found: Any, where: str | Path) -> None:
+    if found == SCHEMA:
+        return
+    if type(found) is int and found > SCHEMA:
+        message, fix = f"found {found}: it was written by a newer apiece", "update apiece to read it"
+    else:
+        message = f"found {'none' if found is None else repr(found)}: it was written by an older apiece"
+        fix = "read it with the apiece that wrote it (RUN/manifest.json says which), or train the run again"
+    raise UserError(f"expected a dump of schema {SCHEMA}, {message}", where=where, fix=fix)

@@ -1,4 +1,4 @@
-"""Answers with scored boxes, and `predictions.jsonl`, the file in which they are kept.
+"""Answers with scored boxes, and `predictions.jsonl`, the file that keeps them.
 
 AP ranks boxes by score, so its figure belongs to a score policy. All policies that an answer allows are computed; one
 of them gives the detections their score.
@@ -30,30 +30,25 @@ from apiece.errors import UserError, nearest
 from apiece.files import atomic_open, locked, read_json_object, write_json
 from apiece.types import Detection, FinishReason, ParsedObject, ParseResult, Rollout, Sample
 
-Scores = Mapping[str, tuple[float, ...]]
-"""Policy to the scores `[N]`; only the policies that can be computed for all N."""
+Scores = Mapping[str, tuple[float, ...]]  # policy to the scores `[N]`; only the policies that can be computed for all N
 
 
 class ScorePolicy(StrEnum):
     """How a box gets its score, in [0, 1]."""
 
-    CONSTANT = "constant"
-    """1 for every box: all that is left without log-probabilities."""
-    COORD_LOGPROB = "coord_logprob"
-    """exp of the mean log-probability of the four coordinate tokens."""
+    CONSTANT = "constant"  # 1 for every box: all that is left without log-probabilities
+    COORD_LOGPROB = "coord_logprob"  # exp of the mean log-probability of the four coordinate tokens
     COORD_MASS = "coord_mass"
     """Geometric mean over the four coordinates of the probability within `NEAR_BINS` bins of the bin written."""
-    DESC_LOGPROB = "desc_logprob"
-    """exp of the mean log-probability of the tokens of the name."""
-    PRODUCT = "product"
-    """`coord_logprob` times `desc_logprob`."""
+    DESC_LOGPROB = "desc_logprob"  # exp of the mean log-probability of the tokens of the name
+    PRODUCT = "product"  # `coord_logprob` times `desc_logprob`
 
 
 DEFAULT_POLICY = ScorePolicy.COORD_LOGPROB
 
 
 def chosen_policy(name: str) -> ScorePolicy:
-    """The policy of that name; a `UserError` if there is none."""
+    """The policy of that name, or a `UserError`."""
     if name not in list(ScorePolicy):
         known = ", ".join(ScorePolicy)
         raise UserError(f"unknown score policy '{name}'{nearest(name, list(ScorePolicy))}; known: {known}", exit_code=2)
@@ -65,10 +60,7 @@ def score_objects(
 ) -> dict[str, tuple[float, ...]]:
     """Scores of the objects of an answer by every policy that can be computed for all of them.
 
-    Args:
-        rollout: The answer.
-        objects: What it says, read from ids.
-        desc_positions: `[N]` positions of the tokens of each name.
+    The objects are read from ids; `desc_positions` `[N]` are those of the tokens of each name.
     """
     slots = [list(item.coord_positions or ()) for item in objects]
     coord = [_geometric_mean(rollout.logprobs[p]) for p in slots]
@@ -90,15 +82,12 @@ def score_objects(
 
 
 def common_policy(answers: Collection[Scores], asked: str) -> str:
-    """The policy for the answers of a split: the one asked for if all have it, else `constant`.
-
-    Scores of several policies in one ranking would mean nothing.
-    """
+    """The one policy by which the answers of a split can be ranked: that asked for if all have it, else `constant`."""
     return asked if all(asked in scores for scores in answers) else str(ScorePolicy.CONSTANT)
 
 
 def no_scores(asked: str, used: str) -> str:
-    """The warning where `common_policy` is not the policy asked for."""
+    """The warning that `common_policy` is not the policy asked for."""
     return f"scores are {used}: not all answers have what {asked} needs (the engine keeps no log-probabilities)"
 
 
@@ -117,25 +106,15 @@ def _geometric_mean(logprobs: NDArray[np.float32]) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the model said about one image.
-
-    Attributes:
-        sample: The image and its labels.
-        rollout: The generated tokens.
-        parsed: The objects in them.
-        detections: `[N]` valid objects as boxes in pixels of the original image, with scores.
-        policy: The policy of those scores.
-        scores: Every policy that can be computed for all N, to a score for each detection.
-        desc_positions: `[N]` positions in the ids of the tokens of each name.
-    """
+    """The model's answer about one image: the generated tokens, and `[N]` valid objects in them."""
 
     sample: Sample
     rollout: Rollout
     parsed: ParseResult
-    detections: tuple[Detection, ...]
-    policy: str
-    scores: Mapping[str, tuple[float, ...]] = field(repr=False)
-    desc_positions: tuple[tuple[int, ...], ...] = field(repr=False)
+    detections: tuple[Detection, ...]  # `[N]` in pixels of the original image
+    policy: str  # of the detections' scores
+    scores: Scores = field(repr=False)
+    desc_positions: tuple[tuple[int, ...], ...] = field(repr=False)  # `[N]` in the ids, of the tokens of each name
 
     def under(self, policy: str) -> Answer:
         """The same answer with the scores of another policy that it has."""
@@ -143,7 +122,7 @@ class Answer:
         return replace(self, policy=policy, detections=tuple(replace(d, score=score) for d, score in scored))
 
     def line(self) -> dict[str, Any]:
-        """The line in `predictions.jsonl`; `read_answer` makes the same answer of it again."""
+        """The line in `predictions.jsonl`, from which `read_answer` makes the same answer."""
         width, height = self.sample.size_wh
         masked = self.rollout.logprobs_masked
         return {
@@ -178,10 +157,7 @@ class Answer:
 
 
 def _numbers(values: NDArray[np.float32]) -> list[float | None]:
-    """In the fewest digits that give the same float32 again, `None` for what is not finite.
-
-    So figures made from the file equal those of an evaluation that was never interrupted.
-    """
+    """The fewest digits that give the same float32, so that figures from the file are exact; `None` for NaN."""
     return [float(str(v)) if np.isfinite(v) else None for v in values]
 
 
@@ -208,20 +184,15 @@ def under_one_policy(answers: Collection[Answer], policy: str) -> list[Answer]:
     return [answer if answer.policy == used else answer.under(used) for answer in answers]
 
 
-# The file of a run. Until the run is complete, its answers are in `predictions.jsonl.part`, a line each; then the file
-# gets its final name. `protocol.json` keeps what the answers depend on: only the same settings may resume a run.
-
 PREDICTIONS_FILE = "predictions.jsonl"
-PART_FILE = "predictions.jsonl.part"
-PROTOCOL_FILE = "protocol.json"
+PART_FILE = "predictions.jsonl.part"  # until the run is complete
+PROTOCOL_FILE = "protocol.json"  # what the answers depend on: only the same settings may resume a run
 LOCK_FILE = ".predictions.lock"
-
-_FREE = {"batch_size", "device", "url"}
-"""Settings that may change on resume: they decide how fast answers come, not what they say."""
+_FREE = {"batch_size", "device", "url"}  # may change on resume: they affect how fast answers come, not what they say
 
 
 class ObjectLine(msgspec.Struct):
-    """An object in a line of `predictions.jsonl`, as far as it is read again."""
+    """The part of an object in a line of `predictions.jsonl` that is read back."""
 
     desc: str
     bbox: tuple[float, float, float, float]
@@ -231,7 +202,7 @@ class ObjectLine(msgspec.Struct):
 
 
 class AnswerLine(msgspec.Struct):
-    """A line of `predictions.jsonl`, as far as it is read again."""
+    """The part of a line of `predictions.jsonl` that is read back."""
 
     id: str
     width: int
@@ -271,7 +242,7 @@ def read_lines(path: Path) -> Iterator[AnswerLine]:
 
 
 def write_answers(out: Path, answers: Collection[Answer]) -> None:
-    """`predictions.jsonl` of answers that are all there already; complete or absent."""
+    """Write the `predictions.jsonl` of finished answers atomically."""
     with atomic_open(out / PREDICTIONS_FILE) as file:
         for answer in answers:
             file.write(json.dumps(answer.line(), ensure_ascii=False) + "\n")
@@ -297,19 +268,12 @@ def check_out(out: Path, *, resume: bool) -> None:
 
 
 class AnswerFile:
-    """The answers of one run; made by `open_answers`.
-
-    Attributes:
-        done: Ids of the samples that are answered.
-        objects: Valid objects in all answers.
-        dropped: Objects dropped from all answers.
-    """
+    """The answers of one run; made by `open_answers`."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
-        self.done: set[str] = set()
-        self.objects = 0
-        self.dropped = 0
+        self.done: set[str] = set()  # ids of the samples that are answered
+        self.objects = self.dropped = 0  # valid objects in all answers, and dropped ones
 
     def write(self, answer: Answer) -> None:
         """Append an answer; once this returns, it survives the end of the process."""
@@ -324,8 +288,7 @@ class AnswerFile:
     def read_back(self) -> None:
         """Read the lines of an earlier run; a last line that was cut off is removed and answered again.
 
-        Raises:
-            UserError: Another line is broken: resuming from there would lose the lines after it.
+        Any other broken line is an error: resuming from there would lose the lines after it.
         """
         end = 0
         for number, raw in enumerate(self._file, 1):
@@ -349,9 +312,9 @@ class AnswerFile:
 
 @contextmanager
 def open_answers(out: Path, protocol: Mapping[str, Any], *, resume: bool | None) -> Iterator[AnswerFile]:
-    """The answers in `out`: those of an earlier run, if it is resumed, then what is written.
+    """The answers in `out`: those of an earlier run, if it is resumed, then those that are written.
 
-    If the block ends without an error, `predictions.jsonl` is complete. Otherwise what was written stays in
+    If the block ends without an error, `predictions.jsonl` is complete. Otherwise its lines stay in
     `predictions.jsonl.part` for the next time.
 
     Args:
@@ -359,9 +322,6 @@ def open_answers(out: Path, protocol: Mapping[str, Any], *, resume: bool | None)
         protocol: What the answers depend on.
         resume: `True` resumes the earlier run in `out`, `False` starts again, `None` resumes it if it has the same
             settings and starts again otherwise.
-
-    Raises:
-        UserError: Another process writes to the folder, or the run to resume has other settings.
     """
     with locked(out / LOCK_FILE, wait=False) as held:
         if not held:
@@ -382,7 +342,7 @@ def open_answers(out: Path, protocol: Mapping[str, Any], *, resume: bool | None)
 
 
 def _resumed(out: Path, protocol: Mapping[str, Any], resume: bool | None) -> Path:
-    """The part file to write to, with what an earlier run left if that is resumed."""
+    """The part file to write to, with the lines of an earlier run if that is resumed."""
     part, final, settings = out / PART_FILE, out / PREDICTIONS_FILE, out / PROTOCOL_FILE
     changed = _changed(settings, protocol) if resume is not False and settings.is_file() else []
     if changed and resume:
@@ -411,11 +371,10 @@ def discard_run(out: Path, *, existed: bool) -> None:
 
 
 def _changed(path: Path, protocol: Mapping[str, Any]) -> list[str]:
-    """What differs between the settings in a file and those of now, in words."""
+    """What differs between the settings in a file and the present ones, in words."""
     old, new = _flat(read_json_object(path, "the settings of a run", fix="choose a new folder")), _flat(protocol)
-    return [
-        f"{key} was {old.get(key)!r}, is {new.get(key)!r}" for key in sorted(old | new) if old.get(key) != new.get(key)
-    ]
+    keys = [key for key in sorted(old | new) if old.get(key) != new.get(key)]
+    return [f"{key} was {old.get(key)!r}, is {new.get(key)!r}" for key in keys]
 
 
 def _flat(protocol: Mapping[str, Any], above: str = "") -> dict[str, Any]:

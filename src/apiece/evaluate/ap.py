@@ -1,10 +1,10 @@
-"""COCO AP of many draws of images at once.
+"""Official COCO AP by hotcoco: of a split, of many draws of its images, and of its labels after pixel -> bin -> pixel.
 
-The protocol matches image by image and only then ranks all detections, so a draw needs no matching anew: an image drawn
-k times counts k times where true and false positives are summed up. With every image once, the figures are the official
-ones (held by a test to 1e-12).
+The protocol of https://cocodataset.org/#detection-eval: AP over IoU 0.50:0.05:0.95, original boxes, `iscrowd` regions
+ignored, size ranges by annotation area, at most 100 detections of a class in an image. The figures equal pycocotools';
+its -1 for "no label to find" is kept.
 
-Shapes: B draws, I images, D detections of a class, K true positives of it, T IoU thresholds.
+Shapes: I images, C classes, N rows, T IoU thresholds, B draws, D detections of a class.
 """
 
 from __future__ import annotations
@@ -21,32 +21,17 @@ from apiece.codec.bins import Bins
 from apiece.evaluate.forms import Detections, GroundTruth
 from apiece.types import IntArray
 
-# Official COCO AP by hotcoco, the only file that imports it.
-#
-# The protocol of https://cocodataset.org/#detection-eval: AP over IoU 0.50:0.05:0.95, original boxes, `iscrowd` regions
-# ignored, size ranges by annotation area, at most 100 detections an image and class. The figures equal pycocotools';
-# -1 is its word for "no label to find here" and is kept.
-#
-# Shapes: I images, C classes, N rows, T IoU thresholds.
-
-
 FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
-"""The 12 official figures, in the order in which pycocotools prints them."""
+"""In the order in which pycocotools prints them."""
 
 
 @dataclass(frozen=True, slots=True)
 class CocoScores:
-    """What the COCO protocol says of a split.
+    """Figures of a split by the COCO protocol, -1 where there is no label to find."""
 
-    Attributes:
-        figures: The 12 of `FIGURES`; -1 where there is no label to find.
-        by_class: Class name to its `AP` and `AP50`; -1 for a class without labels.
-        by_subset: Subset name to the 12 figures of its images alone.
-    """
-
-    figures: dict[str, float]
-    by_class: dict[str, dict[str, float]]
-    by_subset: dict[str, dict[str, float]]
+    figures: dict[str, float]  # the 12 of `FIGURES`
+    by_class: dict[str, dict[str, float]]  # class name to its `AP` and `AP50`
+    by_subset: dict[str, dict[str, float]]  # subset name to the 12 figures of its images alone
 
 
 def coco_scores(
@@ -54,13 +39,8 @@ def coco_scores(
 ) -> CocoScores:
     """Score detections by the official COCO protocol.
 
-    Args:
-        truth: Labels of the split.
-        detections: In the order written: at equal scores, AP depends on it.
-        subsets: Name to image numbers (indices into `truth.images`) to score by themselves as well.
-
-    Raises:
-        ValueError: A detection's image or class is not one of `truth`.
+    At equal scores AP depends on the order of the detections. `subsets` are image numbers (indices into `truth.images`)
+    by name, to be scored by themselves as well.
     """
     evaluator = _evaluator(truth, detections)
     evaluator.evaluate()
@@ -77,30 +57,19 @@ def coco_scores(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CocoMatches:
-    """What the protocol decided image by image, before it is summed up: AP of any choice of images follows from it.
+    """What the protocol decides image by image: AP of any choice of images follows from it."""
 
-    Attributes:
-        image: `[N]` index into the images, for the detections that count (at most 100 an image and class), in the order
-            in which AP goes through them: by class, falling score, then as written.
-        category: `[N]` index into the classes.
-        found: `[T, N]` whether each is a true positive at IoU 0.50:0.05:0.95.
-        ignored: `[T, N]` whether each is neither right nor wrong.
-        labels: `[I, C]` labels to find.
-    """
-
+    # `[N]` index into the images, for the detections that count (at most 100 an image and class), in the order in which
+    # AP goes through them: by class, falling score, then as written
     image: IntArray
-    category: IntArray
-    found: NDArray[np.bool_]
-    ignored: NDArray[np.bool_]
-    labels: IntArray
+    category: IntArray  # `[N]` index into the classes
+    found: NDArray[np.bool_]  # `[T, N]` whether each is a true positive at IoU 0.50:0.05:0.95
+    ignored: NDArray[np.bool_]  # `[T, N]` whether each is neither right nor wrong
+    labels: IntArray  # `[I, C]` labels to find
 
 
 def coco_matches(truth: GroundTruth, detections: Detections) -> CocoMatches:
-    """Match by the official COCO protocol, all areas, and keep every decision.
-
-    Raises:
-        ValueError: A detection's image or class is not one of `truth`.
-    """
+    """Match by the official COCO protocol, all areas, and keep every decision."""
     evaluator = _evaluator(truth, detections)
     evaluator.params.area_rng = evaluator.params.area_rng[:1]
     evaluator.params.area_rng_lbl = evaluator.params.area_rng_lbl[:1]
@@ -108,13 +77,13 @@ def coco_matches(truth: GroundTruth, detections: Detections) -> CocoMatches:
     cells = [cell for cell in evaluator.eval_imgs if cell is not None]
     labels = np.zeros((len(truth.images), len(truth.categories)), dtype=np.int64)
     for cell in cells:
-        labels[cell["image_id"] - 1, cell["category_id"] - 1] = len(cell["gtIgnore"]) - np.count_nonzero(
-            cell["gtIgnore"]
-        )
+        labels[cell["image_id"] - 1, cell["category_id"] - 1] = np.count_nonzero(~np.asarray(cell["gtIgnore"], bool))
     thresholds = len(evaluator.params.iou_thrs)
     lengths = [len(cell["dtScores"]) for cell in cells]
-    image = np.repeat(np.array([cell["image_id"] - 1 for cell in cells], dtype=np.int64), lengths)
-    category = np.repeat(np.array([cell["category_id"] - 1 for cell in cells], dtype=np.int64), lengths)
+    image, category = (
+        np.repeat(np.array([cell[key] - 1 for cell in cells], dtype=np.int64), lengths)
+        for key in ("image_id", "category_id")
+    )
     score = np.concatenate([np.zeros(0), *(np.asarray(cell["dtScores"], dtype=np.float64) for cell in cells)])
     empty = np.zeros((thresholds, 0), dtype=bool)
     found, ignored = (
@@ -133,7 +102,7 @@ def coco_matches(truth: GroundTruth, detections: Detections) -> CocoMatches:
 
 def _evaluator(truth: GroundTruth, detections: Detections) -> hotcoco.COCOeval:
     detections.check_against(truth)
-    # Numbered from 1: evaluators take annotation id 0 for "unmatched". Order by id is kept, as it decides ties.
+    # Numbered from 1: evaluators take annotation id 0 for "unmatched". The order by id is kept, as it decides ties.
     labels = hotcoco.COCO.from_arrays(
         [{"id": i + 1} for i in range(len(truth.images))],
         [{"id": i + 1, "name": category.name} for i, category in enumerate(truth.categories)],
@@ -169,12 +138,7 @@ def _by_subset(evaluator: hotcoco.COCOeval, subsets: Mapping[str, IntArray]) -> 
     return {name: {figure: float(slices[name][figure]) for figure in FIGURES} for name in subsets}
 
 
-# The ceiling of the coordinate bins: what a model that writes every label's own bins would score.
-#
-# No model that answers in bins can be better placed than this, so a low AP75 on small objects may be the grid's doing.
-
-
-def through_codec(truth: GroundTruth, num_bins: int = 1000) -> FloatArray:
+def _through_codec(truth: GroundTruth, num_bins: int) -> FloatArray:
     """Boxes `[N, 4]` (`xyxy` pixels) of all labels after pixel -> bin -> pixel."""
     bins = Bins(num_bins)
     boxes = truth.bbox_xyxy
@@ -188,18 +152,13 @@ def through_codec(truth: GroundTruth, num_bins: int = 1000) -> FloatArray:
 
 
 def codec_ceiling(truth: GroundTruth, num_bins: int = 1000) -> dict[str, float]:
-    """AP of the labels themselves sent through the codec, and the largest error it makes.
+    """The AP of a model that writes every label's own bins, and `codec/max_error_px`, the largest shift of any edge.
 
-    Args:
-        truth: Labels; crowd regions are not sent.
-        num_bins: Bins of the codec.
-
-    Returns:
-        `codec/AP`, `AP50`, `AP75`, `APs`, `APm`, `APl` (-1 without labels, as COCO has it) and
-        `codec/max_error_px`, the largest shift of any edge in pixels (0 without labels). Labels of no area and labels
-        beyond 100 of a class in one image cannot be found by COCO's rules and lower the ceiling as well.
+    No model that answers in bins can place boxes better, so the grid may be the cause of a low AP75 on small objects.
+    Labels of no area and labels beyond 100 of a class in one image cannot be found by COCO's rules and lower the
+    ceiling as well.
     """
-    decoded = through_codec(truth, num_bins)
+    decoded = _through_codec(truth, num_bins)
     rows = np.flatnonzero(~truth.iscrowd)
     detections = Detections(
         image=truth.image[rows],
@@ -214,19 +173,15 @@ def codec_ceiling(truth: GroundTruth, num_bins: int = 1000) -> dict[str, float]:
 
 
 RECALLS = np.linspace(0.0, 1.0, 101)
-_CELLS_AT_ONCE = 1 << 17
-"""Draws times detections: what is worked on at a time. More does not stay in the cache, which takes twice as long."""
+_CELLS_AT_ONCE = 1 << 17  # draws times detections: more does not stay in the cache and takes twice as long
 
 
 def ap_of_draws(matches: CocoMatches, weights: NDArray[np.generic]) -> tuple[FloatArray, FloatArray]:
-    """AP and AP50 of every draw.
+    """AP and AP50 of every draw, `[B]` each; NaN for a draw without a label to find.
 
-    Args:
-        matches: Of the split.
-        weights: `[B, I]` how often each image is in each draw.
-
-    Returns:
-        `[B]` each; NaN for a draw without a label to find. A class without labels in a draw is left out of its mean.
+    `weights` `[B, I]` are how often each image is in each draw. The protocol matches image by image and only then ranks
+    all detections, so no draw has to be matched again: an image drawn k times counts k times in the sums. A class
+    without labels in a draw is left out of its mean.
     """
     thresholds = len(matches.found)
     known = np.flatnonzero(matches.labels.sum(0) > 0)

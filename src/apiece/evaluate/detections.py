@@ -1,40 +1,33 @@
-"""Reading and writing labels and detections: COCO JSON and apiece JSONL to `GroundTruth` and `Detections`, and back.
+"""Labels and detections from COCO JSON and apiece JSONL to `GroundTruth` and `Detections`, and back.
 
 Everything that would silently score wrong (an unknown image, a missing score, a box that is not four finite
-numbers) is an error here that names the entry, what was expected and what was found.
+numbers) is a `UserError` that names the entry, what was expected and what was found.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from apiece.boxes import xyxy_to_xywh
 from apiece.errors import UserError, nearest, require_file
 from apiece.evaluate.forms import Category, Detections, GroundTruth, ImageInfo
-from apiece.files import read_json, write_json
-from apiece.match import match_groups
-from apiece.outcomes import IOU_MIN
-from apiece.types import Detection, IntArray, Sample
+from apiece.files import read_json
+from apiece.outcomes import match_labels
+from apiece.types import Detection, Sample
 
 Row = dict[str, Any]
 
-_LARGEST = 1e12
-"""Number allowed in a file: the product of two is still exact enough to compare."""
+_LARGEST = 1e12  # number allowed in a file: the product of two is still exact enough to compare
 
 
 def load_ground_truth(path: Path) -> GroundTruth:
-    """Read labels from apiece JSONL (`.jsonl`) or a COCO annotation file (anything else).
-
-    Raises:
-        UserError: The file is missing or something in it cannot be scored.
-    """
+    """Read labels from apiece JSONL (`.jsonl`) or a COCO annotation file (anything else)."""
     if path.suffix == ".jsonl":
         from apiece.data.jsonl import read_jsonl
 
@@ -45,11 +38,8 @@ def load_ground_truth(path: Path) -> GroundTruth:
 def load_coco_ground_truth(path: Path) -> GroundTruth:
     """Read a COCO annotation file as `apiece data import coco` does; the photos are not needed.
 
-    A missing `iscrowd` is 0 and a missing `area` the box's own. Annotation ids are not kept: ids that are repeated or
-    0 mislead COCO evaluators, so they are numbered again.
-
-    Raises:
-        UserError: The file is missing or something in it cannot be scored; lists the first entries by their index.
+    A missing `iscrowd` is 0 and a missing `area` the box's own. Annotations get new ids: repeated ones and 0 mislead
+    COCO evaluators.
     """
     from apiece.data.coco import CocoFile
     from apiece.data.formats import Imported
@@ -91,11 +81,11 @@ def _ground_truth(
     boxes_xywh: Any,
     flags: Sequence[tuple[bool, float | None]],
 ) -> GroundTruth:
-    """Labels from rows: numbers of image and class, box, and `iscrowd` with the area, `None` for the box's own."""
+    """Labels from (image, class) numbers, boxes, and (`iscrowd`, area) pairs; `None` is the box's own area."""
     image, category = np.array(columns, dtype=np.int64).reshape(-1, 2).T
     bbox_xywh = np.array(boxes_xywh, dtype=np.float64).reshape(-1, 4)
     own_area = bbox_xywh[:, 2] * bbox_xywh[:, 3]
-    area = [own if said is None else said for own, (_, said) in zip(own_area, flags, strict=True)]
+    area = [own if given is None else given for own, (_, given) in zip(own_area, flags, strict=True)]
     iscrowd = np.array([crowd for crowd, _ in flags], dtype=bool)
     return GroundTruth(
         tuple(images), tuple(categories), image, category, bbox_xywh, iscrowd, np.array(area, dtype=np.float64)
@@ -103,16 +93,16 @@ def _ground_truth(
 
 
 def samples_to_ground_truth(samples: Sequence[Sample]) -> GroundTruth:
-    """Labels of samples. Image ids are the sample ids where all are integers, else 1, 2, ... in order.
+    """Labels of samples, whose ids must differ.
 
-    Category ids are 1, 2, ... over the sorted class names.
-
-    Raises:
-        UserError: Two samples have one id.
+    Image ids are the sample ids where all are integers, else 1, 2, ... in order; category ids are 1, 2, ... over the
+    sorted class names.
     """
     if repeated := [name for name, count in Counter(sample.id for sample in samples).items() if count > 1]:
         raise UserError(f"expected every id once, found {repeated[0]!r} twice", where="samples")
-    ids = _image_ids(samples)
+    ids = list(range(1, len(samples) + 1))
+    if all(sample.id.isascii() and sample.id.isdigit() and str(int(sample.id)) == sample.id for sample in samples):
+        ids = [int(sample.id) for sample in samples]
     order = sorted(range(len(samples)), key=ids.__getitem__)
     names = sorted({instance.desc for sample in samples for instance in sample.objects})
     number = {name: i for i, name in enumerate(names)}
@@ -127,11 +117,7 @@ def samples_to_ground_truth(samples: Sequence[Sample]) -> GroundTruth:
 
 
 def load_coco_results(path: Path, truth: GroundTruth) -> Detections:
-    """Read a COCO results file: a list of `{"image_id", "category_id", "bbox": [x, y, width, height], "score"}`.
-
-    Raises:
-        UserError: The file is missing or a detection cannot be scored; names it by its index.
-    """
+    """Read a COCO results file: a list of `{"image_id", "category_id", "bbox": [x, y, width, height], "score"}`."""
     content = read_json(require_file(path, "a COCO results file"), fix="name a COCO results file")
     if not isinstance(content, list):
         found = f"an object with keys {sorted(content)}" if isinstance(content, dict) else f"a {_kind(content)}"
@@ -165,25 +151,15 @@ def load_coco_results(path: Path, truth: GroundTruth) -> Detections:
 def predictions_to_detections(
     truth: GroundTruth, predictions: Mapping[str, Sequence[Detection]]
 ) -> tuple[GroundTruth, Detections]:
-    """Detections by sample id to columns.
-
-    Args:
-        truth: Labels of the split.
-        predictions: Sample id (`ImageInfo.name`) to its detections, in the order written.
+    """Detections by sample id (`ImageInfo.name`), in the order written, to columns.
 
     Returns:
-        The ground truth, with classes added where detections name further ones, and the detections.
-
-    Raises:
-        UserError: A sample id is not in the split.
-        ValueError: A box or score cannot be scored.
+        The ground truth, with the classes added that only detections name, and the detections.
     """
     place = {image.name: i for i, image in enumerate(truth.images)}
-    for name in predictions:
-        if name not in place:
-            raise UserError(
-                f"expected a sample of the split, found '{name}'{nearest(name, place)}", where="predictions"
-            )
+    if unknown := [name for name in predictions if name not in place]:
+        found = f"'{unknown[0]}'{nearest(unknown[0], place)}"
+        raise UserError(f"expected a sample of the split, found {found}", where="predictions")
     rows = [(place[name], detection) for name, detections in predictions.items() for detection in detections]
     truth = truth.with_classes(detection.desc for _, detection in rows)
     number = {name: i for i, name in enumerate(truth.names)}
@@ -195,76 +171,42 @@ def predictions_to_detections(
     )
 
 
-def to_coco(labels: GroundTruth | Sequence[Sample]) -> dict[str, list[Row]]:
+def to_coco(truth: GroundTruth, samples: Sequence[Sample] = ()) -> dict[str, list[Row]]:
     """Labels as a COCO annotation file: `images`, `annotations` (numbered from 1), `categories`.
 
-    The ids are those of `samples_to_ground_truth`, so a results file written from the same samples belongs to it.
-    `file_name` is the image's path for samples, and the image's name for a ground truth.
+    `file_name` is the path of the sample's image, or the image's name where its sample is not given.
     """
-    truth = labels if isinstance(labels, GroundTruth) else samples_to_ground_truth(labels)
-    files = {} if isinstance(labels, GroundTruth) else {sample.id: sample.image.as_posix() for sample in labels}
-    return {
-        "images": [
-            {
-                "id": image.id,
-                "file_name": files.get(image.name, image.name),
-                "width": image.size_wh[0],
-                "height": image.size_wh[1],
-            }
-            for image in truth.images
-        ],
-        "annotations": [
-            {
-                "id": i + 1,
-                "image_id": truth.images[image].id,
-                "category_id": truth.categories[category].id,
-                "bbox": box,
-                "area": area,
-                "iscrowd": int(crowd),
-            }
-            for i, (image, category, box, area, crowd) in enumerate(
-                zip(
-                    truth.image.tolist(),
-                    truth.category.tolist(),
-                    truth.bbox_xywh.tolist(),
-                    truth.area.tolist(),
-                    truth.iscrowd.tolist(),
-                    strict=True,
-                )
-            )
-        ],
-        "categories": [{"id": category.id, "name": category.name} for category in truth.categories],
-    }
+    files = {sample.id: sample.image.as_posix() for sample in samples}
+    images = [
+        {"id": image.id, "file_name": files.get(image.name, image.name), "width": width, "height": height}
+        for image in truth.images
+        for width, height in [image.size_wh]
+    ]
+    annotations = [
+        {"id": number, **ids, "bbox": box, "area": area, "iscrowd": int(crowd)}
+        for number, (ids, box, area, crowd) in enumerate(
+            zip(_ids(truth, truth), truth.bbox_xywh.tolist(), truth.area.tolist(), truth.iscrowd.tolist(), strict=True),
+            start=1,
+        )
+    ]
+    categories = [{"id": category.id, "name": category.name} for category in truth.categories]
+    return {"images": images, "annotations": annotations, "categories": categories}
 
 
 def to_coco_results(truth: GroundTruth, detections: Detections) -> list[Row]:
-    """Detections as the list of a COCO results file, in order."""
+    """Detections as the list of a COCO results file, in order; evaluating it gives exactly their figures."""
     detections.check_against(truth)
-    columns = zip(
-        detections.image.tolist(),
-        detections.category.tolist(),
-        detections.bbox_xywh.tolist(),
-        detections.score.tolist(),
-        strict=True,
-    )
-    return [
-        {
-            "image_id": truth.images[image].id,
-            "category_id": truth.categories[category].id,
-            "bbox": box,
-            "score": score,
-        }
-        for image, category, box, score in columns
-    ]
+    columns = zip(_ids(truth, detections), detections.bbox_xywh.tolist(), detections.score.tolist(), strict=True)
+    return [{**ids, "bbox": box, "score": score} for ids, box, score in columns]
 
 
-def write_coco_results(path: Path, truth: GroundTruth, detections: Detections) -> None:
-    """Write a COCO results file atomically; evaluating it gives the figures of `detections` exactly."""
-    write_json(path, to_coco_results(truth, detections), indent=None)
+def _ids(truth: GroundTruth, boxes: GroundTruth | Detections) -> Iterator[dict[str, int]]:
+    """COCO's ids of the image and class of each box."""
+    for image, category in zip(boxes.image.tolist(), boxes.category.tolist(), strict=True):
+        yield {"image_id": truth.images[image].id, "category_id": truth.categories[category].id}
 
 
 def _known(row: Row, key: str, numbers: Mapping[int, int], where: str) -> int:
-    """The number of the image or class that a detection names by its id."""
     value = row.get(key)
     if type(value) is not int:  # not isinstance: True is no id
         raise UserError(f"expected an integer {key}, found {'none' if value is None else repr(value)}", where=where)
@@ -298,45 +240,28 @@ def _number(value: Any, key: str, where: str) -> float:
     return float(value)
 
 
-def _image_ids(samples: Sequence[Sample]) -> list[int]:
-    if all(sample.id.isascii() and sample.id.isdigit() and str(int(sample.id)) == sample.id for sample in samples):
-        return [int(sample.id) for sample in samples]
-    return list(range(1, len(samples) + 1))
-
-
 def _kind(value: Any) -> str:
     return "list" if isinstance(value, list) else "null" if value is None else type(value).__name__
 
 
-# Complete truth next to the labels: what is there but was not labelled.
-#
-# Known for generated scenes and for photos that someone labelled to the end. Then a false positive that is a real
-# object can be distinguished from one that is not.
-#
-# Shapes: I images, N rows.
-
+# Complete truth: every object of an image, labelled or not, as known for generated scenes and for photos that someone
+# labelled to the end. It shows which false positives are real objects.
 
 _IMAGE_ENDINGS = ("jpg", "jpeg", "png", "bmp", "webp", "tif", "tiff", "gif")
 
 
 def load_complete(path: Path, truth: GroundTruth) -> tuple[GroundTruth, GroundTruth]:
-    """Read complete truth and bring it into the images and classes of `truth`.
-
-    Args:
-        path: COCO annotations or apiece JSONL.
-        truth: Labels of the split.
+    """Read complete truth (COCO annotations or apiece JSONL) and align it with the labels of a split.
 
     Returns:
-        The labels, with classes added after theirs that only the complete truth has, and the complete truth.
-
-    Raises:
-        UserError: The file cannot be read, or an image of the split is not in it or has another size there.
+        The labels, followed by the classes that only the complete truth has, and the complete truth in the images and
+        classes of these labels.
     """
     return fit_complete(load_ground_truth(path), truth, path)
 
 
 def fit_complete(complete: GroundTruth, truth: GroundTruth, path: Path) -> tuple[GroundTruth, GroundTruth]:
-    """`load_complete` for a file that is read already."""
+    """`load_complete` for a file that was read already."""
     try:
         return align_complete(complete, truth)
     except ValueError as error:
@@ -344,14 +269,11 @@ def fit_complete(complete: GroundTruth, truth: GroundTruth, path: Path) -> tuple
 
 
 def align_complete(complete: GroundTruth, truth: GroundTruth) -> tuple[GroundTruth, GroundTruth]:
-    """`load_complete` for labels already read.
+    """`load_complete` for labels that were read already.
 
     Images are joined by name (sample id or file name) where every name of the split is in both once; else by file names
     without folder and ending, as sample ids often are; else by id. Images of the complete truth that are not in the
-    split are left out.
-
-    Raises:
-        ValueError: An image of the split is not among the complete ones, or has another size there.
+    split are left out. An image of the split that it lacks, or has in another size, is a `ValueError`.
     """
     key_of = _common_key(complete, truth)
     place = {key_of(image): i for i, image in enumerate(complete.images)}
@@ -369,7 +291,7 @@ def align_complete(complete: GroundTruth, truth: GroundTruth) -> tuple[GroundTru
     truth = truth.with_classes(complete.names)
     number = {name: i for i, name in enumerate(truth.names)}
     new_category = np.array([number[name] for name in complete.names], dtype=np.int64)
-    complete = rows_of(complete, new_image[complete.image] >= 0)
+    complete = complete.rows(new_image[complete.image] >= 0)
     return truth, replace(
         complete,
         images=truth.images,
@@ -397,10 +319,10 @@ def _stem(name: str) -> str:
 
 
 def with_classes_of(complete: GroundTruth, truth: GroundTruth) -> GroundTruth:
-    """The labels with the classes that only the complete truth has, under the category ids that they have there.
+    """The labels with the classes that only the complete truth has, under its ids, so that a results file can use them.
 
-    So a results file can name them. Only where both files number classes alike; else an id could mean two classes,
-    and the labels are given back as they are. Numbers of classes change: do this before detections are read.
+    Only where both files number classes alike: else an id could mean two classes, and the labels are returned as they
+    are. Class numbers change: call this before detections are read.
     """
     name_of = {category.id: category.name for category in truth.categories}
     id_of = {category.name: category.id for category in truth.categories}
@@ -416,25 +338,4 @@ def with_classes_of(complete: GroundTruth, truth: GroundTruth) -> GroundTruth:
 def hidden_instances(complete: GroundTruth, truth: GroundTruth) -> GroundTruth:
     """The complete truth without what is labelled: instances left over by a one-to-one match with all labels."""
     objects = np.flatnonzero(~complete.iscrowd)
-    labels = np.flatnonzero(~truth.iscrowd)
-    classes = len(truth.categories)
-    match = match_groups(
-        complete.bbox_xyxy[objects],
-        complete.image[objects] * classes + complete.category[objects],
-        truth.bbox_xyxy[labels],
-        truth.image[labels] * classes + truth.category[labels],
-        IOU_MIN,
-    )
-    return rows_of(complete, objects[match.unmatched_predictions])
-
-
-def rows_of(truth: GroundTruth, rows: IntArray | NDArray[np.bool_]) -> GroundTruth:
-    """Some of the labels, with the same images and classes."""
-    return replace(
-        truth,
-        image=truth.image[rows],
-        category=truth.category[rows],
-        bbox_xywh=truth.bbox_xywh[rows],
-        iscrowd=truth.iscrowd[rows],
-        area=truth.area[rows],
-    )
+    return complete.rows(np.setdiff1d(objects, match_labels(truth, complete, objects).pairs[:, 0]))

@@ -1,6 +1,6 @@
-"""A dump for other tools, as COCO files: most viewers and evaluators import those.
+"""A dump as COCO files, which most viewers and evaluators import.
 
-Boxes whose score is not known get 0, as the format ranks by it; they are counted.
+Boxes without a known score get 0, as the format ranks by it; they are counted.
 """
 
 from __future__ import annotations
@@ -10,14 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from apiece.dumps.folder import Dump
-from apiece.dumps.form import PredictionRow, Record
+from apiece.dumps.form import Entry, PredictionRow
 from apiece.errors import UserError
-from apiece.evaluate.detections import (
-    predictions_to_detections,
-    samples_to_ground_truth,
-    to_coco,
-    write_coco_results,
-)
+from apiece.evaluate.detections import predictions_to_detections, samples_to_ground_truth, to_coco, to_coco_results
 from apiece.files import write_json
 from apiece.types import BoxXYXY, Detection, Instance, Sample
 
@@ -32,34 +27,26 @@ class Exported:
 
 
 def export_coco(dump: Dump, out: Path, annotations: Path | None = None) -> Exported:
-    """Write the predictions as COCO results, and the labels that they belong to.
+    """Write the predictions of a dump as COCO results to `out`, and the labels that they belong to to `annotations`.
 
     Image ids are the sample ids where all of them are whole numbers, else 1, 2, ...; category ids are 1, 2, ... over
-    the sorted names of labels and predictions. Both files have the same.
-
-    Args:
-        dump: Read from a run's folder.
-        out: Of the results.
-        annotations: Of the labels; `None` leaves them out.
+    the sorted names of labels and predictions.
     """
-    if not dump.records:
+    if not dump.entries:
         raise UserError("the dump has no record that can be read", where=dump.folder)
-    samples = [_sample(record) for record in dump.records]
+    samples = [_sample(record) for record in dump.entries]
     truth, detections = predictions_to_detections(
         samples_to_ground_truth(samples),
-        {record["id"]: [_detection(row) for row in record["predictions"]] for record in dump.records},
+        {record["id"]: [_detection(row) for row in record["predictions"]] for record in dump.entries},
     )
     if annotations is not None:
-        coco, files = to_coco(truth), {sample.id: sample.image.as_posix() for sample in samples}
-        for image, info in zip(coco["images"], truth.images, strict=True):
-            image["file_name"] = files[info.name]
-        write_json(annotations, coco)
-    write_coco_results(out, truth, detections)
-    rows = [row for record in dump.records for row in record["predictions"]]
-    return Exported(len(dump.records), len(rows), sum(row["score"] is None for row in rows))
+        write_json(annotations, to_coco(truth, samples))
+    write_json(out, to_coco_results(truth, detections), indent=None)
+    rows = [row for record in dump.entries for row in record["predictions"]]
+    return Exported(len(dump.entries), len(rows), sum(row["score"] is None for row in rows))
 
 
-def _sample(record: Record) -> Sample:
+def _sample(record: Entry) -> Sample:
     objects = tuple(
         Instance(row["desc"], _box(row["bbox"]), row["iscrowd"], row["area"], row["id"]) for row in record["objects"]
     )

@@ -1,4 +1,4 @@
-"""What an evaluation reads: one form for the labels of a split and one for the detections on it.
+"""The input of an evaluation: the labels of a split and the detections on it.
 
 Both are columns of arrays, so that a split of thousands of images is matched and scored at once. Boxes are kept as
 COCO writes them (`xywh`): a detection scored in memory and the same one read back from a file give equal figures.
@@ -21,16 +21,10 @@ from apiece.types import BoxXYXY, Detection, Instance, IntArray
 
 @dataclass(frozen=True, slots=True)
 class ImageInfo:
-    """An image of the split.
+    """An image of the split."""
 
-    Attributes:
-        id: COCO image id.
-        name: Sample id where labels came from apiece JSONL, else the file name.
-        size_wh: Pixels.
-    """
-
-    id: int
-    name: str
+    id: int  # COCO's
+    name: str  # sample id where labels came from apiece JSONL, else the file name
     size_wh: tuple[int, int]
 
 
@@ -44,25 +38,15 @@ class Category:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GroundTruth:
-    """The labels of a split.
+    """The labels of a split."""
 
-    Attributes:
-        images: `[I]`, by ascending id (at equal scores COCO AP depends on the order of images).
-        categories: `[C]`, by ascending id; names are unique.
-        image: `[N]` index into `images`.
-        category: `[N]` index into `categories`.
-        bbox_xywh: `[N, 4]` pixels.
-        iscrowd: `[N]` COCO's crowd regions.
-        area: `[N]` annotation areas (of the mask where there is one).
-    """
-
-    images: tuple[ImageInfo, ...]
-    categories: tuple[Category, ...]
-    image: IntArray
-    category: IntArray
-    bbox_xywh: FloatArray
-    iscrowd: NDArray[np.bool_]
-    area: FloatArray
+    images: tuple[ImageInfo, ...]  # `[I]`, by ascending id (at equal scores COCO AP depends on the order of images)
+    categories: tuple[Category, ...]  # `[C]`, by ascending id; names are unique
+    image: IntArray  # `[N]` index into `images`
+    category: IntArray  # `[N]` index into `categories`
+    bbox_xywh: FloatArray  # `[N, 4]` pixels
+    iscrowd: NDArray[np.bool_]  # `[N]` COCO's crowd regions
+    area: FloatArray  # `[N]` annotation areas (of the mask where there is one)
 
     def __post_init__(self) -> None:
         _check_rows(self.image, self.category, self.bbox_xywh, self.iscrowd, self.area)
@@ -82,21 +66,19 @@ class GroundTruth:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Class names `[C]`."""
         return tuple(category.name for category in self.categories)
 
     @property
     def bbox_xyxy(self) -> FloatArray:
-        """Boxes `[N, 4]` as corners."""
         return xywh_to_xyxy(self.bbox_xywh)
 
     @property
     def objects_per_image(self) -> IntArray:
-        """How many labels that are not crowd regions each image has, `[I]`."""
+        """Labels of each image, crowd regions left out, `[I]`."""
         return np.bincount(self.image[~self.iscrowd], minlength=len(self.images))
 
     def instances(self, image: int) -> tuple[Instance, ...]:
-        """The labels of image number `image` (its index, not its id), in order."""
+        """The labels of the image at index `image` (not its id), in order."""
         rows = np.flatnonzero(self.image == image)
         boxes = self.bbox_xyxy
         return tuple(
@@ -107,30 +89,26 @@ class GroundTruth:
     def with_classes(self, names: Iterable[str]) -> GroundTruth:
         """The same labels with further classes after the known ones, so that detections may name them.
 
-        A class without labels has no AP and leaves the mean as it is; its detections are false positives in F1.
+        A class without labels has no AP and does not change the mean; its detections are false positives in F1.
         """
-        new = sorted(set(names) - set(self.names))
         start = 1 + max((category.id for category in self.categories), default=0)
-        return replace(
-            self, categories=self.categories + tuple(Category(start + i, name) for i, name in enumerate(new))
-        )
+        new = [Category(i, name) for i, name in enumerate(sorted(set(names) - set(self.names)), start)]
+        return replace(self, categories=(*self.categories, *new))
+
+    def rows(self, rows: IntArray | NDArray[np.bool_]) -> GroundTruth:
+        """Some of the labels, with the same images and classes."""
+        columns = {name: getattr(self, name)[rows] for name in ("image", "category", "bbox_xywh", "iscrowd", "area")}
+        return replace(self, **columns)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Detections:
-    """The detections on a split, in the order in which they were written (AP depends on it at equal scores).
+    """The detections on a split, in the order in which they were written (AP depends on it at equal scores)."""
 
-    Attributes:
-        image: `[N]` index into the images of the ground truth.
-        category: `[N]` index into its categories.
-        bbox_xywh: `[N, 4]` pixels.
-        score: `[N]` finite.
-    """
-
-    image: IntArray
-    category: IntArray
-    bbox_xywh: FloatArray
-    score: FloatArray
+    image: IntArray  # `[N]` index into the images of the ground truth
+    category: IntArray  # `[N]` index into its categories
+    bbox_xywh: FloatArray  # `[N, 4]` pixels
+    score: FloatArray  # `[N]` finite
 
     def __post_init__(self) -> None:
         _check_rows(self.image, self.category, self.bbox_xywh, self.score)
@@ -142,7 +120,6 @@ class Detections:
 
     @property
     def bbox_xyxy(self) -> FloatArray:
-        """Boxes `[N, 4]` as corners."""
         return xywh_to_xyxy(self.bbox_xywh)
 
     def check_against(self, truth: GroundTruth) -> None:
@@ -151,7 +128,7 @@ class Detections:
         _check_range(self.category, len(truth.categories), "category")
 
     def of_image(self, image: int, names: tuple[str, ...]) -> tuple[Detection, ...]:
-        """The detections on image number `image`, in order; `names` are the classes of the ground truth."""
+        """The detections on the image at index `image`, in order; `names` are the classes of the ground truth."""
         rows = np.flatnonzero(self.image == image)
         boxes = self.bbox_xyxy
         return tuple(Detection(names[self.category[row]], _box(boxes[row]), float(self.score[row])) for row in rows)

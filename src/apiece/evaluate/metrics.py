@@ -1,8 +1,8 @@
-"""One dictionary of figures of a split: what `metrics.json` holds, and the tables that are printed.
+"""The figures of a split as one dictionary, the content of `metrics.json`, and the tables that are printed of it.
 
 Keys are flat (`coco/AP`, `f1/f1`, `codec/AP`, `count/images`, `parse/truncated`) and their values numbers, `null` where
-there is nothing to divide; `score_policy` is a text, `by_class`, `by_crowding`, `by_position` and `calibration_curve`
-are nested tables. Every key is explained in docs/metrics.md.
+there is nothing to divide; `score_policy` is a text; `by_class`, `by_crowding`, `by_position` and `calibration_curve`
+are nested tables. Every key is explained in docs/reference/metrics.md.
 
 Shapes: N detections, M labels.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from apiece.boxes import FloatArray
 from apiece.errors import UserError
 from apiece.evaluate.answers import ScorePolicy
 from apiece.evaluate.ap import coco_scores, codec_ceiling
-from apiece.evaluate.detections import align_complete, rows_of
+from apiece.evaluate.detections import align_complete
 from apiece.evaluate.forms import Detections, GroundTruth
 from apiece.evaluate.rates import (
     Judged,
@@ -39,13 +39,11 @@ from apiece.evaluate.rates import (
     image_ratios,
     judge,
     lenient_f1,
-    match_split,
     near_duplicates,
     share,
     total_scores,
     value_ratios,
 )
-from apiece.files import write_json
 from apiece.match import match_groups
 from apiece.outcomes import IOU_MIN, MISSES, NONE, Fate, Outcome, Outcomes
 from apiece.printed import stdout_console, table
@@ -53,64 +51,36 @@ from apiece.stats.draws import ImageDraws
 from apiece.stats.ratio import CROWDING, Ratio
 from apiece.types import FinishReason, IntArray, ParseResult, ParseStatus
 
-SCHEMA = 2
-"""Of `metrics.json`. 1: percentile intervals, 0 where there was nothing to divide, and no `schema`."""
+SCHEMA = 2  # of `metrics.json`; 1 had percentile intervals, 0 where there was nothing to divide, and no `schema`
 METRICS_FILE = "metrics.json"
-AS_GIVEN = "as_given"
-"""Name of the score policy where scores come from a file."""
+AS_GIVEN = "as_given"  # the score policy where scores come from a file
 BINS = 10
 FIXABLE = tuple(outcome for outcome in Outcome if outcome not in (Outcome.TP, Outcome.IGNORED))
-_NOTHING = np.zeros(0, dtype=np.int64)
 _CLASSES_PRINTED = 20
 
 Figures = dict[str, float | None]
 Metrics = dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class ParseCounts:
-    """What became of the answers of a split.
-
-    Attributes:
-        answers: Answers generated.
-        records: Objects seen in them, kept or dropped.
-        dropped: Objects dropped, by reason.
-        finished: Answers by why generation ended.
-        unclosed: Answers whose outermost object was never closed.
-    """
-
-    answers: int
-    records: int
-    dropped: Mapping[ParseStatus, int]
-    finished: Mapping[FinishReason, int]
-    unclosed: int = 0
-
-    @classmethod
-    def of(cls, results: Iterable[tuple[ParseResult, FinishReason]]) -> ParseCounts:
-        """Count the parsed answers of a split."""
-        dropped: Counter[ParseStatus] = Counter()
-        finished: Counter[FinishReason] = Counter()
-        records = unclosed = 0
-        for parsed, finish in results:
-            dropped.update(parsed.dropped)
-            finished[finish] += 1
-            records += parsed.num_records
-            unclosed += not parsed.closed
-        return cls(finished.total(), records, dropped, finished, unclosed)
-
-    def rates(self) -> Figures:
-        """`parse/<status>` and `parse/dropped` over objects, `parse/finish_<reason>` and `parse/unclosed` over answers.
-
-        Every status and reason is there, 0 where it never came up.
-        """
-        return {
-            "count/answers": self.answers,
-            "count/records": self.records,
-            "parse/dropped": share(sum(self.dropped.values()), self.records),
-            **{f"parse/{status}": share(self.dropped.get(status, 0), self.records) for status in ParseStatus},
-            "parse/unclosed": share(self.unclosed, self.answers),
-            **{f"parse/finish_{reason}": share(self.finished.get(reason, 0), self.answers) for reason in FinishReason},
-        }
+def parse_figures(results: Iterable[tuple[ParseResult, FinishReason]]) -> Figures:
+    """`parse/<status>` and `parse/dropped` over objects, `parse/finish_<reason>` and `parse/unclosed` over answers."""
+    dropped: Counter[ParseStatus] = Counter()
+    finished: Counter[FinishReason] = Counter()
+    objects = unclosed = 0
+    for parsed, finish in results:
+        dropped.update(parsed.dropped)
+        finished[finish] += 1
+        objects += parsed.num_records
+        unclosed += not parsed.closed
+    answers = finished.total()
+    return {
+        "count/answers": answers,
+        "count/records": objects,
+        "parse/dropped": share(dropped.total(), objects),
+        **{f"parse/{status}": share(dropped[status], objects) for status in ParseStatus},
+        "parse/unclosed": share(unclosed, answers),
+        **{f"parse/finish_{reason}": share(finished[reason], answers) for reason in FinishReason},
+    }
 
 
 def evaluate_detections(
@@ -119,28 +89,22 @@ def evaluate_detections(
     *,
     policy: str,
     scores: Mapping[str, FloatArray] | None = None,
-    parse: ParseCounts | None = None,
+    parse: Figures | None = None,
     min_score: float = 0.0,
     num_bins: int = 1000,
     complete: GroundTruth | None = None,
 ) -> Metrics:
-    """Score detections on a split in every way there is.
+    """All figures of a split, in a fixed order: equal input gives equal bytes in `metrics.json`.
 
     Args:
         truth: Labels of the split.
         detections: In the order written: at equal scores, AP depends on it.
-        policy: Name of the rule that the scores follow.
-        scores: Further rules to their scores `[N]`, to be compared; `constant` always is.
-        parse: What became of the answers; adds the `parse/` rates.
+        policy: Name of the policy that the scores follow.
+        scores: Further policies and their scores `[N]`, to be compared; `constant` always is.
+        parse: Of `parse_figures`.
         min_score: Detections below it are left out of F1 (never out of AP).
         num_bins: Of the codec whose ceiling is reported.
-        complete: Everything that is on the same images, where it is known; adds `f1/true` and the `unlabelled`.
-
-    Returns:
-        The metrics in a fixed order: equal input gives equal bytes in `metrics.json`.
-
-    Raises:
-        ValueError: A detection's image or class is not one of `truth`, or an image is not in `complete`.
+        complete: Everything that is on the same images, where it is known; adds `f1/true` and `unlabelled`.
     """
     detections.check_against(truth)
     if complete is not None:
@@ -168,7 +132,7 @@ def evaluate_detections(
         "count/truths": int((~truth.iscrowd).sum()),
         "count/crowd_regions": int(truth.iscrowd.sum()),
         "count/predictions": len(detections),
-        **(parse.rates() if parse else {}),
+        **(parse or {}),
         "score_policy": policy,
         "by_class": {
             name: {
@@ -206,9 +170,7 @@ def error_figures(
     outcomes = judged.outcomes
     ratios = image_ratios(truth, detections, judged, complete, min_score=min_score)
     pairs = near_duplicates(truth, detections, np.flatnonzero(outcomes.of_prediction != NONE))
-    true_f1: Figures = {}
-    if complete is not None:
-        true_f1 = {"f1/true": total_scores(match_split(complete, detections, min_score=min_score)).f1}
+    true_f1 = {key: share(one.part.sum(), one.whole.sum()) for key, one in ratios.items() if key == "f1/true"}
     return {
         "f1/lenient": lenient_f1(total_scores(judged.match), detections, outcomes),
         **true_f1,
@@ -246,18 +208,10 @@ def ranking_figures(
     policy: str,
     scores: Mapping[str, FloatArray] | None = None,
 ) -> tuple[Figures, dict[str, dict[str, Figures]]]:
-    """AP and calibration of the detections under every policy.
+    """AP and calibration under every policy as figures by key, and the calibration curve of each policy.
 
-    Args:
-        truth: Labels.
-        detections: Detections, scored by `policy`.
-        judged: Of the two; what it left out is not in the calibration, under no policy.
-        coco: `AP` and `AP50` of the detections as they are.
-        policy: Name of the policy that they have.
-        scores: Further policies to their scores `[N]`; `constant` needs none.
-
-    Returns:
-        Figures by key, and the calibration curve of each policy.
+    `coco` are `AP` and `AP50` of the detections as they are, scored by `policy`. What `judged` left out is in no
+    calibration.
     """
     policy = str(policy)
     every = {policy: detections.score, **(scores or {}), str(ScorePolicy.CONSTANT): np.ones(len(detections))}
@@ -277,16 +231,11 @@ def ranking_figures(
 def calibration(
     score: FloatArray, right: NDArray[np.bool_], bins: int = BINS
 ) -> tuple[float | None, dict[str, Figures]] | None:
-    """Of the boxes scored .8, are eight in ten right? `None` where scores are not in [0, 1].
+    """Are eight in ten of the boxes scored .8 right? `None` where scores `[N]` are not in [0, 1].
 
-    Right is a true positive of the one-to-one match at IoU 0.5. Bins hold equal counts, which estimates the error with
-    less bias than bins of equal width (Roelofs et al., Mitigating Bias in Calibration Error Estimation, AISTATS 2022).
-    Equal scores share a bin, so there may be fewer: one for a constant score.
-
-    Args:
-        score: `[N]`.
-        right: `[N]`.
-        bins: At most so many.
+    Right `[N]` is a true positive of the one-to-one match at IoU 0.5. Bins hold equal counts, which estimates the error
+    with less bias than bins of equal width (Roelofs et al., Mitigating Bias in Calibration Error Estimation, AISTATS
+    2022). Equal scores share a bin, so there may be fewer than `bins`: one for a constant score.
 
     Returns:
         The mean over the predictions of abs(mean score - share right) of their bin; and the bins by rising score,
@@ -310,22 +259,11 @@ def calibration(
     return error if curve else None, curve
 
 
-# What fixing one kind of error would give: the F1 and AP if just those predictions had been right.
-#
-# A box that was meant for a missed label gets what it lacked, at its own score; each missed label is given once, and
-# what is left over is dropped. docs/metrics.md has the table. Errors overlap in what they cost, so gains do not add
-# up.
-
-
 def fix_figures(truth: GroundTruth, detections: Detections, outcomes: Outcomes, scores: Scores, ap: float) -> Figures:
-    """`fix/<label>/f1` and `fix/<label>/ap` for every kind of error and for `missed`.
+    """F1 and AP if one kind of error, or every `missed` label, had been right: `fix/<label>/f1`, `fix/<label>/ap`.
 
-    Args:
-        truth: Labels.
-        detections: Detections.
-        outcomes: Of the two.
-        scores: Of their match.
-        ap: COCO AP as it is; also the figure of a kind that does not come up.
+    A box that was meant for a missed label gets what it lacked, at its own score; each missed label is given once, and
+    boxes left over are dropped. Errors overlap in what they cost, so gains do not add up. `ap` is COCO AP as it is.
     """
     figures: Figures = {}
     for outcome in FIXABLE:
@@ -336,23 +274,23 @@ def fix_figures(truth: GroundTruth, detections: Detections, outcomes: Outcomes, 
     missed = outcomes.of_truth == Fate.MISSED
     label, count = Fate.MISSED.label, int(missed.sum())
     figures[f"fix/{label}/f1"] = f1_of(scores.tp, scores.fp, scores.fn - count)
-    figures[f"fix/{label}/ap"] = coco_scores(rows_of(truth, ~missed), detections).figures["AP"] if count else ap
+    figures[f"fix/{label}/ap"] = coco_scores(truth.rows(~missed), detections).figures["AP"] if count else ap
     return figures
 
 
 def fix(truth: GroundTruth, detections: Detections, outcomes: Outcomes, outcome: Outcome) -> tuple[Detections, int]:
-    """Put every prediction of one outcome right as docs/metrics.md says; and how many more labels are found."""
+    """Correct every prediction of one outcome as docs/reference/metrics.md says; and how many more labels are found."""
     wrong = outcomes.predictions(outcome)
     donors, labels = _given(truth, detections, outcomes, outcome, wrong)
     box = detections.bbox_xywh[donors] if outcome is Outcome.WRONG_CLASS else truth.bbox_xywh[labels]
     score = detections.score.copy()
-    if outcome is Outcome.DUPLICATE:  # the box that stays is as sure as the surest of them
+    if outcome is Outcome.DUPLICATE:  # the box that stays gets the highest score of them
         holder = np.full(len(truth), -1, dtype=np.int64)
         found = outcomes.predictions(Outcome.TP)
         holder[outcomes.target[found]] = found
         np.maximum.at(score, holder[outcomes.target[wrong]], detections.score[wrong])
     kept = np.setdiff1d(np.arange(len(detections)), wrong, assume_unique=True)
-    # A new box stands where the old one stood: at equal scores AP depends on the order.
+    # A new box takes the place of the old one: at equal scores AP depends on the order.
     order = np.argsort(np.concatenate([kept, donors]), kind="stable")
     fixed = Detections(
         image=np.concatenate([detections.image[kept], truth.image[labels]])[order],
@@ -366,7 +304,7 @@ def fix(truth: GroundTruth, detections: Detections, outcomes: Outcomes, outcome:
 def _given(
     truth: GroundTruth, detections: Detections, outcomes: Outcomes, outcome: Outcome, wrong: IntArray
 ) -> tuple[IntArray, IntArray]:
-    """Which of the wrong predictions becomes which missed label: rows of detections and of labels."""
+    """Which wrong prediction becomes which missed label: rows of detections and of labels."""
     missed = outcomes.of_truth > Fate.MATCHED
     if outcome is Outcome.WRONG_CLASS:
         free = np.flatnonzero(missed)
@@ -379,7 +317,7 @@ def _given(
     elif outcome in (Outcome.FRAGMENT, Outcome.MISLOCALISED):
         donors, labels = wrong, outcomes.target[wrong]
     else:
-        return _NOTHING, _NOTHING
+        return wrong[:0], wrong[:0]
     free = missed[labels]
     donors, labels = donors[free], labels[free]
     # For each label the donor of highest score, the earlier at a tie.
@@ -389,11 +327,7 @@ def _given(
 
 
 def new_metrics_path(out: Path, *, overwrite: bool = False) -> Path:
-    """`out/metrics.json`, if it may be written.
-
-    Raises:
-        UserError: It exists already and `overwrite` is false, or `out` is a file.
-    """
+    """`out/metrics.json`, if it may be written: no file is there, or `overwrite` is set."""
     if out.exists() and not out.is_dir():
         raise UserError("expected a folder, found a file", where=out, exit_code=2)
     path = out / METRICS_FILE
@@ -407,19 +341,14 @@ def new_metrics_path(out: Path, *, overwrite: bool = False) -> Path:
     return path
 
 
-def write_metrics(path: Path, metrics: Metrics) -> None:
-    """Write metrics as JSON, atomically and byte for byte the same for equal metrics."""
-    write_json(path, metrics)
-
-
 def print_table(metrics: Metrics, console: Console | None = None) -> None:
-    """Print metrics as tables; a rate with nothing to divide, or an AP without labels, is `-`."""
+    """Print metrics as tables, with `-` for a rate with nothing to divide and an AP without labels."""
     console = console or stdout_console()
     counts = {"images": "images", "truths": "labels", "predictions": "predictions"}
     console.print(", ".join(f"{metrics[f'count/{key}']:,} {word}" for key, word in counts.items()))
     by_class: dict[str, Metrics] = metrics["by_class"]
     most = sorted(by_class, key=lambda name: -_labels(by_class[name]))[:_CLASSES_PRINTED]
-    tables = [*_score_tables(metrics), ranking_table(metrics), *error_tables(metrics)]
+    tables = [*_score_tables(metrics), ranking_table(metrics), *_error_tables(metrics)]
     tables.append(_breakdown("labels per image", metrics["by_crowding"]))
     if len(by_class) > 1:
         tables.append(_breakdown("class", {name: by_class[name] for name in most}))
@@ -453,8 +382,7 @@ def ranking_table(metrics: Mapping[str, Any]) -> Table:
     return made
 
 
-def error_tables(metrics: Mapping[str, Any]) -> list[Table]:
-    """What the predictions are, what the misses are, and where in the answer: as tables."""
+def _error_tables(metrics: Mapping[str, Any]) -> list[Table]:
     predictions = table("predictions", "count", "rate", "95 % interval", "F1 if fixed", "AP if fixed")
     for outcome in Outcome:
         label = outcome.label

@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: labels beside predictions on a few images, from the emptiest to the most crowded."""
+"""Pictures of an evaluation: labels next to predictions on a few images, from the emptiest to the most crowded."""
 
 from __future__ import annotations
 
@@ -18,35 +18,26 @@ from apiece.types import Sample
 PICTURES = "pictures"
 CONTACT_SHEET = "contact_sheet.png"
 
-_SHEET_WIDTH = 1000
-"""Pixels of one picture on the contact sheet, at most."""
+_SHEET_WIDTH = 1000  # pixels of one picture on the contact sheet, at most
 
 
 def write_pictures(answers: Sequence[Answer], out: Path, count: int, *, min_score: float = 0.0) -> list[Path]:
-    """Draw `count` images into `pictures/`, and all of them into `contact_sheet.png`.
+    """Draw `count` images into `pictures/`, by ascending number of labels, and all of them into `contact_sheet.png`.
 
-    Pictures of an earlier evaluation are removed from `pictures/`.
-
-    Args:
-        answers: Of the split.
-        out: Folder of the evaluation.
-        count: How many; all if there are fewer.
-        min_score: As for F1: detections below it are left out, so that a picture shows what was counted.
-
-    Returns:
-        The pictures, by ascending number of labels.
+    Pictures of an earlier evaluation are removed. Detections below `min_score` are left out, so that a picture shows
+    what F1 counted.
     """
     folder = out / PICTURES
     for old in [*folder.glob("*.png"), out / CONTACT_SHEET]:
         old.unlink(missing_ok=True)
     chosen = spread_over_crowding([answer.sample for answer in answers], count)
     names = file_names([answers[i].sample.id for i in chosen])
-    paths, small = [], []
-    for i, name in zip(chosen, names, strict=True):
+    paths, small = [folder / name for name in names], []
+    for i, path in zip(chosen, paths, strict=True):
         picture = draw_answer(answers[i], min_score)
-        save_png(folder / name, picture)
-        paths.append(folder / name)
-        small.append(_fitted(picture))
+        save_png(path, picture)
+        picture.thumbnail((_SHEET_WIDTH, picture.height), Image.Resampling.LANCZOS, reducing_gap=None)
+        small.append(picture)
     if small:
         save_png(out / CONTACT_SHEET, contact_sheet(small))
     return paths
@@ -69,7 +60,7 @@ def spread_over_crowding(samples: Sequence[Sample], count: int) -> list[int]:
 
 
 def file_names(ids: Sequence[str]) -> list[str]:
-    """A file name for each id, all different: what no file can be called becomes `_`."""
+    """A file name for each id, all different; characters that no file name can have become `_`."""
     names: list[str] = []
     for identity in ids:
         plain = re.sub(r"[^\w.-]+", "_", identity)[:60]
@@ -78,10 +69,3 @@ def file_names(ids: Sequence[str]) -> list[str]:
             name, number = f"{plain}~{number}", number + 1
         names.append(name)
     return [f"{name}.png" for name in names]
-
-
-def _fitted(picture: Image.Image) -> Image.Image:
-    if picture.width <= _SHEET_WIDTH:
-        return picture
-    size = _SHEET_WIDTH, round(picture.height * _SHEET_WIDTH / picture.width)
-    return picture.resize(size, Image.Resampling.LANCZOS)

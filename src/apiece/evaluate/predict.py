@@ -1,4 +1,4 @@
-"""A checkpoint on a split or on photos: questions, answers, files, figures. `answer_split` is the one way to answer."""
+"""A checkpoint on a split or on photos: questions, answers, files, figures."""
 
 from __future__ import annotations
 
@@ -18,10 +18,9 @@ import torch
 
 from apiece.config.schema import GenerateSection, PromptSection
 from apiece.data.collate import EncodedSample
-from apiece.data.images import image_size, open_image, require_size
+from apiece.data.images import Photo, image_size, open_image, require_size
 from apiece.data.jsonl import read_jsonl
 from apiece.data.lines import ImageError
-from apiece.data.photos import Photo
 from apiece.errors import UserError
 from apiece.evaluate.answers import (
     DEFAULT_POLICY,
@@ -45,10 +44,10 @@ from apiece.evaluate.detections import (
     predictions_to_detections,
     samples_to_ground_truth,
     to_coco,
-    write_coco_results,
+    to_coco_results,
 )
 from apiece.evaluate.forms import GroundTruth
-from apiece.evaluate.metrics import METRICS_FILE, Metrics, ParseCounts, evaluate_detections, write_metrics
+from apiece.evaluate.metrics import METRICS_FILE, Metrics, evaluate_detections, parse_figures
 from apiece.evaluate.pictures import write_pictures
 from apiece.files import atomic_open, file_hash, write_json
 from apiece.model.encode import PromptTokens, SampleEncoder
@@ -63,8 +62,7 @@ from apiece.types import Sample
 
 COCO_FILE = "coco.json"
 RESULTS_FILE = "results.json"
-AHEAD = 4
-"""Batches handed to the engine together: more keeps its places full, and an interrupted run loses more."""
+AHEAD = 4  # batches handed to the engine together: more keeps its places full, and an interrupted run loses more
 
 Questions = Iterable[tuple[Sample, EncodedSample]]
 log = logging.getLogger("apiece")
@@ -72,34 +70,22 @@ log = logging.getLogger("apiece")
 
 @dataclass(frozen=True)
 class Predictor:
-    """Asks a model about images and reads its answers.
-
-    Attributes:
-        encoder: Image and prompt to tokens.
-        engine: Writes the answers, in this process or through a server.
-        batch_size: Images answered at once.
-        policy: Name of the score policy.
-        ahead: Batches handed to the engine together: as answers end, waiting images take their places.
-        protocol: What the answers depend on, as JSON: checkpoint, prompt, generation.
-    """
+    """Asks a model about images and reads its answers."""
 
     encoder: SampleEncoder
-    engine: Engine
-    batch_size: int
+    engine: Engine  # in this process or through a server
+    batch_size: int  # images answered at once
     policy: str = DEFAULT_POLICY
+    # what the answers depend on, as JSON: checkpoint, prompt, generation
     protocol: Mapping[str, Any] = field(default_factory=dict)
-    ahead: int = 1
+    ahead: int = 1  # batches handed to the engine together: as answers end, waiting images take their places
 
     def answers(self, samples: Iterable[Sample]) -> Iterator[Answer]:
         """One answer per sample, in order, `ahead` batches at a time: any number of images streams through."""
         return self.answer_questions((sample, self.encoder.question(sample)) for sample in samples)
 
     def answer_questions(self, questions: Questions) -> Iterator[Answer]:
-        """The same for images that are encoded already, read `ahead` batches (or a streaming engine's own) ahead.
-
-        Raises:
-            UserError: A batch does not fit into the device's memory.
-        """
+        """The same for images that are encoded already, read `ahead` batches (or a streaming engine's own) ahead."""
         side = self.encoder.side
         if isinstance(self.engine, StreamingEngine):
             yield from self._streamed(self.engine, questions)
@@ -145,18 +131,14 @@ def load_predictor(
     """A predictor for a checkpoint, in this process or behind a server.
 
     Args:
-        checkpoint: As `resolve_checkpoint` takes it. With a server, what that is to serve: tokenizer, prompt and image
-            size are read, weights are not.
+        checkpoint: As `resolve_checkpoint` takes it. With a server, only tokenizer, prompt and image size are read.
         settings: Of generation.
-        server: Which server writes the answers; it is asked for its models here, and nothing else.
+        server: Writes the answers; here it is only asked for its models.
         prompt: The checkpoint's own if `None`.
         device: `auto`, `cpu` or `cuda`.
         seed: Of sampling.
         policy: Name of the score policy.
         warn: Called if the prompt is not the one the checkpoint was trained under, or the server's prompts differ.
-
-    Raises:
-        UserError: No server answers, it is not known which of its models is meant, or a name cannot be written.
     """
     where = None if server else pick_device(device)
     side = load_text_side(checkpoint)
@@ -215,20 +197,17 @@ def answer_split(
 ) -> list[Answer]:
     """Answer every sample of a split, in order.
 
-    With `out`, each answer is written as soon as it is there, so that an interrupted run can be resumed, and the result
-    is read from the file: it does not depend on whether there was an interruption.
+    With `out`, each answer is written to `predictions.jsonl` at once, so that an interrupted run can be resumed, and
+    the result is read from that file: it does not depend on whether there was an interruption.
 
     Args:
         predictor: Asks the model.
         samples: The split.
-        out: Folder of `predictions.jsonl`; `None` where the answers are made again with the step that asks for them.
+        out: Folder of `predictions.jsonl`; `None` keeps no file.
         protocol: What the answers depend on; the predictor's if `None`.
         resume: As in `open_answers`.
         each: Called with every answer, before it counts as done.
         title: Of the progress bar.
-
-    Raises:
-        UserError: As in `open_answers`.
     """
     if out is None:
         answers = []
@@ -257,7 +236,6 @@ def _answer_into(
     each: Callable[[Answer], None] | None,
     title: str,
 ) -> None:
-    """Answer what is left of a run, a line of the file for each image."""
     with progress_bar() as bar:
         total = len(file.done) + left
         task = bar.add_task(title, total=total, completed=len(file.done), note="")
@@ -277,18 +255,17 @@ def score_answers(
     min_score: float = 0.0,
     complete: GroundTruth | None = None,
 ) -> Metrics:
-    """All figures of a split from its answers; by `policy`, or by `constant` where an answer lacks it."""
+    """All figures of a split from its answers, by `policy`, or by `constant` where an answer lacks it."""
     answers = under_one_policy(answers, policy)
     scores = [answer.scores for answer in answers]
     truth = samples_to_ground_truth(samples)
     truth, detections = predictions_to_detections(truth, {a.sample.id: a.detections for a in answers})
-    counts = ParseCounts.of((a.parsed, a.rollout.finish_reason) for a in answers)
     return evaluate_detections(
         truth,
         detections,
         policy=common_policy(scores, policy),
         scores=split_scores(scores),
-        parse=counts,
+        parse=parse_figures((a.parsed, a.rollout.finish_reason) for a in answers),
         min_score=min_score,
         complete=complete,
     )
@@ -312,33 +289,23 @@ def evaluate_checkpoint(
     overwrite: bool = False,
     warn: Callable[[str], None] = log.warning,
 ) -> Metrics:
-    """Answer a split and score it, into `out`.
+    """Answer a split and score it, into `out`; arguments that are not listed are those of `load_predictor`.
 
     Writes `protocol.json`, `predictions.jsonl` (as `answer_split` does), `coco.json` and `results.json` (COCO labels
     and results with the same figures), `pictures/`, `contact_sheet.png`, and last `metrics.json`.
 
     Args:
-        checkpoint: As in `load_predictor`, with `server`, `settings`, `prompt`, `device`, `seed` and `policy`.
         data: JSONL of the split.
         out: Folder; made if missing.
-        server: Which server writes the answers; the model in this process if `None`.
-        settings: Of generation.
-        prompt: The checkpoint's own if `None`.
-        device: `auto`, `cpu` or `cuda`.
-        policy: Name of the score policy.
         min_score: Detections below it are left out of F1 and pictures.
         complete: Complete truth of the same images (COCO or JSONL), where it is known.
         pictures: How many images are drawn.
         resume: Whether to resume the evaluation in `out`, as in `open_answers`.
-        overwrite: Start again where an unfinished evaluation is in `out`.
+        overwrite: Start again where an unfinished evaluation is in `out`, which else is refused.
         warn: As in `load_predictor`; also called if the scores cannot follow `policy`.
 
     Returns:
-        What is in `metrics.json`: the figures, and under `protocol` what they depend on.
-
-    Raises:
-        UserError: As in `load_predictor` and `open_answers`; there is nothing to resume; or an unfinished evaluation
-            would be lost.
+        The content of `metrics.json`: the figures, and under `protocol` what they depend on.
     """
     if resume:
         check_out(out, resume=True)
@@ -381,10 +348,10 @@ def evaluate_split(
     resume: bool | None = False,
     warn: Callable[[str], None] = log.warning,
 ) -> tuple[Metrics, list[Answer]]:
-    """The same with a predictor and samples that are there: for a caller that has more to ask of them.
+    """`evaluate_checkpoint` with a loaded predictor and samples.
 
     Returns:
-        What is in `metrics.json`; and the answers, by the score policy that is named there.
+        The content of `metrics.json`; and the answers, by the score policy that it names.
     """
     policy = predictor.policy
     protocol = {**predictor.protocol, "data": str(data), "data_sha256": file_hash(data)}
@@ -398,7 +365,7 @@ def evaluate_split(
     write_coco_files(samples, answers, out)
     write_pictures(answers, out, pictures, min_score=min_score)
     metrics["protocol"] = protocol
-    write_metrics(out / METRICS_FILE, metrics)
+    write_json(out / METRICS_FILE, metrics)
     return metrics, answers
 
 
@@ -407,20 +374,15 @@ def write_coco_files(samples: Sequence[Sample], answers: Sequence[Answer], out: 
     truth, detections = predictions_to_detections(
         samples_to_ground_truth(samples), {a.sample.id: a.detections for a in answers}
     )
-    files = {sample.id: sample.image.as_posix() for sample in samples}
-    coco = to_coco(truth)
-    for image, info in zip(coco["images"], truth.images, strict=True):
-        image["file_name"] = files[info.name]
-    write_json(out / COCO_FILE, coco)
-    write_coco_results(out / RESULTS_FILE, truth, detections)
+    write_json(out / COCO_FILE, to_coco(truth, samples))
+    write_json(out / RESULTS_FILE, to_coco_results(truth, detections), indent=None)
 
 
 def read_split(data: Path) -> list[Sample]:
-    """The samples of a JSONL; at least one.
+    """The samples of a JSONL, at least one.
 
-    Raises:
-        UserError: A line is wrong, or an image file is missing or not of the size in its line: a long run must not fail
-            in the middle, and a box in another frame would silently be scored as wrong.
+    Every image file must exist and have the size in its line: a long run must not fail in the middle, and a box in
+    another frame would silently be scored as wrong.
     """
     samples = read_jsonl(data)
     if not samples:
@@ -433,48 +395,29 @@ def read_split(data: Path) -> list[Sample]:
 # Photos without labels: answers, COCO files and pictures, for any number of them, with one batch in memory at a time.
 
 OVERLAYS = "overlays"
-_LONGEST_NAME = 200
-"""Bytes; file systems take 255, and writing adds some."""
+_LONGEST_NAME = 200  # bytes; file systems take 255, and writing adds some
 
 
 @dataclass(frozen=True, slots=True)
 class PhotosDone:
-    """The result of a run over photos.
+    """The result of a run over photos."""
 
-    Attributes:
-        images: Photos answered, those of an earlier run included.
-        resumed: How many of them an earlier run had answered.
-        objects: Valid objects in all answers.
-        dropped: Objects that could not be used.
-        skipped: A message for each photo that could not be read.
-        policy: Score policy of `results.json`: the predictor's, or `constant` where an answer lacks it.
-    """
-
-    images: int
-    resumed: int
-    objects: int
+    images: int  # photos answered, those of an earlier run included
+    resumed: int  # of these, by an earlier run
+    objects: int  # valid objects in all answers
     dropped: int
-    skipped: tuple[str, ...]
+    skipped: tuple[str, ...]  # a message for each photo that could not be read
+    # score policy of `results.json`: the predictor's, or `constant` where an answer lacks it
     policy: str = DEFAULT_POLICY
 
 
 def predict_photos(
     predictor: Predictor, photos: Sequence[Photo], out: Path, *, overlays: bool = True, resume: bool = False
 ) -> PhotosDone:
-    """Answer photos into a folder: `predictions.jsonl`, `coco.json`, `results.json`, `overlays/`.
+    """Answer photos into a folder: `predictions.jsonl`, `coco.json`, `results.json`, and `overlays/` with the boxes.
 
-    Args:
-        predictor: Asks the model.
-        photos: From `find_photos`.
-        out: New or empty folder; with `resume`, that of an earlier run under the same protocol.
-        overlays: Draw the boxes on each photo.
-        resume: Whether to resume the run in `out`.
-
-    Returns:
-        Where no photo could be read, nothing is left in `out`, so that it is free for the next try.
-
-    Raises:
-        UserError: `out` may not be written to, or its run has other settings.
+    `out` is new or empty; with `resume`, the folder of an earlier run under the same protocol. Where no photo could be
+    read, nothing is left in it, so that it is free for the next try.
     """
     check_out(out, resume=resume)
     skipped: list[str] = []
@@ -482,7 +425,7 @@ def predict_photos(
     with open_answers(out, predictor.protocol, resume=True) as file:
         resumed = len(file.done)
         left = [photo for photo in photos if photo.id not in file.done]
-        # The picture comes first: a photo that counts as done has one.
+        # The picture comes first: a photo that counts as done must have one.
         draw = (lambda answer: _draw(answer, out, skipped)) if overlays else None
         questions = _questions(predictor, left, skipped)
         _answer_into(file, predictor, questions, len(left), draw, "predict")
@@ -512,7 +455,7 @@ def _questions(
 
 
 def _draw(answer: Answer, out: Path, skipped: list[str]) -> None:
-    """Draw a photo with its boxes. It is opened again, so that a batch of decoded photos is never held in memory."""
+    """Draw a photo with its boxes. It is opened again, so that no batch of decoded photos is held in memory."""
     sample = answer.sample
     try:
         image = open_image(sample.image)
@@ -531,10 +474,10 @@ def overlay_name(photo_id: str) -> str:
 
 
 def write_coco(out: Path, policy: str) -> str:
-    """`coco.json` (images and categories, no annotations) and `results.json` from the `predictions.jsonl` in `out`.
+    """Write `coco.json` (images and categories) and `results.json` from the `predictions.jsonl` in `out`.
 
     Image ids are 1, 2, ... in the order of the lines, category ids 1, 2, ... over the sorted names. Boxes are read line
-    by line: memory grows only with the number of photos, by a line of `coco.json` each.
+    by line: memory grows by a line of `coco.json` for each photo.
 
     Returns:
         The score policy of the results: `policy`, or `constant` where an answer with boxes lacks it.

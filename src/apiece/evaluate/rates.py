@@ -1,4 +1,4 @@
-"""Figures of a split: the one-to-one match at IoU 0.5, what each prediction is, how crowded, where in the answer.
+"""Rates of a split: the one-to-one match at IoU 0.5, what each prediction is, by crowding, by place in the answer.
 
 One class-aware match for the whole split (`apiece.match`) gives the true positives. Every other prediction is a false
 positive, unless half or more of it lies inside a crowd region of its class (those objects are there, but not labelled
@@ -22,8 +22,7 @@ from apiece.outcomes import MISSES, NONE, Fate, Outcome, Outcomes, SplitMatch, l
 from apiece.stats.ratio import CROWDING, Ratio, crowding_of_counts, per_image
 from apiece.types import IntArray
 
-POSITIONS = ("1", "2-5", "6-10", "11-20", "21-40", "41+")
-"""Places in the answer, counted from 1."""
+POSITIONS = ("1", "2-5", "6-10", "11-20", "21-40", "41+")  # places in the answer, counted from 1
 _POSITION_STARTS = (2, 6, 11, 21, 41)
 NEAR_DUPLICATE_IOU = 0.9
 STRIP_RATIO = 8.0
@@ -33,21 +32,13 @@ _PAIRS_AT_ONCE = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Counts of a match and the rates that follow.
-
-    Attributes:
-        tp: Matched pairs.
-        fp: Predictions that are neither matched nor ignored.
-        fn: Labels left over.
-        ignored: Unmatched predictions inside a crowd region of their class.
-        iou_total: Sum of the pairs' IoU.
-    """
+    """Counts of a match and the rates that follow."""
 
     tp: int
-    fp: int
+    fp: int  # predictions that are neither matched nor ignored
     fn: int
-    ignored: int
-    iou_total: float
+    ignored: int  # unmatched predictions inside a crowd region of their class
+    iou_total: float  # sum of the pairs' IoU
 
     @property
     def f1(self) -> float | None:
@@ -90,11 +81,7 @@ def f1_of(tp: int, fp: int, fn: int) -> float | None:
 
 
 def match_split(truth: GroundTruth, detections: Detections, *, min_score: float = 0.0) -> SplitMatch:
-    """Match all detections scored `min_score` or more to the labels of their image and class.
-
-    Raises:
-        ValueError: A detection's image or class is not one of `truth`.
-    """
+    """Match all detections scored `min_score` or more to the labels of their image and class."""
     detections.check_against(truth)
     return match_labels(truth, detections, np.flatnonzero(detections.score >= min_score))
 
@@ -119,12 +106,12 @@ def crowding_scores(match: SplitMatch, truth: GroundTruth, detections: Detection
 
 
 def crowding_of_images(truth: GroundTruth) -> IntArray:
-    """Index into `CROWDING` for each image, `[I]`."""
+    """Index into `CROWDING` of each image, `[I]`."""
     return crowding_of_counts(truth.objects_per_image)
 
 
 def _grouped(match: SplitMatch, of_detection: IntArray, of_label: IntArray, groups: int) -> list[Scores]:
-    """Scores of each of G groups, from the group number of every detection `[N]` and label `[M]`."""
+    """Scores of each of G groups, from the group numbers of detections `[N]` and labels `[M]`."""
     paired = of_label[match.pairs[:, 1]]
     columns = (
         np.bincount(paired, minlength=groups),
@@ -147,13 +134,9 @@ class Judged:
 def judge(
     truth: GroundTruth, detections: Detections, complete: GroundTruth | None = None, *, min_score: float = 0.0
 ) -> Judged:
-    """Match a split and name every prediction and label.
+    """Match a split and name every label, and every prediction scored `min_score` or more.
 
-    Args:
-        truth: Labels.
-        detections: Detections; those below `min_score` have no outcome.
-        complete: Everything that is on the images, with the images and classes of `truth`, where it is known.
-        min_score: Lowest score that counts.
+    `complete` is everything that is on the images, where it is known, with the images and classes of `truth`.
     """
     match = match_split(truth, detections, min_score=min_score)
     hidden = None if complete is None else hidden_instances(complete, truth)
@@ -163,7 +146,7 @@ def judge(
 def counted_images(
     truth: GroundTruth, detections: Detections, complete: GroundTruth | None = None, *, min_score: float = 0.0
 ) -> NDArray[np.bool_]:
-    """Which images `[I]` have a label or a prediction: draws are made of these, others say nothing of any rate."""
+    """Which images `[I]` have a label or a prediction: draws are made of these, as no other affects a rate."""
     some = truth.objects_per_image > 0
     if complete is not None:
         some |= complete.objects_per_image > 0
@@ -214,7 +197,7 @@ def image_ratios(
 
 
 def value_ratios(image: IntArray, value: NDArray[np.integer], values: int, images: int) -> list[Ratio]:
-    """Of items `[N]`, each of an image and with a value in 0..values-1: those of each value / all."""
+    """The share of each value among items `[N]`, each of an image and with a value in 0..values-1."""
     whole = per_image(np.ones(len(image)), image, images)
     return [Ratio(np.bincount(image[value == v], minlength=images).astype(np.float64), whole) for v in range(values)]
 
@@ -229,7 +212,7 @@ def _counts(match: SplitMatch, truth: GroundTruth, detections: Detections) -> tu
 def lenient_f1(scores: Scores, detections: Detections, outcomes: Outcomes) -> float | None:
     """F1 without the confident part of the background, which may be objects that nobody labelled.
 
-    Confident is a score at or above the median score of the true positives; without true positives nothing is.
+    Confident means a score at or above the median score of the true positives.
     """
     found = outcomes.predictions(Outcome.TP)
     if not len(found):
@@ -256,9 +239,8 @@ def position_of(image: IntArray) -> IntArray:
 def by_position(detections: Detections, outcomes: Outcomes) -> dict[str, dict[str, float | None]]:
     """What the predictions at each row of `POSITIONS` are.
 
-    Returns:
-        `predictions`; `tp` and `duplicate`, each / predictions; `mean_iou` of the true positives; `recall`, the labels
-        found up to the end of the row / all labels.
+    `tp` and `duplicate` are shares of `predictions`, `mean_iou` is of the true positives, and `recall` the share of all
+    labels found up to the end of the row.
     """
     bucket = position_of(detections.image)
 
@@ -289,18 +271,10 @@ def by_position(detections: Detections, outcomes: Outcomes) -> dict[str, dict[st
 
 
 def near_duplicates(truth: GroundTruth, detections: Detections, rows: IntArray) -> IntArray:
-    """Pairs of detections of one image and class at IoU >= 0.9.
+    """Pairs `[K, 2]` among the detections in `rows` of one image and class at IoU >= 0.9, the earlier first.
 
     Labels are almost never near-duplicates (5 of 243,225 same-class pairs of COCO reach IoU 0.9), so such a pair is an
     error whether or not its object is labelled.
-
-    Args:
-        truth: The split: says how many classes there are.
-        detections: All detections.
-        rows: Those to look at.
-
-    Returns:
-        `[K, 2]` rows of detections, the earlier first.
     """
     boxes, size = detections.bbox_xyxy, area(detections.bbox_xyxy)
     rows = rows[size[rows] > 0]

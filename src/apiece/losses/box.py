@@ -11,10 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-EPS = 1e-12
-"""Keeps areas off zero; far below the least area of a box, one square bin (1e-6)."""
-MIN_SIDE = 1e-4
-"""Sides below this (a tenth of a bin) count as this long in the aspect ratio, whose gradient goes like 1 / side."""
+EPS = 1e-12  # keeps areas off zero; far below the smallest area of a box, one square bin (1e-6)
+MIN_SIDE = 1e-4  # shortest side (a tenth of a bin) in the aspect ratio, whose gradient goes like 1 / side
 
 
 def decode_expectation(logits_SK: Tensor) -> Tensor:
@@ -33,7 +31,7 @@ def decode_straight_through(logits_SK: Tensor) -> Tensor:
 
 
 def order_corners(boxes_N4: Tensor) -> Tensor:
-    """Corners put in order: the smaller x and y first."""
+    """Boxes with the smaller x and y first."""
     low = torch.minimum(boxes_N4[:, :2], boxes_N4[:, 2:])
     high = torch.maximum(boxes_N4[:, :2], boxes_N4[:, 2:])
     return torch.cat([low, high], dim=1)

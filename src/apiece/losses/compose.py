@@ -1,4 +1,4 @@
-"""The objective: which terms there are, their weights in each context, and how sums become one number.
+"""The objective: its terms, their weights in each context, and how sums become one number.
 
 Every term is a sum over items; the denominator is the count of items over the whole optimizer step and all ranks, so
 splitting a batch differently gives the same gradient. All in float32.
@@ -50,7 +50,7 @@ Counts = Mapping[Per, Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """The weight of every term in one context: which pass feeds which loss (docs/concepts.md has the table)."""
+    """The weight of every term in one context: which pass feeds which loss (docs/study/concepts.md has the table)."""
 
     struct: float
     desc: float
@@ -107,33 +107,22 @@ def self_context_weights(config: ObjectiveSection) -> Weights:
 
 @dataclass(frozen=True, slots=True)
 class AnswerLogits:
-    """The logits that the losses of one pass read, and no others.
+    """The logits that the losses of one pass read."""
 
-    Attributes:
-        text_RV: Rows that predict supervised text tokens, full vocabulary.
-        slot_SK: Rows that predict coordinate tokens, coordinate columns only.
-        slot_log_mass_S: Log-probability of all coordinate tokens at slots; `None` where no gate asks for it.
-    """
-
-    text_RV: Tensor
+    text_RV: Tensor  # rows that predict supervised text tokens, full vocabulary
     text_target_R: Tensor
     text_role_R: Tensor
-    slot_SK: Tensor
-    slot_log_mass_S: Tensor | None
+    slot_SK: Tensor  # rows that predict coordinate tokens, coordinate columns only
+    slot_log_mass_S: Tensor | None  # log-probability of all coordinate tokens; `None` where no gate needs it
 
 
 @dataclass(frozen=True)
 class Objective:
-    """The weighted terms of a config.
-
-    Attributes:
-        decode: How boxes are read off slots.
-        first_id: Id of the coordinate token of bin 0.
-    """
+    """The weighted terms of a config."""
 
     config: ObjectiveSection
     decode: CoordDecodeMode
-    first_id: int
+    first_id: int  # of the coordinate token of bin 0
     num_bins: int
 
     def counts(self, batch: Batch) -> dict[Per, Tensor]:
@@ -144,9 +133,7 @@ class Objective:
     def terms(self, context: str, weights: Weights, logits: AnswerLogits, target_bin_S: Tensor) -> list[LossTerm]:
         """All terms of one pass, as sums; a term without weight is computed only for the log.
 
-        Args:
-            context: `a1`, `a2`, ...: first part of the terms' names.
-            target_bin_S: The bins that this pass should predict.
+        `context` (`a1`, `a2`, ...) is the first part of the terms' names, `target_bin_S` what the pass should predict.
         """
         text = token_ce(logits.text_RV, logits.text_target_R, logits.text_role_R)
         slot_SK = at_least_float32(logits.slot_SK)
@@ -169,7 +156,7 @@ class Objective:
         if weights.text_gate:
             mass_R = coord.log_text_mass(at_least_float32(logits.text_RV), self.first_id, self.num_bins)
             terms.append(LossTerm("coord_reg/text_gate", weights.text_gate, -mass_R.sum(), Per.TOKENS))
-        # What is only logged must not hold the graph: its gradient is zero and its backward pass would cost the same.
+        # A term that is only logged must not hold the graph: its gradient is zero, and a backward pass would cost time.
         return [replace(t, name=f"{context}/{t.name}", total=t.total if t.weight else t.total.detach()) for t in terms]
 
     def _bbox_geo(self, slot_SK: Tensor, target_bin_S: Tensor) -> dict[str, Tensor]:

@@ -15,17 +15,11 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class SoftTargets:
-    """Truncated Gaussians around every bin.
+    """Truncated Gaussians around every bin."""
 
-    Attributes:
-        q_KK: Row t is the target distribution of bin t.
-        cdf_KK: Its running sum.
-        entropy_K: Its entropy, nats: the least that soft cross-entropy can be.
-    """
-
-    q_KK: Tensor
-    cdf_KK: Tensor
-    entropy_K: Tensor
+    q_KK: Tensor  # row t is the target distribution of bin t
+    cdf_KK: Tensor  # its running sum
+    entropy_K: Tensor  # its entropy, nats: the minimum of soft cross-entropy
 
 
 @lru_cache(maxsize=8)
@@ -62,11 +56,11 @@ def w1(logits_SK: Tensor, target_S: Tensor, targets: SoftTargets) -> Tensor:
 
 
 def log_coord_mass(logits_RV: Tensor, first_id: int, num_bins: int) -> Tensor:
-    """Log of the probability that the full softmax gives to coordinate tokens, `[R]`."""
+    """Log of the full softmax's probability of all coordinate tokens, `[R]`."""
     return logits_RV[:, first_id : first_id + num_bins].logsumexp(-1) - logits_RV.logsumexp(-1)
 
 
 def log_text_mass(logits_RV: Tensor, first_id: int, num_bins: int) -> Tensor:
-    """Log of the probability that the full softmax gives to all other tokens, `[R]`."""
+    """Log of the full softmax's probability of all other tokens, `[R]`."""
     rest = torch.cat([logits_RV[:, :first_id], logits_RV[:, first_id + num_bins :]], dim=-1)
     return rest.logsumexp(-1) - logits_RV.logsumexp(-1)

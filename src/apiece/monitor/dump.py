@@ -1,20 +1,19 @@
-"""Dumps of the panel during training: asked on the training thread, written on another one.
+"""Dumps of the panel during training: the model answers on the training thread, another one writes.
 
-A dump never stops the training: where it cannot be written, one warning says so and there are no more. At most one is
-being written while the next is asked for, so memory is bounded by two.
+A dump never stops the training: the first that cannot be written is warned of, and there are no more. At most one is
+being written while the next is made, so memory is bounded by two.
 """
 
 from __future__ import annotations
 
 import logging
 import shutil
-import typing
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from apiece.config.schema import Config
 from apiece.data.images import open_image
@@ -27,18 +26,18 @@ from apiece.dumps.folder import (
     dumped_steps,
     picture_name,
 )
-from apiece.dumps.form import SCHEMA, Protocol, Record, json_line
+from apiece.dumps.form import SCHEMA, DumpProtocol, json_line
 from apiece.errors import UserError
 from apiece.evaluate.answers import DEFAULT_POLICY, Answer, common_policy
 from apiece.evaluate.forms import GroundTruth
 from apiece.evaluate.predict import Predictor, answer_split
 from apiece.files import write_json, write_text
 from apiece.model.encode import SampleEncoder
-from apiece.monitor.entry import Beliefs, build_records, failures
+from apiece.monitor.entry import Beliefs, build_entries, failures
 from apiece.monitor.panel import ChosenPanel, image_problem
 from apiece.monitor.probing import Prober, ProbeSettings
 from apiece.probes.labels import LabelProbes
-from apiece.report.draw import draw_record, save_png
+from apiece.report.draw import draw_entry, save_png
 from apiece.rollout.generate import LocalEngine
 from apiece.types import Sample
 
@@ -46,44 +45,45 @@ log = logging.getLogger("apiece")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class _Answered:
+    """What the model says and believes of one sample; `number` is its place in the panel."""
+
+    number: int
+    answer: Answer
+    labels: LabelProbes | None
+    beliefs: Beliefs | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class _Material:
     """All that a dump is made of; nothing of it is shared with the training.
 
     Attributes:
-        protocol: What the records depend on.
-        answers: Of the panel, in its order.
-        numbers: Place in the panel of each answer's sample.
-        labels: Probes at each sample's labels.
-        beliefs: Distributions at each answer's boxes.
+        panel: In the panel's order.
         elsewhere: Broken answers outside the panel.
         complete: Complete truth, where it is known.
     """
 
-    protocol: Protocol
-    answers: Sequence[Answer]
-    numbers: Sequence[int]
-    labels: Sequence[LabelProbes | None] | None
-    beliefs: Sequence[Beliefs | None] | None
+    protocol: DumpProtocol
+    panel: Sequence[_Answered]
     elsewhere: Sequence[Answer]
     complete: GroundTruth | None
 
 
-class Together(typing.Protocol):
-    """The processes that dump together: each asks about its share of the panel, the first one writes."""
+class Together(Protocol):
+    """The processes that dump together: each answers for its share of the panel, the first one writes."""
 
     @property
-    def rank(self) -> int:
-        """Place of this process."""
+    def rank(self) -> int: ...
 
     @property
-    def size(self) -> int:
-        """Number of processes."""
+    def size(self) -> int: ...
 
     def gather(self, value: Any) -> list[Any] | None:
-        """The values of all, on the first one."""
+        """The values of all, on the first process."""
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is set on any."""
+        """Whether the flag is set on any process."""
 
 
 class Alone:
@@ -92,29 +92,10 @@ class Alone:
     rank, size = 0, 1
 
     def gather(self, value: Any) -> list[Any]:
-        """Its own value."""
         return [value]
 
     def any(self, flag: bool) -> bool:
-        """Its own flag."""
         return flag
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Asked:
-    """One sample of the panel, asked.
-
-    Attributes:
-        number: Its place in the panel.
-        answer: What the model said.
-        labels: Probes at its labels.
-        beliefs: Distributions at the answer's boxes.
-    """
-
-    number: int
-    answer: Answer
-    labels: LabelProbes | None
-    beliefs: Beliefs | None
 
 
 class Monitor:
@@ -122,9 +103,9 @@ class Monitor:
 
     Args:
         run: The run's folder.
-        start: Step that the run goes on from; dumps after it are of a past that is redone, and removed. `None` on
-            processes that write no files.
-        config: Of the run.
+        start: Step from which the run starts or resumes; dumps of later steps are removed, since these steps are
+            trained again. `None` on processes that write no files.
+        config: The run's config.
         panel: What is dumped.
         encoder: Tokenizer, prompt and images.
         complete: Complete truth of the evaluation split, where it is known.
@@ -157,13 +138,12 @@ class Monitor:
         self._worker.shutdown()
 
     def has(self, step: int) -> bool:
-        """Whether the dump of a step is there already."""
         return step in dumped_steps(self._run)
 
     def dump(
         self, step: int, model: Any, evaluated: Sequence[Answer] = (), *, together: Together | None = None
     ) -> None:
-        """Ask the panel, and hand what comes back to the writing thread.
+        """Answer the panel, and hand the answers to the writing thread.
 
         Args:
             step: Optimizer steps done.
@@ -178,20 +158,18 @@ class Monitor:
         was_training = model.training
         model.eval()
         try:
-            own, probes = self._ask(model, together)
+            own, probes = self._answer(model, together)
         finally:
             model.train(was_training)
         shares = together.gather(own)
-        if shares is None:
+        if not any(shares or ()):
             return
-        asked = sorted((one for share in shares for one in share), key=lambda one: one.number)
-        if asked:
-            material = self._material(step, asked, probes, evaluated)
-            self._writing = self._worker.submit(
-                write_dump, dump_folder(self._run, step), material, pictures=self._config.monitor.pictures
-            )
+        answered = sorted((one for share in shares or () for one in share), key=lambda one: one.number)
+        material = self._material(step, answered, probes, evaluated)
+        folder = dump_folder(self._run, step)
+        self._writing = self._worker.submit(write_dump, folder, material, pictures=self._config.monitor.pictures)
 
-    def _ask(self, model: Any, together: Together) -> tuple[list[_Asked], ProbeSettings | None]:
+    def _answer(self, model: Any, together: Together) -> tuple[list[_Answered], ProbeSettings | None]:
         """This process's share of the panel, and how it was probed."""
         config, encoder = self._config, self._encoder
         own = self._present()[together.rank :: together.size]
@@ -206,15 +184,14 @@ class Monitor:
             prober = Prober(model, encoder, ProbeSettings.of(config))
             labels, beliefs, settings = prober.labels(samples), prober.answers(answers), prober.settings
         rows = zip(own, answers, labels, beliefs, strict=True)
-        return [_Asked(number, answer, label, belief) for (number, _), answer, label, belief in rows], settings
+        return [_Answered(number, answer, label, belief) for (number, _), answer, label, belief in rows], settings
 
     def _material(
-        self, step: int, asked: Sequence[_Asked], probes: ProbeSettings | None, evaluated: Sequence[Answer]
+        self, step: int, panel: Sequence[_Answered], probes: ProbeSettings | None, evaluated: Sequence[Answer]
     ) -> _Material:
         config, encoder = self._config, self._encoder
-        answers = [one.answer for one in asked]
         entry, side = self._panel.entry, encoder.side
-        protocol: Protocol = {
+        protocol: DumpProtocol = {
             "schema": SCHEMA,
             "step": step,
             "run": self._run.resolve().name,
@@ -225,23 +202,16 @@ class Monitor:
             "prompt_hash": encoder.prompt.hash,
             "max_pixels": config.data.max_pixels,
             "num_bins": side.vocab.num_bins,
-            "score_policy": common_policy([answer.scores for answer in answers], DEFAULT_POLICY),
+            "score_policy": common_policy([one.answer.scores for one in panel], DEFAULT_POLICY),
             "generate": config.generate.model_dump(mode="json"),
             "seed": config.seed,
             "probes": None if probes is None else probes.protocol(),
         }
-        return _Material(
-            protocol,
-            answers,
-            [one.number for one in asked],
-            None if probes is None else [one.labels for one in asked],
-            None if probes is None else [one.beliefs for one in asked],
-            failures(evaluated, entry["ids"], config.monitor.elsewhere),
-            self._complete,
-        )
+        broken = failures(evaluated, entry["ids"], config.monitor.elsewhere)
+        return _Material(protocol, panel, broken, self._complete)
 
     def _present(self) -> list[tuple[int, Sample]]:
-        """The samples whose images are still there, with their places; a loss is said once."""
+        """The samples whose images are still there, with their places; a lost one is warned of once."""
         kept: list[tuple[int, Sample]] = []
         for number, sample in enumerate(self._panel.samples):
             problem = image_problem(sample)
@@ -253,53 +223,45 @@ class Monitor:
         return kept
 
     def wait(self) -> None:
-        """Wait for what is being written; after an error there are no more dumps, and the training goes on."""
+        """Wait for what is being written; after an error there are no more dumps, and training continues."""
         writing, self._writing = self._writing, None
         if writing is None or (error := writing.exception()) is None:
             return
         self._stopped = True
         if isinstance(error, OSError | UserError):
-            log.warning("no more dumps from here on, the training goes on: %s", error)
+            log.warning("no more dumps from here on, training continues: %s", error)
         else:
-            log.error("no more dumps from here on, the training goes on: a mistake of apiece itself", exc_info=error)
+            log.error("no more dumps from here on, training continues: this is a bug in apiece", exc_info=error)
 
 
 def write_dump(folder: Path, material: _Material, *, pictures: bool) -> None:
     """Write the folder of a dump under another name, then rename it; one that is there already is replaced.
 
     Raises:
-        UserError: The disk is full, or no file can be written there.
-        OSError: The same, of a folder.
+        UserError: The disk is full, or a file cannot be written.
+        OSError: A folder cannot be made or renamed.
     """
     part = folder.with_name(f"{folder.name}.part")
     try:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         write_json(part / PROTOCOL_FILE, material.protocol)
-        step = material.protocol["step"]
-        records = build_records(
-            material.answers,
-            step,
-            complete=material.complete,
-            labels=material.labels,
-            beliefs=material.beliefs,
-        )
-        write_text(part / RECORDS_FILE, "".join(map(json_line, records)))
+        step, panel, complete = material.protocol["step"], material.panel, material.complete
+        labels, beliefs = [one.labels for one in panel], [one.beliefs for one in panel]
+        entries = build_entries([one.answer for one in panel], step, complete=complete, labels=labels, beliefs=beliefs)
+        write_text(part / RECORDS_FILE, "".join(map(json_line, entries)))
         if material.elsewhere:
-            others = build_records(material.elsewhere, step, complete=material.complete)
+            others = build_entries(material.elsewhere, step, complete=complete)
             write_text(part / ELSEWHERE_FILE, "".join(map(json_line, others)))
         if pictures:
-            _draw(part, records, material.numbers)
+            for one, entry in zip(panel, entries, strict=True):
+                picture = draw_entry(open_image(Path(entry["image"])), entry)
+                save_png(part / picture_name(one.number, entry["id"]), picture)
         if folder.exists():
             shutil.rmtree(folder)
         part.replace(folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-
-
-def _draw(folder: Path, records: Sequence[Record], numbers: Sequence[int]) -> None:
-    for number, record in zip(numbers, records, strict=True):
-        save_png(folder / picture_name(number, record["id"]), draw_record(open_image(Path(record["image"])), record))
 
 
 def _remove_after(run: Path, step: int) -> None:

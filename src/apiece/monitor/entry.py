@@ -1,4 +1,4 @@
-"""Answers, labels and beliefs to the records of a dump (docs/records.md).
+"""Answers, labels and beliefs to the entries of a dump (`apiece.dumps.form`).
 
 Shapes: N objects of a sample, P its predictions, K bins.
 """
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from apiece.dumps.form import SCHEMA, Curve, ObjectSlots, PredictionRow, Record, encode_curve
+from apiece.dumps.form import SCHEMA, CountsRow, Curve, Entry, ObjectSlots, PredictionRow, encode_curve
 from apiece.evaluate.answers import Answer, under_one_policy
 from apiece.evaluate.detections import (
     align_complete,
@@ -33,11 +33,10 @@ Beliefs = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Split:
-    """All samples of a dump, named and matched at once; rows are those of `detections` and `truth`."""
+    """All samples of a dump, matched at once; rows are those of `detections` and `truth`."""
 
     truth: GroundTruth
     detections: Detections
-    match: SplitMatch
     outcomes: Outcomes
     repeats: NDArray[np.bool_]
     strips: NDArray[np.bool_]
@@ -55,25 +54,24 @@ class _Split:
         if complete is not None:
             truth, complete = align_complete(complete, truth)
             hidden, true_match = hidden_instances(complete, truth), match_split(complete, detections)
-        match = match_split(truth, detections)
         repeats = np.zeros(len(detections), dtype=bool)
         repeats[near_duplicates(truth, detections, np.arange(len(detections)))[:, 1]] = True
-        outcomes = label_outcomes(truth, detections, match, hidden)
-        return cls(truth, detections, match, outcomes, repeats, strips(truth, detections), complete, hidden, true_match)
+        outcomes = label_outcomes(truth, detections, match_split(truth, detections), hidden)
+        return cls(truth, detections, outcomes, repeats, strips(truth, detections), complete, hidden, true_match)
 
 
-def build_records(
+def build_entries(
     answers: Sequence[Answer],
     step: int,
     *,
     complete: GroundTruth | None = None,
     labels: Sequence[LabelProbes | None] | None = None,
     beliefs: Sequence[Beliefs | None] | None = None,
-) -> list[Record]:
-    """One record per answer, in order.
+) -> list[Entry]:
+    """One entry per answer, in order; each answer is of another sample.
 
     Args:
-        answers: Of different samples.
+        answers: What the model wrote.
         step: Optimizer steps done.
         complete: Complete truth of (at least) their images, where it is known.
         labels: Probes at the labels of each sample; `None` where none were run.
@@ -86,20 +84,14 @@ def build_records(
     place = {image.name: i for i, image in enumerate(split.truth.images)}
     none: list[Any] = [None] * len(answers)
     return [
-        _record(answer, place[answer.sample.id], split, step, probes, written)
+        _entry(answer, place[answer.sample.id], split, step, probes, written)
         for answer, probes, written in zip(answers, labels or none, beliefs or none, strict=True)
     ]
 
 
-def failures(answers: Sequence[Answer], outside: Collection[str], most: int) -> list[Answer]:
-    """Answers that broke: unclosed ones first, then those with the most dropped records.
-
-    Args:
-        answers: Of any samples.
-        outside: Ids of the panel, which has its own records.
-        most: How many at most.
-    """
-    broken = [a for a in answers if a.sample.id not in outside and (_unfinished(a) or a.parsed.dropped)]
+def failures(answers: Sequence[Answer], panel: Collection[str], most: int) -> list[Answer]:
+    """At most `most` broken answers outside a panel: unfinished ones first, then by how many objects were dropped."""
+    broken = [a for a in answers if a.sample.id not in panel and (_unfinished(a) or a.parsed.dropped)]
     return sorted(broken, key=lambda a: (not _unfinished(a), -sum(a.parsed.dropped.values())))[:most]
 
 
@@ -107,9 +99,9 @@ def _unfinished(answer: Answer) -> bool:
     return not answer.parsed.closed or answer.rollout.finish_reason is not FinishReason.EOS
 
 
-def _record(
+def _entry(
     answer: Answer, image: int, split: _Split, step: int, probes: LabelProbes | None, beliefs: Beliefs | None
-) -> Record:
+) -> Entry:
     sample, rollout, parsed = answer.sample, answer.rollout, answer.parsed
     labels, found = np.flatnonzero(split.truth.image == image), np.flatnonzero(split.detections.image == image)
     slots = _object_slots(probes)
@@ -145,14 +137,14 @@ def _record(
         },
         "predictions": list(_predictions(answer, found, labels, split, beliefs)),
         "counts": _counts(image, labels, found, split),
-        "probes": None if probes is None else probes.record(),  # type: ignore[typeddict-item]
+        "probes": None if probes is None else probes.as_json(),
     }
 
 
 def _predictions(
     answer: Answer, rows: IntArray, labels: IntArray, split: _Split, beliefs: Beliefs | None
 ) -> Iterator[PredictionRow]:
-    """The kept records of one answer; labels are counted within the sample."""
+    """The kept objects of one answer; labels are counted within the sample."""
     outcomes, first = split.outcomes, int(labels[0]) if len(labels) else 0
     covers: dict[int, list[int]] = {}
     for p, t in outcomes.covered[np.isin(outcomes.covered[:, 0], rows)].tolist():
@@ -176,8 +168,7 @@ def _predictions(
         }
 
 
-def _counts(image: int, labels: IntArray, found: IntArray, split: _Split) -> Any:
-    """Counts and rates of one image; a rate with nothing to divide is `None`."""
+def _counts(image: int, labels: IntArray, found: IntArray, split: _Split) -> CountsRow:
     outcome, category = split.outcomes.of_prediction[found], split.detections.category[found]
     objects = labels[~split.truth.iscrowd[labels]]
     label_category = split.truth.category[objects]
@@ -220,8 +211,7 @@ def _object_slots(probes: LabelProbes | None) -> dict[int, ObjectSlots]:
 
 
 def _curves(mass_4K: NDArray[np.float32]) -> list[Curve | None]:
-    curves: list[Any] = [encode_curve(mass) for mass in mass_4K]
-    return curves
+    return [encode_curve(mass) for mass in mass_4K]
 
 
 def _name(names: type[Outcome] | type[Fate], value: int) -> str | None:

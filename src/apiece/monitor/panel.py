@@ -1,4 +1,4 @@
-"""The panel: the samples that every dump shows, chosen once, written to the manifest and kept for good."""
+"""The panel: the samples that every dump shows, chosen once and written to the manifest."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,12 +29,7 @@ _EMPTY_SHARE = 16
 
 @dataclass(frozen=True, slots=True)
 class ChosenPanel:
-    """A panel and its samples.
-
-    Attributes:
-        entry: What the manifest says of it.
-        samples: In the panel's order.
-    """
+    """A panel as the manifest has it, and its samples in the same order."""
 
     entry: Panel
     samples: tuple[Sample, ...]
@@ -46,7 +42,7 @@ class ChosenPanel:
 def choose_panel(config: Config) -> ChosenPanel:
     """Choose the panel of a new run, or take over another run's.
 
-    What was asked for and is not there, or cannot be opened, is said in one warning and listed in the entry.
+    Samples that are asked for but missing or unreadable are listed in one warning and in the entry.
 
     Raises:
         UserError: Nothing is left to show, or the other run's panel is of other data.
@@ -58,9 +54,9 @@ def choose_panel(config: Config) -> ChosenPanel:
         others = [sample for sample in samples if sample.id not in set(named)]
         ids, seed = [*named, *spread(others, settings.size, settings.seed)], settings.seed
     else:
-        taken = _taken_over(settings, data, digest)
+        taken = _other_panel(settings, data, digest)
         ids, named, seed = [*taken["ids"], *taken["missing"]], taken["named"], taken["seed"]
-    kept, missing = _sorted_out(ids, samples, data)
+    kept, missing = _usable(ids, samples, data)
     bucket = [CROWDING[i] for i in crowding_of_counts(np.array([_crowding(sample) for sample in kept]))]
     complete = config.data.complete
     entry: Panel = {
@@ -79,7 +75,7 @@ def choose_panel(config: Config) -> ChosenPanel:
 
 
 def panel_again(config: Config, manifest: Mapping[str, Any]) -> ChosenPanel:
-    """The panel that the manifest of a resumed run names; what is no longer there is said and left out.
+    """The panel in the manifest of a resumed run; what is no longer there is warned of and left out.
 
     Raises:
         UserError: Nothing of it is left.
@@ -88,41 +84,29 @@ def panel_again(config: Config, manifest: Mapping[str, Any]) -> ChosenPanel:
         return choose_panel(config)
     entry, data = cast(Panel, manifest["panel"]), Path(str(config.data.eval))
     if file_hash(data) != entry["data_sha256"]:
-        log.warning("%s has changed since the run began: its dumps from here on are of other labels", data)
-    kept, missing = _sorted_out(entry["ids"], read_jsonl(data), data)
+        log.warning("%s has changed since the run began: dumps from here on show other labels", data)
+    kept, missing = _usable(entry["ids"], read_jsonl(data), data)
     entry = {**entry, "ids": [sample.id for sample in kept], "missing": [*entry["missing"], *missing]}
     return ChosenPanel(entry, kept)
 
 
 def spread(samples: Sequence[Sample], size: int, seed: int) -> list[str]:
-    """Ids of `size` samples, one of each bucket of crowding in turn, from the emptiest to the most crowded.
+    """Ids of `size` samples (all if there are fewer), one of each bucket of crowding in turn, the emptiest first.
 
-    The choice is the same for any order of the samples.
-
-    Args:
-        samples: To choose from.
-        size: How many; all if there are fewer.
-        seed: Of the choice within a bucket.
+    The choice depends on `seed` and the ids, not on the order of the samples.
     """
     order = sorted(samples, key=lambda s: hashlib.sha256(f"{seed}:{s.id}".encode("utf-8", "surrogatepass")).digest())
     bucket = crowding_of_counts(np.array([_crowding(sample) for sample in order], dtype=np.int64))
     rows = {name: [s.id for s, b in zip(order, bucket, strict=True) if CROWDING[b] == name] for name in CROWDING}
-    empty = rows.pop(CROWDING[0])
-    first = empty[: -(-size // _EMPTY_SHARE)]
-    buckets = [*rows.values(), first]
-    chosen: dict[str, list[str]] = {name: [] for name in (*rows, CROWDING[0])}
-    while sum(map(len, chosen.values())) < size and any(buckets):
-        for name, waiting in zip(chosen, buckets, strict=True):
-            if waiting and sum(map(len, chosen.values())) < size:
-                chosen[name].append(waiting.pop(0))
-    found = [identity for ids in chosen.values() for identity in ids]
-    found += empty[-(-size // _EMPTY_SHARE) :][: size - len(found)]
+    empty, most_empty = rows.pop(CROWDING[0]), -(-size // _EMPTY_SHARE)
+    turns = zip_longest(*rows.values(), empty[:most_empty])
+    found = [identity for turn in turns for identity in turn if identity is not None][:size]
+    found += empty[most_empty:][: size - len(found)]
     labels = {sample.id: _crowding(sample) for sample in samples}
     return sorted(found, key=labels.__getitem__)
 
 
-def _taken_over(settings: PanelSection, data: Path, digest: str) -> Panel:
-    """The panel of the run that the settings name."""
+def _other_panel(settings: PanelSection, data: Path, digest: str) -> Panel:
     run = open_run(Path(str(settings.from_run)))
     panel = run.panel
     if panel is None:
@@ -141,8 +125,8 @@ def _taken_over(settings: PanelSection, data: Path, digest: str) -> Panel:
     return panel
 
 
-def _sorted_out(ids: Sequence[str], samples: Sequence[Sample], data: Path) -> tuple[tuple[Sample, ...], list[str]]:
-    """The samples of `ids` that can be shown, and the ids of the others, which are warned of once."""
+def _usable(ids: Sequence[str], samples: Sequence[Sample], data: Path) -> tuple[tuple[Sample, ...], list[str]]:
+    """The samples of `ids` that can be shown, and the ids of the others, which are listed in one warning."""
     by_id = {sample.id: sample for sample in samples}
     kept, reasons = [], {}
     for identity in dict.fromkeys(ids):

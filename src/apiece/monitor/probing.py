@@ -1,6 +1,6 @@
 """Runs a model for its probes: beliefs at the labels' own slots, and at the boxes that it wrote itself.
 
-Forward passes alone, without gradients, in bounded batches; the passes are Channel-A's own (`apiece.channels`).
+Only forward passes, without gradients, in bounded batches; the passes are Channel-A's own (`apiece.channels`).
 
 Shapes: B samples, T answer tokens, N objects, P predictions, S slots, K bins, D width.
 """
@@ -25,13 +25,13 @@ from apiece.evaluate.answers import Answer
 from apiece.losses.compose import at_least_float32
 from apiece.model.encode import Augmentation, SampleEncoder, TooLongError, written_objects
 from apiece.model.prefix import FirstPass, first_pass, later_pass, window_pass
-from apiece.probes.labels import NONE, Follow, LabelProbes, follow, neighbours, probe_labels
+from apiece.probes.labels import NONE, LabelProbes, follow, neighbours, probe_labels
 from apiece.probes.slots import reach
 from apiece.types import Encoded, IntArray, Role, Sample, Slots
 
 T = TypeVar("T")
 TOKENS_AT_ONCE = 16_384
-"""Most tokens of one batch, padding included; a single sample always goes."""
+"""Most tokens of one batch, padding included; a single sample may be longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +39,12 @@ class ProbeSettings:
     """What the figures depend on.
 
     Attributes:
-        passes: Of Channel-A; at least 2, so that there is a context of beliefs.
+        passes: At least 2, so that there is a context of beliefs.
         embed_mode: How a belief becomes an input.
         temperature: Divides the logits before they become an input; the figures themselves are at temperature 1.
-        sigma: Width of the training target, bins: near is within three of them.
+        sigma: Width of the training target, bins.
         order: In which labels are written.
-        seed: Of a random order.
+        seed: For a random order.
         batch_size: Samples at once.
     """
 
@@ -58,7 +58,7 @@ class ProbeSettings:
 
     @classmethod
     def of(cls, config: Config) -> Self:
-        """Those of a run: its own passes and order, at least two passes, every slot replaced."""
+        """Those of a run: its own passes (at least two) and order, every slot replaced."""
         stage2 = config.stage2_ab
         return cls(
             passes=max(2, stage2.n_softctx_iter),
@@ -84,33 +84,17 @@ class ProbeSettings:
 class _Labelled:
     """A sample with its labels as an answer, and which objects that answer names, in its order."""
 
-    sample: Sample
     written: IntArray
     encoded: EncodedSample
 
 
 class Prober:
-    """Probes a model; leaves it in the mode that it was in.
+    """Probes a model (not wrapped), in the weights' own precision as evaluation, and leaves it in its mode."""
 
-    Args:
-        model: Of `apiece.model.load`, not wrapped.
-        encoder: Its tokenizer, prompt and images.
-        settings: What the figures depend on.
-        dtype: Autocast to it; `None` for the weights' own precision, as evaluation runs.
-    """
-
-    def __init__(
-        self,
-        model: Any,
-        encoder: SampleEncoder,
-        settings: ProbeSettings | None = None,
-        *,
-        dtype: torch.dtype | None = None,
-    ) -> None:
+    def __init__(self, model: Any, encoder: SampleEncoder, settings: ProbeSettings | None = None) -> None:
         self.model = model
         self.encoder = encoder
         self.settings = settings or ProbeSettings()
-        self._dtype = dtype
         self._stage2 = Stage2Section(
             n_softctx_iter=self.settings.passes,
             coord_ctx_embed_mode=self.settings.embed_mode,
@@ -119,40 +103,38 @@ class Prober:
         )
 
     def labels(self, samples: Iterable[Sample]) -> list[LabelProbes | None]:
-        """Probes at the labels' own slots, one per sample in order.
-
-        `None` for a sample whose labels do not fit into the model's context. A few MB a sample: hand over as many
-        samples at a time as may stay in memory.
-        """
+        """`iter_labels` at once: a few MB a sample."""
         return list(self.iter_labels(samples))
 
     def iter_labels(self, samples: Iterable[Sample]) -> Iterator[LabelProbes | None]:
-        """The same, a batch at a time: any number of samples streams through."""
-        for group in _batches((self._labelled(s) for s in samples), self.settings.batch_size, _encoded_of):
+        """Probes at the labels' own slots, one per sample in order, a batch at a time.
+
+        `None` for a sample whose labels do not fit into the model's context.
+        """
+        labelled = map(self._labelled, samples)
+        size = self.settings.batch_size
+        for group in _batches(labelled, size, lambda item: None if item is None else item.encoded):
             yield from self._label_batch(group)
 
     def answers(self, answers: Iterable[Answer]) -> list[NDArray[np.float32]]:
-        """The distributions `[P, 4, K]` at the coordinates of each answer's kept records, one forward pass a batch.
+        """The distributions `[P, 4, K]` at the coordinates of each answer's kept objects.
 
         The ids go in as they were generated, token for token.
         """
-        return list(self.iter_answers(answers))
-
-    def iter_answers(self, answers: Iterable[Answer]) -> Iterator[NDArray[np.float32]]:
-        """The same, a batch at a time."""
         bins = self.encoder.side.vocab.num_bins
-        rows = (self._written(answer) for answer in answers)
-        for group in _batches(rows, self.settings.batch_size, lambda encoded: encoded):
-            asked = [e for e in group if e is not None]
-            found: Iterator[NDArray[np.float32]] = iter(())
-            if asked:
+        found: list[NDArray[np.float32]] = []
+        for group in _batches(map(self._written, answers), self.settings.batch_size, lambda encoded: encoded):
+            given = [encoded for encoded in group if encoded is not None]
+            beliefs: Iterator[NDArray[np.float32]] = iter(())
+            if given:
                 with self._evaluating():
-                    batch = self._collate(asked)
+                    batch = self._collate(given)
                     hidden_BTD = first_pass(self.model, batch).hidden_BTD
-                    p_S4K = _beliefs(slot_logits(hidden_BTD, batch.slots, self._rows()))
-                found = iter(np.split(p_S4K, np.cumsum([len(_answer(e).slots) // 4 for e in asked])[:-1]))
-            for encoded in group:
-                yield np.zeros((0, 4, bins), dtype=np.float32) if encoded is None else next(found)
+                    p_N4K = _beliefs(slot_logits(hidden_BTD, batch.slots, self._rows()))
+                beliefs = iter(np.split(p_N4K, np.cumsum([len(_answer(e).slots) // 4 for e in given])[:-1]))
+            none = np.zeros((0, 4, bins), dtype=np.float32)
+            found += [none if encoded is None else next(beliefs) for encoded in group]
+        return found
 
     def _labelled(self, sample: Sample) -> _Labelled | None:
         order, seed = self.settings.order, self.settings.seed
@@ -160,10 +142,10 @@ class Prober:
             encoded = self.encoder.training(sample, Augmentation(order=order, seed=seed), 0)
         except TooLongError:
             return None
-        return _Labelled(sample, written_objects(sample, order, seed), encoded)
+        return _Labelled(written_objects(sample, order, seed), encoded)
 
     def _written(self, answer: Answer) -> EncodedSample | None:
-        """An answer as it was generated, as a target; `None` where it has no box."""
+        """An answer as it was generated, as if it were a target; `None` where it has no box."""
         if not answer.parsed.objects:
             return None
         question = self.encoder.question(answer.sample)
@@ -183,15 +165,18 @@ class Prober:
         )
 
     def _label_batch(self, group: Sequence[_Labelled | None]) -> Iterator[LabelProbes | None]:
-        able = [item for item in group if item is not None and len(item.written)]
-        found: Iterator[LabelProbes] = iter(self._probed(able) if able else ())
+        given = [item for item in group if item is not None and len(item.written)]
+        found = iter(self._probed(given) if given else ())
+        bins = self.encoder.side.vocab.num_bins
+        none, boxes = np.zeros(0, dtype=np.int64), np.zeros((0, 4), dtype=np.int64)
+        beliefs = np.zeros((0, 4, bins), dtype=np.float32)
         for item in group:
             if item is None:
                 yield None
-            elif not len(item.written):
-                yield self._nothing(item.sample)
-            else:
+            elif len(item.written):
                 yield next(found)
+            else:
+                yield self._one(item, boxes, boxes, none, beliefs, beliefs, none, none, beliefs[:, :2])
 
     def _probed(self, items: Sequence[_Labelled]) -> list[LabelProbes]:
         with self._evaluating():
@@ -205,16 +190,23 @@ class Prober:
                 hidden_BTD = later_pass(self.model, first, context_inputs(first, slots, context))
                 logits_SK = slot_logits(hidden_BTD, slots, rows)
             last = _beliefs(logits_SK)
-            columns = [x.view(-1, 4).cpu().numpy() for x in (truth_S, context.bins_S)]
-            group_N = batch.object_group.cpu().numpy()
-            ends = np.cumsum([len(item.written) for item in items])[:-1]
-            parts = [np.split(x, ends) for x in (*columns, group_N, a1, last)]
-            swaps = _Swaps.of(parts[0], parts[2], reach(self.settings.sigma))
-            seen_F2K = self._swapped(first, batch, rows, swaps)
-        return [
-            self._one(item, truth, context, group, a1_N4K, last_N4K, swaps.of_image(number), seen_F2K)
-            for number, (item, truth, context, group, a1_N4K, last_N4K) in enumerate(zip(items, *parts, strict=True))
-        ]
+            truth_N4, context_N4 = (x.view(-1, 4).cpu().numpy() for x in (truth_S, context.bins_S))
+            group_N = batch.object_group.cpu().numpy()  # of one image and name: no neighbour is in another image
+            neighbour_N = neighbours(truth_N4, group_N, reach(self.settings.sigma))
+            own_F = np.flatnonzero(neighbour_N != NONE)
+            seen_F2K = self._swapped(first, batch, rows, own_F, neighbour_N[own_F])
+        found, begin = [], 0
+        for item in items:
+            end = begin + len(item.written)
+            one = slice(begin, end)
+            here = (begin <= own_F) & (own_F < end)
+            own, other = own_F[here] - begin, neighbour_N[own_F[here]] - begin
+            beliefs = a1[one], last[one]
+            found.append(
+                self._one(item, truth_N4[one], context_N4[one], group_N[one], *beliefs, own, other, seen_F2K[here])
+            )
+            begin = end
+        return found
 
     def _one(
         self,
@@ -224,19 +216,18 @@ class Prober:
         group_N: IntArray,
         a1_N4K: NDArray[np.float32],
         last_N4K: NDArray[np.float32],
-        swap: tuple[IntArray, IntArray, IntArray],
+        own_F: IntArray,
+        other_F: IntArray,
         seen_F2K: NDArray[np.float32],
     ) -> LabelProbes:
         """One image, its objects from the order written into the order of its labels."""
-        object_F, neighbour_F, rows_F = swap
         order = np.argsort(item.written)
         place = np.argsort(order)  # of the object written n-th, among the labels
         truth_N4 = truth_N4[order]
         sigma = self.settings.sigma
-        by_label = np.argsort(place[object_F])
-        own_F, other_F = (place[x][by_label] for x in (object_F, neighbour_F))
+        by_label = np.argsort(place[own_F])
+        own_F, other_F = (place[x][by_label] for x in (own_F, other_F))
         return probe_labels(
-            item.sample.id,
             self.settings.passes,
             item.written[order],
             truth_N4,
@@ -244,29 +235,21 @@ class Prober:
             a1_N4K[order],
             last_N4K[order],
             context_N4[order],
-            follow(seen_F2K[rows_F][by_label], own_F, other_F, truth_N4, reach(sigma)),
+            follow(seen_F2K[by_label], own_F, other_F, truth_N4, reach(sigma)),
             sigma=sigma,
         )
 
-    def _nothing(self, sample: Sample) -> LabelProbes:
-        """Of a sample without objects to write."""
-        none, bins = np.zeros(0, dtype=np.int64), self.encoder.side.vocab.num_bins
-        boxes, beliefs = np.zeros((0, 4), dtype=np.int64), np.zeros((0, 4, bins), dtype=np.float32)
-        nobody: Follow = follow(beliefs[:, :2], none, none, boxes, 0)
-        return probe_labels(
-            sample.id, self.settings.passes, none, boxes, none, beliefs, beliefs, boxes, nobody,
-            sigma=self.settings.sigma,
-        )  # fmt: skip
+    def _swapped(
+        self, first: FirstPass, batch: Batch, rows: CoordRows, own_F: IntArray, other_F: IntArray
+    ) -> NDArray[np.float32]:
+        """Distributions `[F, 2, K]` at x2 and y2 with a neighbour's x1, y1 in the input, one object at a time.
 
-    def _swapped(self, first: FirstPass, batch: Batch, rows: CoordRows, swaps: _Swaps) -> NDArray[np.float32]:
-        """Distributions `[F, 2, K]` at x2 and y2 with a neighbour's x1, y1 in the input, each object for itself.
-
-        x2 is read first; y2 is read behind the x2 that the model found most likely, as if it had written it.
+        x2 is read first; y2 is read after the most likely x2, as if the model had written it.
         """
-        if not len(swaps.own):
+        if not len(own_F):
             return np.zeros((0, 2, self.encoder.side.vocab.num_bins), dtype=np.float32)
         device = batch.answer_ids.device
-        own, other = (torch.from_numpy(x).to(device) for x in (swaps.own, swaps.neighbour))
+        own, other = (torch.from_numpy(x).to(device) for x in (own_F, other_F))
         position_F4 = batch.slots.position.view(-1, 4)[own]
         truth_F4 = batch.slots.target_bin.view(-1, 4)[other]
         sample_F, start_F = batch.slots.sample.view(-1, 4)[own, 0], position_F4[:, 0]
@@ -299,42 +282,11 @@ class Prober:
     def _evaluating(self) -> Iterator[None]:
         was_training = self.model.training
         self.model.eval()
-        device = next(self.model.parameters()).device.type
         try:
-            with torch.no_grad(), torch.autocast(device, dtype=self._dtype, enabled=self._dtype is not None):
+            with torch.no_grad(), torch.autocast(next(self.model.parameters()).device.type, enabled=False):
                 yield
         finally:
             self.model.train(was_training)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Swaps:
-    """Whose x1, y1 go in place of whose: objects counted over the whole batch, in the order written, `[F]` each."""
-
-    own: IntArray
-    neighbour: IntArray
-    image: IntArray
-    first: IntArray
-    """First object of each image, `[B]`."""
-
-    @classmethod
-    def of(cls, truth: Sequence[IntArray], group: Sequence[IntArray], radius: int) -> Self:
-        """By the boxes `[N, 4]` and groups `[N]` of each image."""
-        first = np.cumsum([0, *(len(t) for t in truth[:-1])])
-        own, other, image = [], [], []
-        for number, (truth_N4, group_N) in enumerate(zip(truth, group, strict=True)):
-            found = neighbours(truth_N4, group_N, radius)
-            rows = np.flatnonzero(found != NONE)
-            own.append(first[number] + rows)
-            other.append(first[number] + found[rows])
-            image.append(np.full(len(rows), number))
-        own_F, other_F, image_F = (np.concatenate(x).astype(np.int64) for x in (own, other, image))
-        return cls(own_F, other_F, image_F, first)
-
-    def of_image(self, number: int) -> tuple[IntArray, IntArray, IntArray]:
-        """Objects and neighbours of one image, counted within it, and their rows among all."""
-        rows = np.flatnonzero(self.image == number)
-        return self.own[rows] - self.first[number], self.neighbour[rows] - self.first[number], rows
 
 
 def _beliefs(logits_SK: Tensor) -> NDArray[np.float32]:
@@ -346,10 +298,6 @@ def _beliefs(logits_SK: Tensor) -> NDArray[np.float32]:
 def _answer(encoded: EncodedSample) -> Encoded:
     assert encoded.answer is not None, "probes are of answers"
     return encoded.answer
-
-
-def _encoded_of(item: _Labelled | None) -> EncodedSample | None:
-    return None if item is None else item.encoded
 
 
 def _batches(items: Iterable[T], size: int, encoded_of: Callable[[T], EncodedSample | None]) -> Iterator[list[T]]:

@@ -1,4 +1,4 @@
-"""What a config needs on given GPUs: memory of each and time of a step, for every kind of step."""
+"""Memory of each GPU and time of a step that a config needs on given GPUs, for every kind of step."""
 
 from __future__ import annotations
 
@@ -14,37 +14,23 @@ from apiece.planning.memory import WEIGHT, Footprint, rollout_footprint, trainin
 from apiece.planning.shapes import ModelShape
 
 GIB = 1 << 30
-MOST = 512
-"""GPUs that a plan is made for at most."""
-RESERVED_GIB = 1.5
-"""Assumed to be taken by driver, libraries and communication buffers."""
-USABLE = 0.94
-"""Share of the rest that can be filled: the allocator leaves holes."""
+MOST = 512  # GPUs that a plan is made for at most
+RESERVED_GIB = 1.5  # assumed to be taken by driver, libraries and communication buffers
+USABLE = 0.94  # share of the rest that can be filled: the allocator leaves holes
 
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One kind of GPU.
+    """One kind of GPU."""
 
-    Attributes:
-        name: As it is asked for.
-        title: In words.
-        memory_gib: That programs see, GiB.
-        peak_bf16: Peak of dense bf16 products with float32 sums, FLOP/s.
-        peak_float32: Peak of float32 products outside the tensor cores, FLOP/s: PyTorch's default for float32.
-        bytes_per_s: Peak of memory traffic, bytes/s.
-        link_bytes_per_s: To the other GPUs of a node, bytes/s in one direction.
-        reaches: Assumed share of `peak_bf16` in training.
-    """
-
-    name: str
+    name: str  # as the user writes it
     title: str
-    memory_gib: float
-    peak_bf16: float
-    peak_float32: float
-    bytes_per_s: float
-    link_bytes_per_s: float
-    reaches: float
+    memory_gib: float  # that programs see
+    peak_bf16: float  # peak of dense bf16 products with float32 sums, FLOP/s
+    peak_float32: float  # peak of float32 products outside the tensor cores, FLOP/s: PyTorch's default for float32
+    bytes_per_s: float  # peak of memory traffic
+    link_bytes_per_s: float  # to the other GPUs of a node, in one direction
+    reaches: float  # assumed share of `peak_bf16` in training
 
     @property
     def room(self) -> float:
@@ -76,10 +62,8 @@ GPUS = {
     )
 }
 _ALIASES = {"a100": "a100-80", "h100-sxm": "h100", "h200-sxm": "h200", "4090": "rtx4090", "3090": "rtx3090"}
-NODE = 8
-"""GPUs of a node, joined by `link_bytes_per_s`."""
-NETWORK = 50e9
-"""Assumed between nodes for each GPU, bytes/s in one direction: one 400 Gbit/s adapter."""
+NODE = 8  # GPUs of a node, joined by `link_bytes_per_s`
+NETWORK = 50e9  # assumed between nodes for each GPU, bytes/s in one direction: one 400 Gbit/s adapter
 LINK_SHARE, MEMORY_SHARE, SINGLE_SHARE = 0.7, 0.7, 0.5
 """Assumed shares of the links', the memory's and the float32 peak that are reached."""
 
@@ -101,11 +85,7 @@ class Machine:
 
 
 def machine_of(text: str, reaches: float | None = None) -> Machine:
-    """`h100:8`, or `h100` for one.
-
-    Raises:
-        UserError: No such GPU, or no such number of them.
-    """
+    """`h100:8`, or `h100` for one; a `UserError` for an unknown GPU or number."""
     name, colon, number = text.strip().lower().partition(":")
     name = _ALIASES.get(name, name)
     if name not in GPUS:
@@ -129,13 +109,24 @@ def machine_of(text: str, reaches: float | None = None) -> Machine:
 MOVES = 2 * 7
 """Times that the update moves each trained number: weight, gradient and moments, read and written, in two sweeps."""
 FORWARDS = 5.5
-"""Forward passes for an object while answers are held to the format (docs/performance.md); a token each without."""
-LAUNCH = 0.8e-3
-"""Assumed seconds that a layer takes at least while answers are written: starting its kernels."""
-PASSES = (1, 2, 4)
-"""Passes of Channel-A that every plan shows."""
+"""Forward passes for an object while answers are held to the format (docs/dev/performance.md); a token each without."""
+LAUNCH = 0.8e-3  # assumed seconds that a layer takes at least while answers are written: starting its kernels
+PASSES = (1, 2, 4)  # passes of Channel-A that every plan shows
 TARGET_LENGTH = 1.5
 """Assumed length of Channel-B's targets in lengths of the labels' answers: they begin with what the model wrote."""
+
+
+ASSUMED = {
+    "share_of_float32_peak": SINGLE_SHARE,
+    "share_of_memory_traffic": MEMORY_SHARE,
+    "share_of_links": LINK_SHARE,
+    "network_bytes_per_s": NETWORK,
+    "reserved_gib": RESERVED_GIB,
+    "usable_share": USABLE,
+    "b_target_length": TARGET_LENGTH,
+    "forwards_per_object": FORWARDS,
+    "seconds_per_layer_while_writing": LAUNCH,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,10 +148,7 @@ def step_seconds(
 ) -> Seconds:
     """The time of a step: counts at assumed shares of peaks, not a measurement.
 
-    Args:
-        flops: Of all of a GPU's micro-batches.
-        micro_steps: How many those are.
-        rollout: Seconds of writing answers before.
+    `flops`: of all `micro_steps` micro-batches of a GPU; `rollout`: seconds of writing answers before.
     """
     gpu = machine.gpu
     speed = gpu.peak_bf16 * machine.reaches if recipe.half else gpu.peak_float32 * SINGLE_SHARE
@@ -206,13 +194,9 @@ def rollout_seconds(
 
 @dataclass(frozen=True, slots=True)
 class Batching:
-    """How a step's batch is cut.
+    """How a step's batch is cut: `micro_steps` forward passes of `micro` samples on each GPU.
 
-    Attributes:
-        samples: Of a step.
-        micro: Samples of one forward pass on one GPU.
-        micro_steps: Forward passes of a step on a GPU.
-        splits_evenly: Whether `train.batch_size` does; if not, `samples` is the next larger that does.
+    If `train.batch_size` cannot be split evenly, `samples` is the next larger that can.
     """
 
     samples: int
@@ -222,7 +206,6 @@ class Batching:
 
     @classmethod
     def of(cls, config: Config, processes: int) -> Batching:
-        """The config's own, or with the smallest batch above that splits evenly."""
         batch = config.train.batch_size
         micro = config.train.micro_batch_size or max(batch // processes, 1)
         each = -(-batch // (processes * micro))

@@ -1,4 +1,4 @@
-"""Arithmetic of a step of training by count: what runs, how often, and what of it is needed for gradients.
+"""Arithmetic of a training step by count: what runs, how often, and what of it gradients need.
 
 A multiplication and an addition are two FLOPs. Norms, activations and rotations are left out: they are small.
 """
@@ -14,33 +14,21 @@ from apiece.config.rules import trained_parts
 from apiece.config.schema import Config, Part, SoftContextGrad
 from apiece.planning.shapes import ModelShape
 
-Grid = tuple[int, int, int]
-"""Patches of an image by time, rows and columns."""
+Grid = tuple[int, int, int]  # patches of an image by time, rows and columns
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """One forward pass of training: a micro-batch of B samples.
+    """One forward pass of training: a micro-batch of B samples."""
 
-    Attributes:
-        grids: Patches of each image.
-        prefix: P, prefix tokens of a row, padding included.
-        answer: T, answer tokens of a row, padding included.
-        text_rows: Text tokens with a loss, over all samples.
-        name_rows: Those of names among them.
-        slots: S, over all samples.
-        first_slot: Index of the earliest slot in an answer.
-        padded: Whether some prefix is shorter than P: attention then needs a mask.
-    """
-
-    grids: tuple[Grid, ...]
-    prefix: int
-    answer: int
-    text_rows: int
-    name_rows: int
-    slots: int
-    first_slot: int
-    padded: bool
+    grids: tuple[Grid, ...]  # patches of each image by time, rows and columns
+    prefix: int  # P, prefix tokens of a row, padding included
+    answer: int  # T, answer tokens of a row, padding included
+    text_rows: int  # text tokens with a loss, over all samples
+    name_rows: int  # those of class names among them
+    slots: int  # S, over all samples
+    first_slot: int  # index of the earliest slot in an answer
+    padded: bool  # whether some prefix is shorter than P: attention then needs a mask
 
     @property
     def samples(self) -> int:
@@ -61,55 +49,36 @@ class Work:
         return max(self.answer - 1 - self.first_slot, 1)
 
     def longer(self, factor: float) -> Work:
-        """The same with answers that are so many times as long."""
+        """The same with answers `factor` times as long."""
         return replace(self, answer=round(factor * self.answer))
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What a step does with a micro-batch.
+    """What a step does with a micro-batch."""
 
-    Attributes:
-        passes: Of Channel-A; Channel-B's pass over its targets is one.
-        unroll: Whether gradients flow through the context into earlier passes.
-        soft: Whether a context is a mean of embeddings, not one of them.
-        gate: Whether the last pass reads full-vocabulary logits at slots.
-        text_gate: Whether the mass of text tokens is in the loss.
-        anchored: Whether A1 of several passes has losses on its slots.
-        trained: Parts whose weights get gradients.
-        recompute: Gradient checkpointing.
-        half: bf16 autocast.
-        flash: FlashAttention: no masks, and keys are never repeated.
-        cuda: On a GPU, where the update takes the root of all second moments at once.
-        muon: Matrices of layers have one moment instead of two.
-        shards: Processes that share weights, gradients and optimizer state (FSDP); 1: nothing is shared.
-        rank: Of low-rank adapters; 0: none.
-        adapted: Parts whose linear layers have adapters.
-        rows: Whether the coordinate rows are trained beside adapters.
-        dora: Whether adapters learn the length of every column as well.
-    """
-
-    passes: int = 1
-    unroll: bool = True
-    soft: bool = True
-    gate: bool = True
-    text_gate: bool = False
-    anchored: bool = False
+    passes: int = 1  # of Channel-A; Channel-B's pass over its targets is one
+    unroll: bool = True  # gradients flow through the context into earlier passes
+    soft: bool = True  # a context is a mean of embeddings, not one of them
+    gate: bool = True  # the last pass reads full-vocabulary logits at slots
+    text_gate: bool = False  # the mass of text tokens is in the loss
+    anchored: bool = False  # A1 of several passes has losses on its slots
+    # parts whose weights get gradients
     trained: Mapping[Part, bool] = field(default_factory=lambda: dict.fromkeys(Part, True))
-    recompute: bool = False
-    half: bool = True
-    flash: bool = False
-    cuda: bool = True
-    muon: bool = False
-    shards: int = 1
-    rank: int = 0
-    adapted: frozenset[Part] = frozenset()
-    rows: bool = False
-    dora: bool = False
+    recompute: bool = False  # gradient checkpointing
+    half: bool = True  # bf16 autocast
+    flash: bool = False  # FlashAttention: no masks, and keys are never repeated
+    cuda: bool = True  # on a GPU, where the update takes the root of all second moments at once
+    muon: bool = False  # matrices of layers have one moment instead of two
+    shards: int = 1  # processes that share weights, gradients and optimizer state (FSDP); 1: nothing is shared
+    rank: int = 0  # of low-rank adapters; 0: none
+    adapted: frozenset[Part] = frozenset()  # parts whose linear layers have adapters
+    rows: bool = False  # the coordinate rows are trained as well as adapters
+    dora: bool = False  # adapters learn the length of every column as well
 
     @classmethod
     def of(cls, config: Config, *, half: bool, shards: int = 1) -> Self:
-        """What a config asks for; `half`: whether the device computes in bf16 under its `model.precision`."""
+        """The recipe of a config; `half`: whether the device computes in bf16 under its `model.precision`."""
         stage2, reg, geo = config.stage2_ab, config.objective.coord_reg, config.objective.bbox_geo
         learning, lora = trained_parts(config), config.model.lora
         anchors = reg.weight * (reg.config.a1_soft_ce_weight + reg.config.a1_w1_weight)
@@ -135,7 +104,6 @@ class Recipe:
 
     @property
     def image_gradients(self) -> bool:
-        """Whether gradients reach the image tokens."""
         return self.learns(Part.MERGER) or self.learns(Part.VISION)
 
     @property
@@ -154,7 +122,7 @@ class Recipe:
         return 2 if self.half else 4
 
     def learns(self, part: Part) -> bool:
-        """Whether anything of a part is trained: its weights, or adapters beside them."""
+        """Whether a part's weights are trained, or adapters of it."""
         return self.trained[part] or part in self.adapted
 
     def added(self, shape: ModelShape) -> dict[Part, int]:
@@ -183,10 +151,8 @@ class Recipe:
 class ForwardFlops:
     """FLOPs of a forward pass through parts of one model.
 
-    Attributes:
-        shape: Of the model.
-        causal: Whether attention in the language model leaves out what a query does not see. Kernels that are handed
-            a mask, and torch's counter, work on all pairs.
+    `causal`: attention in the language model leaves out what a query does not see. Kernels that take a mask, and the
+    counter of torch, work on all pairs.
     """
 
     shape: ModelShape
@@ -221,7 +187,6 @@ class ForwardFlops:
         return 4.0 * self.shape.query_width * self.shape.text.num_hidden_layers * pairs
 
     def language(self, queries: int, before: int) -> float:
-        """The language model's layers, for `queries` tokens behind `before` tokens."""
         return self.layers(queries) + self.attention(queries, before)
 
     def head(self, rows: float) -> float:

@@ -1,4 +1,4 @@
-"""What a plan is made from: the model's sizes, and the tokens of every sample as training's encoder counts them."""
+"""The input of a plan: the model's sizes, and the tokens of every sample as training's encoder counts them."""
 
 from __future__ import annotations
 
@@ -24,35 +24,25 @@ from apiece.train.batches import BatchPlan, sample_lengths
 from apiece.train.setup import training_samples
 from apiece.types import IntArray
 
-COUNTED = 64
-"""Micro-batches whose FLOPs are averaged, at least."""
+COUNTED = 64  # micro-batches whose FLOPs are averaged, at least
 
 
 @dataclass(frozen=True, eq=False)
 class Lengths:
-    """Tokens of N samples.
+    """Tokens of N samples."""
 
-    Attributes:
-        grids: `[N, 2]` rows and columns of patches.
-        image: `[N]` image tokens.
-        prompt: Tokens of the prompt around them.
-        answer: `[N]` tokens of the answer, the end token included.
-        names: `[N]` those of names among them.
-        objects: `[N]` objects that it names.
-        first_slot: `[N]` index of the first coordinate token in the answer; of the last token where there is none.
-    """
-
-    grids: IntArray
-    image: IntArray
-    prompt: int
-    answer: IntArray
-    names: IntArray
-    objects: IntArray
+    grids: IntArray  # `[N, 2]` rows and columns of patches
+    image: IntArray  # `[N]` image tokens
+    prompt: int  # tokens of the prompt around them
+    answer: IntArray  # `[N]` tokens of the answer, the end token included
+    names: IntArray  # `[N]` answer tokens that name classes
+    objects: IntArray  # `[N]`
+    # `[N]` index of the first coordinate token in the answer; of the last token where there is none
     first_slot: IntArray
 
     @classmethod
     def of(cls, records: DataFile, encoder: SampleEncoder) -> Lengths:
-        """The samples of a data file, from its index: no image is opened, and nothing is augmented."""
+        """From the index of a data file: no image is opened, and nothing is augmented."""
         images, renderer, table = encoder.side.images, encoder.side.renderer, records.table
         sizes, which = np.unique(records.size_wh, axis=0, return_inverse=True)
         shrunk = np.array([images.size_for((width, height)) for width, height in sizes.tolist()])
@@ -79,12 +69,11 @@ class Lengths:
 
     @cached_property
     def prefixes(self) -> Counter[tuple[Grid, int]]:
-        """How many samples have an image of a grid and, with the prompt, so many tokens before the answer."""
+        """How many samples have an image of a grid and this many tokens before the answer."""
         grids = ((1, high, wide) for high, wide in self.grids.tolist())
         return Counter(zip(grids, (self.image + self.prompt).tolist(), strict=True))
 
     def work(self, rows: IntArray) -> Work:
-        """The micro-batch of some of the samples."""
         prefixes = self.image[rows] + self.prompt
         return Work(
             grids=tuple((1, high, wide) for high, wide in self.grids[rows].tolist()),
@@ -98,7 +87,7 @@ class Lengths:
         )
 
     def heaviest(self, micro: int) -> Work:
-        """A micro-batch of the longest samples: some batch may be made of them."""
+        """A micro-batch of the longest samples: a batch may be made of them."""
         return self.work(np.resize(np.argsort(-self.total, kind="stable")[:micro], micro))
 
     @lru_cache(maxsize=64)  # noqa: B019  lives as long as the command
@@ -114,29 +103,17 @@ class Lengths:
 
 @dataclass(frozen=True, eq=False)
 class PlanInput:
-    """A checkpoint and data.
-
-    Attributes:
-        shape: Of the model.
-        encoder: Counts tokens as in training.
-        records: The samples that are trained on.
-        dropped: How many others hold too many objects.
-        remarks: What was assumed where the checkpoint is not made ready yet.
-    """
+    """A checkpoint and data."""
 
     shape: ModelShape
     encoder: SampleEncoder
-    records: DataFile
-    dropped: int
-    remarks: tuple[str, ...]
+    records: DataFile  # the samples that are trained on
+    dropped: int  # how many others hold too many objects
+    remarks: tuple[str, ...]  # assumptions about a checkpoint that has not been extended yet
 
     @classmethod
     def of(cls, config: Config) -> PlanInput:
-        """Read what a config names, but for weights and images.
-
-        Raises:
-            UserError: The checkpoint or the data is missing or wrong, or a sample does not fit the model.
-        """
+        """Read everything that a config names except weights and images."""
         folder, remarks = resolve_checkpoint(config.model.checkpoint), list[str]()
         tokenizer, shape = read_tokenizer(folder), ModelShape.read(folder)
         if coord_token(0) not in tokenizer.get_vocab():
@@ -157,6 +134,6 @@ class PlanInput:
 
     @lru_cache(maxsize=64)  # noqa: B019  lives as long as the command
     def lengths(self, max_pixels: int) -> Lengths:
-        """The tokens of the samples with images of at most so many pixels."""
+        """Tokens of the samples with images of at most this many pixels."""
         side = self.encoder.side.with_max_pixels(max_pixels)
         return Lengths.of(self.records, replace(self.encoder, side=side))

@@ -18,21 +18,18 @@ from apiece.config.schema import Part
 from apiece.planning.flops import Recipe, Work
 from apiece.planning.shapes import ModelShape
 
-WEIGHT = 4
-"""Bytes of a weight, of its gradient and of a moment: all float32."""
-GROWTH = 1.5
-"""Keys and values of answers are kept in tables that grow by half when they are full."""
+WEIGHT = 4  # bytes of a weight, of its gradient and of a moment: all float32
+GROWTH = 1.5  # keys and values of answers are kept in tables that grow by half when they are full
 FED, LOGIT_COPIES = 4, 3
 """Tokens that a row is fed at once while answers are written, at most, and tables of their logits at that moment."""
 CURVES_KEPT, CURVES_WORKING = 9, 6
 """Tables `[S, bins]` that the losses on slots keep, and those that come and go with them."""
-TARGETS = 2 * NUM_BINS**2 * 4
-"""Target distributions and their running sums, made once."""
+TARGETS = 2 * NUM_BINS**2 * 4  # target distributions and their running sums, made once
 
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """What fills a GPU at the highest point of a kind of step; there gradients need not be complete.
+    """The memory of a GPU at the highest point of a kind of step; gradients need not be complete there.
 
     `exchange`: buckets of gradients, gathered layers, a gathered model, working memory of the update.
     """
@@ -52,7 +49,7 @@ class Footprint:
 
 @dataclass(frozen=True, slots=True)
 class Resident:
-    """What a GPU holds through the whole run, in bytes; `learnt`: all gradients; `exchange`: DDP's buckets."""
+    """Bytes that a GPU holds through the whole run; `learnt`: all gradients; `exchange`: DDP's buckets."""
 
     weights: float
     optimizer: float
@@ -61,7 +58,6 @@ class Resident:
 
     @classmethod
     def of(cls, shape: ModelShape, recipe: Recipe, processes: int) -> Resident:
-        """Of a model and a recipe on one of several processes."""
         held, learnt = (WEIGHT * sum(n.values()) / recipe.shards for n in (recipe.held(shape), recipe.learnt(shape)))
         single = WEIGHT * recipe.muon_matrices(shape) / recipe.shards if recipe.muon else 0.0
         # DDP copies gradients into buckets of its own, which it keeps.
@@ -69,7 +65,7 @@ class Resident:
 
     @property
     def total(self) -> float:
-        """What is there at every moment; gradients come and go."""
+        """Without gradients, which come and go."""
         return self.weights + self.optimizer + self.exchange
 
     def at(self, where: str, gradients: float, activations: float, logits: float, exchange: float) -> Footprint:
@@ -139,7 +135,7 @@ def training_footprint(
 
 
 def _language_layer(shape: ModelShape, work: Work, recipe: Recipe, *, later: bool) -> tuple[float, float]:
-    """What a layer keeps in a pass, and the most that its backward pass holds beyond that."""
+    """Bytes that a layer keeps in a pass, and the most that its backward pass holds beyond that."""
     t, e, trained = shape.text, recipe.compute_bytes, recipe.trained[Part.LANGUAGE]
     adapted, width, inner = Part.LANGUAGE in recipe.adapted, t.hidden_size, t.intermediate_size
     queries, keys = work.again if later else work.length, work.samples * work.length
@@ -166,7 +162,7 @@ def _language_layer(shape: ModelShape, work: Work, recipe: Recipe, *, later: boo
 
 
 def _vision_block(shape: ModelShape, work: Work, recipe: Recipe) -> tuple[float, float]:
-    """What a block of the tower keeps, and the most that it holds beyond that."""
+    """Bytes that a block of the tower keeps, and the most that it holds beyond that."""
     v, e, learns = shape.vision, recipe.compute_bytes, recipe.learns(Part.VISION)
     # Inputs of the norms (in float32, on a GPU), queries, keys and values, attention's output, the MLP about its bend.
     values = v.hidden_size * (2 * (4 if recipe.cuda else e) + 9 * e + 8 * shape.gated)
@@ -179,7 +175,7 @@ def _vision_block(shape: ModelShape, work: Work, recipe: Recipe) -> tuple[float,
 
 
 def _logits(shape: ModelShape, work: Work, recipe: Recipe) -> tuple[float, float, float]:
-    """What all passes' logits and losses keep; what they hold beyond that at the end of the forward pass and behind."""
+    """Bytes that logits and losses keep; that they hold beyond that at the end of the forward pass; in the backward."""
     several, trained = recipe.passes > 1, recipe.trained[Part.COORD]
     heads = [(work.text_rows, 0 if several else work.slots * recipe.gate)]
     if several:

@@ -1,46 +1,42 @@
-"""A plan as one JSON document, and as tables: lengths, parameters, memory and time by kind of step, what would fit."""
+"""A plan as JSON and tables: lengths, parameters, memory and time by kind of step, and changes that make a run fit."""
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, replace
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from itertools import islice, product
+from typing import Any, TypeVar
 
 import numpy as np
+from pydantic import BaseModel
 from rich.table import Table
 from rich.text import Text
 
-from apiece.config.schema import Config, Parallel
+from apiece.config.rules import trained_parts
+from apiece.config.schema import Config, Parallel, Part
 from apiece.planning.estimate import (
-    FORWARDS,
+    ASSUMED,
     GIB,
-    LAUNCH,
-    LINK_SHARE,
-    MEMORY_SHARE,
+    GPUS,
     MOST,
-    NETWORK,
-    RESERVED_GIB,
-    SINGLE_SHARE,
-    TARGET_LENGTH,
-    USABLE,
+    Batching,
     Estimate,
     Machine,
     StepKind,
     estimate,
     recipe_on,
 )
-from apiece.planning.fit import Change, changes_that_fit, with_settings
 from apiece.planning.lengths import Lengths, PlanInput
 from apiece.planning.memory import Resident
 from apiece.printed import stdout_console, table
 
 VERSION = 2
-COUNTS = tuple(1 << k for k in range(MOST.bit_length()))
-"""Numbers of GPUs that a plan compares: 1, 2, 4, ... 512."""
+COUNTS = tuple(1 << k for k in range(MOST.bit_length()))  # numbers of GPUs that a plan compares: 1, 2, 4, ... 512
 
 
 def make_plan(config: Config, source: PlanInput, machine: Machine) -> dict[str, Any]:
-    """Everything that is planned for a config on a machine."""
+    """The plan of a config on a machine, as JSON."""
     own, gpu = estimate(config, source, machine), machine.gpu
     changes = [] if own.fits else changes_that_fit(config, source, machine)
     return {
@@ -61,18 +57,7 @@ def make_plan(config: Config, source: PlanInput, machine: Machine) -> dict[str, 
         "seconds_in_all": own.seconds * config.train.steps,
         "scaling": list(_scaling(config, source, machine)),
         "changes": [_change(change, own) for change in changes],
-        "assumed": {
-            "share_of_peak": machine.reaches,
-            "share_of_float32_peak": SINGLE_SHARE,
-            "share_of_memory_traffic": MEMORY_SHARE,
-            "share_of_links": LINK_SHARE,
-            "network_bytes_per_s": NETWORK,
-            "reserved_gib": RESERVED_GIB,
-            "usable_share": USABLE,
-            "b_target_length": TARGET_LENGTH,
-            "forwards_per_object": FORWARDS,
-            "seconds_per_layer_while_writing": LAUNCH,
-        },
+        "assumed": {"share_of_peak": machine.reaches, **ASSUMED},
     }
 
 
@@ -254,3 +239,95 @@ def _duration(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:,.1f} {unit}"
     return f"{seconds:,.0f} seconds"
+
+
+LEAST_PIXELS = 65_536  # images are not shrunk further than to this: small objects would go first
+LORA_RANK = 16
+SHOWN = 6
+Settings = Mapping[str, Any]
+Model = TypeVar("Model", bound=BaseModel)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Settings by dotted path (none where other GPUs are proposed) that make a run fit on a GPU as `--gpu` takes it."""
+
+    settings: Settings
+    gpu: str
+    estimate: Estimate
+
+    def typed(self, asked: str) -> str:
+        """The change as command-line arguments, for a user who gave `--gpu asked`."""
+        settings = [f"{path}={_typed(value)}" for path, value in self.settings.items()]
+        return " ".join(settings if self.gpu == asked else [*settings, f"--gpu {self.gpu}"])
+
+
+def changes_that_fit(config: Config, source: PlanInput, machine: Machine) -> list[Change]:
+    """Changes that make a config fit, the least first: one setting, then several, then other GPUs; maybe none."""
+
+    def tried(settings: Settings, on: Machine = machine) -> Change:
+        done = estimate(with_settings(config, settings), source, on, passes=())
+        return Change(settings, f"{on.gpu.name}:{on.count}", done)
+
+    kept: list[Change] = []
+    for settings in _candidates(config, machine):
+        # What holds all of a smaller change, or goes further in each of its settings, has nothing to add.
+        if (
+            not any(other.settings.keys() <= settings.keys() for other in kept)
+            and (one := tried(settings)).estimate.fits
+        ):
+            kept.append(one)
+    shared: Settings = {} if config.train.parallel is Parallel.FSDP else {"train.parallel": Parallel.FSDP}
+    counts = (machine.count << k for k in range(1, MOST.bit_length()) if machine.count << k <= MOST)
+    more = (tried(shared, replace(machine, count=n)) for n in counts if Batching.of(config, n).splits_evenly)
+    larger = sorted((g for g in GPUS.values() if g.memory_gib > machine.gpu.memory_gib), key=lambda g: g.memory_gib)
+    others = (tried({}, Machine(gpu, machine.count, gpu.reaches)) for gpu in larger)
+    for group in (more, others):
+        kept += islice((one for one in group if one.estimate.fits), 1)
+    return kept[:SHOWN]
+
+
+def _candidates(config: Config, machine: Machine) -> Iterator[Settings]:
+    """Changes of settings, the least first: those that change nothing about the result before those that do."""
+    now, model = Batching.of(config, machine.count), config.model
+    each = now.samples // machine.count
+    smaller = [{"train.micro_batch_size": size} for size in range(now.micro - 1, 0, -1) if each % size == 0]
+    recompute = [] if model.gradient_checkpointing else [{"model.gradient_checkpointing": True}]
+    shared = machine.count > 1 and config.train.parallel is Parallel.DDP
+    axes: list[list[dict[str, Any]]] = [[{"train.parallel": Parallel.FSDP}] if shared else [], recompute, smaller]
+    free = [dict(ChainMap(*several)) for several in product(*([{}, *axis] for axis in axes))]
+    yield from sorted(filter(None, free), key=len)
+    sizes = (config.data.max_pixels >> k for k in range(1, 8))
+    pixels = [{"data.max_pixels": size} for size in sizes if size >= LEAST_PIXELS]
+    adapters = _adapters(config)
+    yield from (*adapters, *pixels)
+    most = dict(ChainMap(*(axis[-1] for axis in axes if axis)))
+    yield from (most | one for one in (*adapters, *pixels, *(a | p for a in adapters for p in pixels)))
+
+
+def _adapters(config: Config) -> list[dict[str, Any]]:
+    """Adapters instead of all weights, where the other settings go with them."""
+    optim, model = config.optim, config.model
+    targets = tuple(part for part in (Part.MERGER, Part.LANGUAGE) if part in trained_parts(config))
+    if model.lora.rank or optim.name != "adamw" or optim.lr_vision or not targets:
+        return []
+    own = {} if targets == tuple(model.lora.targets) else {"model.lora.targets": targets}
+    return [{"model.lora.rank": LORA_RANK, **own}]
+
+
+def with_settings(config: Config, settings: Settings) -> Config:
+    """A config with other values of some settings, by dotted path."""
+    for path, value in settings.items():
+        config = _with(config, path.split("."), value)
+    return config
+
+
+def _with(model: Model, path: list[str], value: Any) -> Model:
+    name, *rest = path
+    return model.model_copy(update={name: _with(getattr(model, name), rest, value) if rest else value})
+
+
+def _typed(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"[{','.join(map(str, value))}]"
+    return str(value).lower() if isinstance(value, bool) else str(value)

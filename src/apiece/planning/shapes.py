@@ -19,29 +19,18 @@ from apiece.model.load import read_model_config, reading
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Sizes of a model.
-
-    Attributes:
-        config: Of the model, as the library reads it.
-        parameters: By part; a head that is the embedding is counted once.
-        matrices: Numbers in the weight matrices of linear layers, by part; the head is of the part `coord`.
-        sides: Inputs and outputs of these layers, added up: the parameters of an adapter of rank 1.
-        outputs: Their outputs alone.
-    """
+    """Sizes of a model."""
 
     config: Any
-    parameters: dict[Part, int]
+    parameters: dict[Part, int]  # by part; a head that is the embedding is counted once
+    # numbers in the weight matrices of linear layers, by part; the head is of the part `coord`
     matrices: dict[Part, int]
-    sides: dict[Part, int]
-    outputs: dict[Part, int]
+    sides: dict[Part, int]  # inputs plus outputs of these layers: the parameters of an adapter of rank 1
+    outputs: dict[Part, int]  # their outputs alone
 
     @classmethod
     def of(cls, config: Any, where: Path | str = "config.json", rows: int | None = None) -> ModelShape:
-        """The sizes of a model with this config, or with another number of rows in its embedding.
-
-        Raises:
-            UserError: The library cannot build such a model.
-        """
+        """The sizes of a model with this config, or with another number of rows in its embedding."""
         config = deepcopy(config)
         if rows is not None:
             config.text_config.vocab_size = rows
@@ -87,13 +76,13 @@ class ModelShape:
 
     @property
     def query_width(self) -> int:
-        """Width of the queries of a token."""
+        """Width of a token's queries."""
         t = self.text
         return int(t.num_attention_heads * (getattr(t, "head_dim", None) or t.hidden_size // t.num_attention_heads))
 
     @property
     def key_width(self) -> int:
-        """Width of the keys of a token, and of its values."""
+        """Width of a token's keys, and of its values."""
         return int(self.query_width // self.text.num_attention_heads * self.text.num_key_value_heads)
 
     @property
@@ -108,7 +97,7 @@ class ModelShape:
 
     @property
     def mergers(self) -> int:
-        """One behind the last block, one for each deep-stack output."""
+        """One after the last block, one for each deep-stack output."""
         return 1 + len(getattr(self.vision, "deepstack_visual_indexes", ()))
 
     @property
@@ -118,7 +107,7 @@ class ModelShape:
 
     @property
     def windows(self) -> tuple[int, int]:
-        """Side in patches of the windows that most of the tower's blocks attend in, and how many blocks see it all."""
+        """Side in patches of the windows that most blocks attend in, and how many blocks see the whole image."""
         v = self.vision
         if not self.gated:
             return 0, v.depth

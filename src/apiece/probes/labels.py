@@ -1,30 +1,26 @@
-"""All probes of one image's labels, and their JSON form (docs/records.md).
+"""What a box of several slots says: whose box it began, whether it mixes instances, and whether it is finished.
 
-Shapes: N objects, 4 coordinates (x1, y1, x2, y2), K bins.
+docs/guides/diagnosing.md defines each figure. Functions take the objects of one image (or of a few: N x N is kept).
+
+Shapes: N objects, 4 coordinates (x1, y1, x2, y2), K bins, F rows of `follow`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from apiece.boxes import FloatArray
-from apiece.dumps.beliefs import PASSES
+from apiece.dumps.form import PASS_FIGURES, ProbePass, Probes
 from apiece.probes.slots import SlotFigures, mass_near, reach, slot_figures
 from apiece.types import IntArray
 
-# What a box of several slots says: whose box it began, whether it mixes instances, and whether it is finished.
-#
-# Each figure is defined in docs/diagnosing.md. Functions take the objects of one image (or of a few: N x N is kept).
-#
-# Shapes: N objects, 4 coordinates (x1, y1, x2, y2), K bins, F rows of `follow`.
-
-
 NONE = -1
 """In place of a neighbour: there is none."""
+_DECIMALS = 4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,8 +32,7 @@ class Follow:
         neighbour: Whose x1, y1 stood in the input.
         coordinate: 2 for x2, 3 for y2.
         near_neighbour: Mass near the neighbour's coordinate: the model finishes the box that the input began.
-        near_own: Mass near the object's own.
-        elsewhere: The rest.
+        near_own: Mass near the object's own coordinate.
     """
 
     object: IntArray
@@ -52,7 +47,7 @@ class Follow:
 
 
 def flips(argmax_N4: IntArray, truth_N4: IntArray, group_N: IntArray) -> NDArray[np.bool_]:
-    """Whether x1, y1 as believed are nearer (L1) to those of another instance of the group than to the own, `[N]`."""
+    """Whether the believed x1, y1 are nearer (L1) to another instance of the group than to the own, `[N]`."""
     distance = np.abs(argmax_N4[:, None, :2] - truth_N4[None, :, :2]).sum(-1)
     own = np.diagonal(distance)
     return ((distance < own[:, None]) & _others(group_N)).any(1)
@@ -62,7 +57,7 @@ def chimeras(context_N4: IntArray, truth_N4: IntArray, group_N: IntArray, slack:
     """Whether the four values of a box belong to two or more instances of its group, `[N]`.
 
     A value belongs to the instance whose same coordinate is nearest, and to each that is at most `slack` bins farther
-    off: books on a shelf share y1 and y2. A box is a chimera if no single instance has all four.
+    away: books on a shelf share y1 and y2. A box is a chimera if no single instance has all four.
     """
     same = group_N[:, None] == group_N[None]
     distance = np.abs(context_N4[:, None] - truth_N4[None]).astype(np.float64)
@@ -73,13 +68,13 @@ def chimeras(context_N4: IntArray, truth_N4: IntArray, group_N: IntArray, slack:
 
 
 def neighbours(truth_N4: IntArray, group_N: IntArray, radius: int) -> IntArray:
-    """For each object the instance of its group that is nearest in x1, y1 (L1) and yet another place, `[N]`.
+    """For each object the nearest instance of its group in x1, y1 (L1) that is at another place, `[N]`.
 
-    Another place is more than `radius` bins off in x1 or in y1. The earlier instance at a tie; `NONE` without any.
+    Another place is more than `radius` bins away in x1 or in y1. The earlier instance at a tie; `NONE` without any.
     """
-    apart = np.abs(truth_N4[:, None, :2] - truth_N4[None, :, :2])
-    able = _others(group_N) & (apart.max(-1) > radius)
-    distance = np.where(able, apart.sum(-1).astype(np.float64), np.inf)
+    gap = np.abs(truth_N4[:, None, :2] - truth_N4[None, :, :2])
+    able = _others(group_N) & (gap.max(-1) > radius)
+    distance = np.where(able, gap.sum(-1).astype(np.float64), np.inf)
     if not len(truth_N4):
         return np.zeros(0, dtype=np.int64)
     return np.where(able.any(1), distance.argmin(1), NONE)
@@ -90,7 +85,7 @@ def follow(
 ) -> Follow:
     """Where the mass of x2 and y2 goes.
 
-    Where a coordinate of the two lies within twice `radius`, near the one is near the other: such rows are left out.
+    Rows are left out where the coordinates of the two lie within twice `radius`: near the one is near the other.
 
     Args:
         p_F2K: Distributions at x2 and y2 of F objects, with a neighbour's x1, y1 in the input.
@@ -122,17 +117,11 @@ def _others(group_N: IntArray) -> NDArray[np.bool_]:
     return same
 
 
-FIGURES = ("argmax", "entropy", "modes", "own_mass", "cross_instance_mass", "exp_argmax_gap")
-"""Of a slot, as they stand in a record, once for each pass."""
-_DECIMALS = 4
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class LabelProbes:
     """What a model believes at the slots of an image's own labels.
 
     Attributes:
-        sample_id: Of the image.
         passes: How many there were; `last` is the last of them.
         objects: `[N]` indices into the sample's objects, ascending: neither crowd regions nor boxes
             thinner than a bin.
@@ -144,10 +133,9 @@ class LabelProbes:
         drift_N4: Bins between the most likely bin of the two.
         flip_N: The box was begun as another instance's (`flips`, on the first pass).
         chimera_N: The box in the input of the last pass mixes instances (`chimeras`).
-        follow: What is made of a box that was begun as a neighbour's.
+        follow: How a box is finished that was begun as a neighbour's.
     """
 
-    sample_id: str
     passes: int
     objects: IntArray
     target_N4: IntArray
@@ -160,9 +148,8 @@ class LabelProbes:
     chimera_N: NDArray[np.bool_]
     follow: Follow
 
-    def record(self) -> dict[str, Any]:
-        """`PROBES` of docs/records.md: numbers and lists alone."""
-        rows = {name: _figures(getattr(self, name)) for name in PASSES}
+    def as_json(self) -> Probes:
+        """As it stands in a dump entry."""
         follow = self.follow
         return {
             "passes": self.passes,
@@ -170,8 +157,9 @@ class LabelProbes:
                 "object": np.repeat(self.objects, 4).tolist(),
                 "coordinate": np.tile(np.arange(4), len(self.objects)).tolist(),
                 "target": self.target_N4.ravel().tolist(),
-                **rows,
-                "drift": self.drift_N4.ravel().tolist(),
+                "a1": _figures(self.a1),
+                "last": _figures(self.last),
+                "drift": [*self.drift_N4.ravel().tolist()],
             },
             "objects": {
                 "object": self.objects.tolist(),
@@ -193,7 +181,6 @@ class LabelProbes:
 
 
 def probe_labels(
-    sample_id: str,
     passes: int,
     objects: IntArray,
     target_N4: IntArray,
@@ -205,23 +192,16 @@ def probe_labels(
     *,
     sigma: float,
 ) -> LabelProbes:
-    """All figures of one image from its distributions.
+    """All figures of one image from its distributions; the arguments not named here are those of `LabelProbes`.
 
     Args:
-        sample_id: Of the image.
-        passes: How many there were.
-        objects: `[N]` indices into the sample's objects, ascending.
-        target_N4: True bins.
         group_N: Objects of one name share a number.
-        a1_N4K: Distributions of the first pass.
-        last_N4K: Distributions of the last pass.
         context_N4: Bins in the input of the last pass.
-        follow: By `apiece.probes.context.follow`; its indices are rows of the other arrays.
+        follow: By `follow`; its indices are rows of the other arrays.
         sigma: Width of the training target, bins.
     """
     a1, last = (slot_figures(p, target_N4, group_N, sigma) for p in (a1_N4K, last_N4K))
     return LabelProbes(
-        sample_id=sample_id,
         passes=passes,
         objects=objects,
         target_N4=target_N4,
@@ -236,5 +216,6 @@ def probe_labels(
     )
 
 
-def _figures(figures: SlotFigures) -> dict[str, list[float]]:
-    return {name: np.round(getattr(figures, name).ravel(), _DECIMALS).tolist() for name in FIGURES}
+def _figures(figures: SlotFigures) -> ProbePass:
+    rounded = {name: np.round(getattr(figures, name).ravel(), _DECIMALS).tolist() for name in PASS_FIGURES}
+    return cast(ProbePass, rounded)

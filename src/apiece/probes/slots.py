@@ -1,6 +1,6 @@
 """What one slot's distribution says: spread, peaks, mass on its own and on other instances, mean against mode.
 
-Each figure is defined in docs/diagnosing.md. Arrays in, arrays out; any number of images at once.
+Each figure is defined in docs/guides/diagnosing.md. Arrays in, arrays out; any number of images at once.
 
 Shapes: N objects, 4 coordinates (x1, y1, x2, y2), K bins, S any number of slots.
 """
@@ -32,8 +32,8 @@ class SlotFigures:
         argmax: Most likely bin.
         entropy: Nats.
         modes: Local maxima that hold `MODE_MASS` or more.
-        own_mass: Within `reach` of the target.
-        cross_instance_mass: Within `reach` of the same coordinate of another instance of the group, not of the own.
+        own_mass: Mass within `reach` of the target.
+        cross_instance_mass: Mass within `reach` of the same coordinate of another instance of the group only.
         exp_argmax_gap: Bins between the expectation and the most likely bin.
     """
 
@@ -46,7 +46,7 @@ class SlotFigures:
 
 
 def reach(sigma: float) -> int:
-    """How many bins off still counts as the same place: three times the width of the training target."""
+    """Bins within which two values count as the same place: three times the width of the training target."""
     return int(3 * sigma + 1e-9)
 
 
@@ -73,7 +73,7 @@ def slot_figures(p_N4K: NDArray[np.floating], target_N4: IntArray, group_N: IntA
 
 
 def entropy(p_SK: FloatArray) -> FloatArray:
-    """Entropy in nats, `[S]`; leading axes may be any."""
+    """Entropy in nats, `[S]`, with any leading axes."""
     return -(p_SK * np.log(np.where(p_SK > 0, p_SK, 1.0))).sum(-1)
 
 
@@ -86,8 +86,8 @@ def exp_argmax_gap(p_SK: FloatArray) -> FloatArray:
 def modes(p_SK: FloatArray) -> IntArray:
     """How many local maxima of the smoothed distribution hold `MODE_MASS` or more, `[S]`.
 
-    The smoothed curve is cut at its valleys; what lies between two cuts is one maximum's, and it holds the mass that
-    the distribution itself has there. A plateau is one maximum. 0 means that the mass is spread over many small bumps.
+    The smoothed curve is cut at its valleys; a maximum holds the mass that the distribution itself has between its two
+    cuts. A plateau is one maximum. 0 means that the mass is spread over many small bumps.
     """
     if not p_SK.size:
         return np.zeros(p_SK.shape[:-1], dtype=np.int64)
@@ -108,7 +108,7 @@ def modes(p_SK: FloatArray) -> IntArray:
 
 
 def mass_near(p_SK: FloatArray, center_S: IntArray, radius: int) -> FloatArray:
-    """Mass at most `radius` bins from a centre, `[S]`; leading axes may be any, those of the centres."""
+    """Mass at most `radius` bins from each centre, `[S]`; any leading axes, the same of both."""
     last = p_SK.shape[-1] - 1
     summed = np.concatenate([np.zeros((*p_SK.shape[:-1], 1)), np.cumsum(p_SK, axis=-1)], axis=-1)
     low, high = np.clip(center_S - radius, 0, last), np.clip(center_S + radius, 0, last) + 1
@@ -117,7 +117,7 @@ def mass_near(p_SK: FloatArray, center_S: IntArray, radius: int) -> FloatArray:
 
 
 def cross_instance_mass(p_N4K: FloatArray, target_N4: IntArray, group_N: IntArray, radius: int) -> FloatArray:
-    """Mass near the same coordinate of another instance of the group, and not near the own, `[N, 4]`.
+    """Mass near the same coordinate of another instance of the group and not near the own, `[N, 4]`.
 
     Bins near several others count once, so that this and `mass_near` of the target never exceed 1 together.
     """
@@ -126,10 +126,9 @@ def cross_instance_mass(p_N4K: FloatArray, target_N4: IntArray, group_N: IntArra
     edges = np.zeros((count, 4, bins + 1), dtype=np.int64)
     coordinate = np.arange(4)
     for own, other in pairs_in_groups(group_N, group_N):
-        apart = own != other
-        row = own[apart][:, None]
-        np.add.at(edges, (row, coordinate, low[other[apart]]), 1)
-        np.add.at(edges, (row, coordinate, high[other[apart]]), -1)
+        own, other = own[own != other], other[own != other]
+        np.add.at(edges, (own[:, None], coordinate, low[other]), 1)
+        np.add.at(edges, (own[:, None], coordinate, high[other]), -1)
     near_other = np.cumsum(edges, axis=-1)[..., :-1] > 0
     index = np.arange(bins)
     near_own = (index >= low[..., None]) & (index < high[..., None])

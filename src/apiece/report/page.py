@@ -22,13 +22,11 @@ from apiece.codec.bins import COORDINATE_NAMES
 from apiece.data.images import inspect_image, open_image
 from apiece.data.lines import ImageError, ProblemKind
 from apiece.dumps.folder import find_image, open_run
+from apiece.dumps.form import Entry
 from apiece.errors import UserError
-from apiece.report.overlay import CLASS_COLOURS, CROWD_REGION, FATES, HIDDEN, OUTCOMES, PREDICTION, Style
+from apiece.report.draw import CLASS_COLOURS, CROWD_REGION, FATES, HIDDEN, OUTCOMES, PREDICTION, SOLID, Style
 from apiece.report.payload import RunPages, write_payload
 from apiece.stats.ratio import CROWDING, crowding_of_counts
-
-# Photos of the page: each stored once, whatever the number of steps and runs, without its metadata.
-
 
 MAX_SIDE = 1280
 """Longer photos are scaled down: boxes are drawn over them as data, so nothing is lost but pixels."""
@@ -39,26 +37,14 @@ _SMALL = 66_000
 
 
 class Photos:
-    """The folder `photos/` of a report.
-
-    Args:
-        folder: The report's folder.
-    """
+    """`photos/` of a report: each photo is stored once for all steps and runs, without its metadata."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._known: dict[tuple[Path, tuple[int, int]], tuple[str | None, str]] = {}
 
     def add(self, path: Path, size_wh: tuple[int, int]) -> tuple[str | None, str]:
-        """Store a photo.
-
-        Args:
-            path: The image file.
-            size_wh: As it was when its boxes were written down.
-
-        Returns:
-            Its address in the page, or `None` and what is wrong with it.
-        """
+        """Store a photo: its address in the page, or `None` and what is wrong. Its boxes are for `size_wh` pixels."""
         key = path, size_wh
         if key not in self._known:
             try:
@@ -75,7 +61,8 @@ class Photos:
             raise ImageError(ProblemKind.SIZE_DIFFERS, message, path, "")
         data = path.read_bytes() if path.stat().st_size <= _AS_IT_IS else b""
         suffix = ".jpg"
-        if not _plain_jpeg(data) or max(size_wh) > MAX_SIDE:
+        plain = data.startswith(b"\xff\xd8") and b"Exif" not in data[:65536]  # metadata may turn it or name its place
+        if not plain or max(size_wh) > MAX_SIDE:
             image = open_image(path)
             image.thumbnail((MAX_SIDE, MAX_SIDE))
             buffer = io.BytesIO()
@@ -90,38 +77,11 @@ class Photos:
         return name
 
 
-def _plain_jpeg(data: bytes) -> bool:
-    """Whether a file's bytes can stand in the page: a JPEG without metadata that turns it or tells its place."""
-    return data.startswith(b"\xff\xd8") and b"Exif" not in data[:65536]
-
-
-def copy_assets(source: Path, folder: Path) -> None:
-    """Copy the style sheet and the scripts."""
-    (folder / "assets").mkdir()
-    for path in sorted(source.iterdir()):
-        if path.suffix in (".js", ".css"):
-            shutil.copyfile(path, folder / "assets" / path.name)
-
-
 MARK = '<meta name="generator" content="apiece report">'
 """Stands in every report's page, so that a report is replaced by a newer one but nothing else ever is."""
 MAX_GAPS = 100
-SCRIPTS = (
-    "core",
-    "style",
-    "chart",
-    "scene",
-    "pointer",
-    "slots",
-    "overview",
-    "panel",
-    "detail",
-    "layers",
-    "extras",
-    "sample",
-    "compare",
-    "app",
-)
+SCRIPTS = "core style chart scene pointer slots overview panel detail layers extras sample compare app".split()
+"""In the order in which the page loads them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,9 +90,8 @@ class Built:
 
     Attributes:
         page: The file to open.
-        samples: How many.
-        steps: Dumps of all runs.
-        num_bytes: Of the whole folder.
+        steps: Number of dumps of all runs.
+        num_bytes: Size of the whole folder.
         gaps: What is missing or broken, one sentence each.
     """
 
@@ -158,7 +117,7 @@ def build_report(
         out: New or empty folder.
         comparison: What `apiece compare` wrote, where there is one.
         comparison_note: Why there is none.
-        overwrite: Whether a report that lies in `out` may be replaced.
+        overwrite: Whether a report in `out` may be replaced.
 
     Raises:
         UserError: A folder is no run, no run has dumps, or `out` is not free.
@@ -209,7 +168,8 @@ def _write(
 ) -> Built:
     for page in pages:
         page.read()
-    ids = list(dict.fromkeys(id_ for panel in (True, False) for p in pages for id_ in _ids(p, in_panel=panel)))
+    found = [(id_, facts.in_panel) for page in pages for id_, facts in page.samples.items()]
+    ids = list(dict.fromkeys(id_ for id_, _ in sorted(found, key=lambda sample: not sample[1])))
     numbers = {id_: number for number, id_ in enumerate(ids)}
     photos = Photos(part)
     samples = [_sample(id_, pages, photos) for id_ in ids]
@@ -231,7 +191,9 @@ def _write(
     }
     write_payload(part / "data", "index", index)
     with as_file(files("apiece.report") / "templates") as templates:
-        copy_assets(templates, part)
+        (part / "assets").mkdir()
+        for path in (*templates.glob("*.js"), *templates.glob("*.css")):
+            shutil.copyfile(path, part / "assets" / path.name)
         environment = jinja2.Environment(loader=jinja2.FileSystemLoader(templates), autoescape=True)
         title = " · ".join(page.run.name for page in pages)
         html = environment.get_template("index.html").render(title=title, scripts=SCRIPTS, mark=Markup(MARK))
@@ -241,10 +203,6 @@ def _write(
     return Built(out / "index.html", len(samples), sum(len(page.steps) for page in pages), size, gaps)
 
 
-def _ids(page: RunPages, *, in_panel: bool) -> list[str]:
-    return [id_ for id_, facts in page.samples.items() if facts.in_panel == in_panel]
-
-
 def _sample(id_: str, pages: Sequence[RunPages], photos: Photos) -> dict[str, Any]:
     """A line of the page's list of samples. The photo is taken from the first run that still has it."""
     holders = [(number, page) for number, page in enumerate(pages) if id_ in page.samples]
@@ -252,27 +210,28 @@ def _sample(id_: str, pages: Sequence[RunPages], photos: Photos) -> dict[str, An
     address, gap = None, "not found"
     for (_, page), fact in zip(holders, facts, strict=True):
         if address is None:
-            path = find_image(fact.image, page.run.path)
-            address, gap = (
-                (None, f"{fact.image['image']}: not found") if path is None else photos.add(path, fact.size_wh)
-            )
-    objects = facts[0].objects
+            path = find_image(fact.entry, page.run.path)
+            missing = None, f"{fact.entry['image']}: not found"
+            address, gap = missing if path is None else photos.add(path, _size_wh(fact.entry))
     return {
         "id": id_,
         "photo": address,
         "gap": gap,
-        "size": facts[0].size_wh,
-        "objects": objects,
-        "crowding": int(crowding_of_counts(objects)),
+        "size": _size_wh(facts[0].entry),
+        "objects": facts[0].objects,
+        "crowding": int(crowding_of_counts(facts[0].objects)),
         "classes": sorted({name[:200] for fact in facts for name in fact.classes}),
         "panel": any(fact.in_panel for fact in facts),
         "runs": [number for number, _ in holders],
     }
 
 
+def _size_wh(entry: Entry) -> tuple[int, int]:
+    return entry["width"], entry["height"]
+
+
 def _run(page: RunPages, out: Path) -> dict[str, Any]:
-    manifest, protocol = page.run.manifest, page.protocol
-    gaps = page.gaps
+    manifest, protocol, gaps = page.run.manifest, page.protocol, page.gaps
     git = manifest.get("git")
     return {
         "name": page.run.name,
@@ -313,7 +272,7 @@ def _styles() -> dict[str, Any]:
         "crowd": ["crowd", *_style(CROWD_REGION)],
         "hidden": ["hidden", *_style(HIDDEN)],
         "other": ["other", *_style(PREDICTION)],
-        "runs": ["#" + bytes(colour).hex() for colour in CLASS_COLOURS],
+        "runs": [Style("", colour, SOLID).css for colour in CLASS_COLOURS],
     }
 
 

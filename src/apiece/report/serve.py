@@ -30,7 +30,7 @@ class _Handler(SimpleHTTPRequestHandler):
         return super().send_head()
 
     def end_headers(self) -> None:
-        self.send_header("Cache-Control", "no-cache")  # a report may be written anew under the same name
+        self.send_header("Cache-Control", "no-cache")  # a report may be replaced under the same name
         self.send_header("X-Content-Type-Options", "nosniff")
         super().end_headers()
 
@@ -39,11 +39,7 @@ class _Handler(SimpleHTTPRequestHandler):
 
 
 def make_server(folder: Path, port: int = 0) -> ThreadingHTTPServer:
-    """A server of a report on loopback, not yet started.
-
-    Args:
-        folder: What `apiece report` wrote.
-        port: 0 takes any that is free.
+    """A server of a report on loopback, not yet started; port 0 takes any that is free.
 
     Raises:
         UserError: The folder holds no page, or the port is taken.
@@ -64,13 +60,7 @@ def make_server(folder: Path, port: int = 0) -> ThreadingHTTPServer:
 
 
 def serve(folder: Path, port: int, ready: Callable[[str], None]) -> None:
-    """Serve until Ctrl-C.
-
-    Args:
-        folder: What `apiece report` wrote.
-        port: 0 takes any that is free.
-        ready: Called with the address once it answers.
-    """
+    """Serve a report until Ctrl-C; `ready` is called with the address once it answers."""
     with make_server(folder, port) as server:
         ready(f"http://{HOST}:{server.server_address[1]}/")
         try:

@@ -1,6 +1,6 @@
-"""Bootstrap draws, made here alone: images with replacement, blocks of logged steps, whole units such as arms.
+"""All bootstrap draws: images with replacement, blocks of logged steps, whole units such as arms.
 
-Equal seeds give equal draws in every command, so a figure of the same images has one interval wherever it stands.
+Equal seeds give equal draws in every command, so a figure of the same images has the same interval everywhere.
 
 Shapes: I images, R logged steps, B draws, U units, K figures.
 """
@@ -23,7 +23,7 @@ DRAWS = 1000
 
 
 def image_draws(images: int, draws: int = DRAWS, seed: int = 0) -> NDArray[np.uint16]:
-    """`[B, I]` how often each image is in each draw."""
+    """How often each image is in each draw, `[B, I]`."""
     if not images:
         return np.zeros((draws, 0), dtype=np.uint16)
     rng = np.random.default_rng([seed, 0])
@@ -31,14 +31,14 @@ def image_draws(images: int, draws: int = DRAWS, seed: int = 0) -> NDArray[np.ui
 
 
 def seeds_rng(seed: int, key: str) -> np.random.Generator:
-    """Draws the training seeds for one figure: its interval does not depend on which others are computed."""
+    """A generator for one figure's training seeds: its interval does not depend on which others are computed."""
     return np.random.default_rng([seed, 1, zlib.crc32(key.encode())])
 
 
 def block_draws(rows: int, length: int, draws: int = DRAWS, seed: int = 0) -> FloatArray:
-    """`[B, R]` shares of the rows in each draw: blocks of `length` rows from anywhere, the end joined to the start.
+    """Shares of the rows in each draw `[B, R]`, of blocks of `length` rows from anywhere, the end joined to the start.
 
-    For logged values that share steps with their neighbours (circular block bootstrap, Politis and Romano 1992).
+    For logged values that depend on their neighbours (circular block bootstrap, Politis and Romano 1992).
     """
     rng = np.random.default_rng([seed, 2])
     blocks = math.ceil(rows / length)
@@ -50,12 +50,12 @@ def block_draws(rows: int, length: int, draws: int = DRAWS, seed: int = 0) -> Fl
 
 
 def unit_draws(units: int, draws: int = DRAWS) -> NDArray[np.int64]:
-    """`[B, U]` numbers of the units in each draw."""
+    """The units in each draw, `[B, U]`."""
     return np.random.default_rng(0).integers(units, size=(draws, units))
 
 
 class RatioDraws(NamedTuple):
-    """A ratio drawn: its value, `[B]` its values in the draws, `[I]` the images it rests on, `[I]` their numerators."""
+    """A ratio's value, its draws `[B]`, the images that it rests on `[I]`, and their numerators `[I]`."""
 
     point: float
     draws: FloatArray
@@ -64,12 +64,7 @@ class RatioDraws(NamedTuple):
 
 
 def draw_ratios(ratios: Iterable[Ratio], weights: NDArray[np.generic]) -> list[RatioDraws]:
-    """Every ratio in every draw, NaN where there is nothing to divide.
-
-    Args:
-        ratios: K, all of the same I images.
-        weights: `[B, I]` how often each image is in each draw.
-    """
+    """Every ratio in every draw, NaN with nothing to divide; `weights` `[B, I]` are those of `image_draws`."""
     ratios = list(ratios)
     if not ratios:
         return []
@@ -83,10 +78,7 @@ def draw_ratios(ratios: Iterable[Ratio], weights: NDArray[np.generic]) -> list[R
 class ImageDraws:
     """The draws of one set of images, made once for all of its figures.
 
-    Args:
-        counted: `[I]` whether an image has a label or a prediction: others are not drawn.
-        draws: B.
-        seed: Equal seeds give equal intervals.
+    Only images are drawn that have a label or a prediction: `counted`, `[I]`.
     """
 
     def __init__(self, counted: NDArray[np.bool_], *, draws: int = DRAWS, seed: int = 0) -> None:
@@ -94,13 +86,11 @@ class ImageDraws:
         self.weights = image_draws(len(self.counted), draws, seed)
 
     def ratio_draws(self, ratios: Iterable[Ratio]) -> list[RatioDraws]:
-        """Ratios over all images of the split, drawn."""
         of_counted = [ratio.of(self.counted) for ratio in ratios]
         some = np.any([ratio.whole > 0 for ratio in of_counted], axis=0)  # others add nothing: a class is on few images
         return draw_ratios([ratio.of(some) for ratio in of_counted], self.weights[:, some])
 
     def estimates(self, ratios: Mapping[str, Ratio]) -> dict[str, Estimate]:
-        """Every figure with its interval."""
         found = {}
         for key, drawn in zip(ratios, self.ratio_draws(ratios.values()), strict=True):
             own = Drawn(np.array([drawn.point]), drawn.draws[None])
@@ -108,7 +98,7 @@ class ImageDraws:
         return found
 
     def difference(self, a: Ratio, b: Ratio) -> Estimate:
-        """B minus A, ratios of two kinds of items on the same images; units are the images of the rarer kind."""
+        """B minus A on the same images; units are the images of the rarer kind of items."""
         drawn = self.ratio_draws([a, b])
         sides = [Drawn(np.array([one.point]), one.draws[None]) for one in drawn]
         units = min(int(one.bearing.sum()) for one in drawn)

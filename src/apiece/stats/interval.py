@@ -1,19 +1,19 @@
-"""The difference of two arms, its interval, and what may be said of it.
+"""The difference of two arms, its interval, and the verdict on it.
 
-Images (or blocks of steps) are drawn with replacement, the same draws for both arms; where an arm has several seeds,
-its seeds are drawn as well: those of both arms together where they are the same, as runs of one seed see the same
-batches. Three corrections keep the intervals honest where little is known:
+Images (or blocks of steps) are drawn with replacement, the same draws for both arms. Where an arm has several seeds,
+they are drawn as well: those of both arms together where they are the same, as runs of one seed see the same batches.
+Three corrections keep the intervals honest where little is known:
 
 - a bootstrap of n units is too narrow by sqrt((n - 1) / n) and by the quantile of Student's t over that of the normal
   (Hesterberg 2015, "What Teachers Should Know About the Bootstrap", section 3.3); the same holds for seeds;
 - seeds differ on a finite set of images even where they are equally good, which the draws of images already count: only
-  what is left of the variance between seeds is added (the pigeonhole bootstrap counts it three times; Owen 2007). Where
-  seeds are paired all of it is added: so few differences are too small a sample to take anything off;
+  the rest of the variance between seeds is added (the pigeonhole bootstrap counts it three times; Owen 2007). Where
+  seeds are paired all of it is added: so few differences are too small a sample to subtract anything;
 - the draws are centred on the difference, as AP of a bootstrap draw is biased upwards.
 
-What is counted has to be met on a few units for a verdict, whatever the interval: a strip on the same two images in
-both arms makes their rates differ by what is divided by, in every draw alike. On fewer units than `LEAST_EVENTS` not
-even a sign test could reach the level, if all of them pointed one way.
+A verdict needs counted events on several units, no matter how narrow the interval is: a strip on the same two images in
+both arms makes their rates differ by the denominators alone, in every draw. On fewer units than `LEAST_EVENTS` not even
+a sign test could reach the level, if all of them pointed one way.
 
 Shapes: S seeds of an arm, B draws, I units.
 """
@@ -30,15 +30,13 @@ from scipy import stats
 from apiece.boxes import FloatArray
 
 LEVEL = 0.95
-LEAST_UNITS = 2
-"""Units (images, blocks of steps) below which there is no interval: of one alone nothing is known of its spread."""
-LEAST_EVENTS = 6
-"""Units on which either arm has to meet what is counted, for a verdict: 2 / 2**6 < 1 - LEVEL < 2 / 2**5."""
+LEAST_UNITS = 2  # units (images, blocks of steps) for an interval: the spread of a single one is unknown
+LEAST_EVENTS = 6  # units with a counted event in either arm, for a verdict: 2 / 2**6 < 1 - LEVEL < 2 / 2**5
 _MOST_NAN = 0.5
 
 
 class Verdict(StrEnum):
-    """What may be said of a difference."""
+    """What a difference shows."""
 
     BETTER = "better"
     WORSE = "worse"
@@ -50,19 +48,12 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Drawn:
-    """A figure of one arm.
+    """A figure of one arm."""
 
-    Attributes:
-        point: `[S]` its value for each seed; NaN where there was nothing to divide.
-        draws: `[S, B]` its values in the draws.
-        part: `[S, I]` what each unit adds to its numerator; `None` where it is no ratio of sums.
-        seeds: `[S]` of the runs; `None` where one has none.
-    """
-
-    point: FloatArray
-    draws: FloatArray
-    part: FloatArray | None = None
-    seeds: tuple[int, ...] | None = None
+    point: FloatArray  # `[S]` its value for each seed; NaN where there was nothing to divide
+    draws: FloatArray  # `[S, B]`
+    part: FloatArray | None = None  # `[S, I]` what each unit adds to its numerator; `None` where it is no ratio of sums
+    seeds: tuple[int, ...] | None = None  # `[S]` of the runs; `None` where one has none
 
     @property
     def value(self) -> float | None:
@@ -72,39 +63,30 @@ class Drawn:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """B minus A.
-
-    Attributes:
-        a: Value in A; `None` without one.
-        b: Value in B.
-        difference: B - A; `None` where one has no value.
-        lo: Lower end of the interval; `None` where too few units are known for one.
-        hi: Upper end.
-        verdict: What may be said.
-        growth: By what factor there would have to be more units for the interval to leave zero out, if the difference
-            stays as it is; `None` where it does so already, or never would.
-    """
+    """B minus A, `None` where one has no value."""
 
     a: float | None
     b: float | None
     difference: float | None
-    lo: float | None = None
+    lo: float | None = None  # ends of the interval; `None` where too few units are known for one
     hi: float | None = None
     verdict: Verdict = Verdict.CANNOT_TELL
+    # how many times as many units the interval needs to exclude zero, if the difference stays as it is; `None` where it
+    # does so already, or never would
     growth: float | None = None
 
 
 def compare_drawn(
     a: Drawn, b: Drawn, units: int, rng: np.random.Generator, *, higher_is_better: bool | None, interval: bool = True
 ) -> Difference:
-    """Compare a figure between two arms.
+    """Compare a figure between two arms in the same draws.
 
     Args:
         a: The figure in A.
-        b: The figure in B, in the same draws.
+        b: The figure in B.
         units: n, how many independent units (images, blocks of steps) the figure rests on.
         rng: Draws the seeds.
-        higher_is_better: `None` where neither is.
+        higher_is_better: `None` where neither direction is.
         interval: False where none can be given.
     """
     if a.value is None or b.value is None:
@@ -139,29 +121,16 @@ def compare_drawn(
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A figure and its interval.
-
-    Attributes:
-        value: `None` where there is nothing to divide.
-        lo: Lower end of the interval; `None` where too few units are known for one.
-        hi: Upper end.
-        units: On how many units it rests.
-    """
+    """A figure, `None` with nothing to divide, and its interval, `None` with too few units."""
 
     value: float | None
     lo: float | None
     hi: float | None
-    units: int
+    units: int  # how many it rests on
 
 
 def estimate(own: Drawn, units: int, rng: np.random.Generator) -> Estimate:
-    """A figure of one arm with its interval: that of its difference to nothing.
-
-    Args:
-        own: The figure.
-        units: n, how many independent units it rests on.
-        rng: Draws the seeds, where there are several.
-    """
+    """A figure of one arm that rests on n `units`, with the interval of its difference from zero."""
     nothing = Drawn(np.zeros(1), np.zeros((1, own.draws.shape[1])))
     found = compare_drawn(nothing, own, units, rng, higher_is_better=None)
     return Estimate(own.value, found.lo, found.hi, units)
@@ -176,25 +145,25 @@ def _seed_by_seed(a: Drawn, b: Drawn) -> Drawn | None:
 
 
 def _events(a: Drawn, b: Drawn) -> float:
-    """On how many units either arm meets what is counted, in any seed; without end where nothing is counted."""
+    """On how many units either arm has a counted event, in any seed; infinite where nothing is counted."""
     if a.part is None or b.part is None:
         return math.inf
     return float((a.part.any(0) | b.part.any(0)).sum())
 
 
 def _seed_part(arm: Drawn, units: int, rng: np.random.Generator, *, whole: bool) -> tuple[float, FloatArray]:
-    """What the choice of seeds adds: its variance, and its deviation in every draw `[B]`; `whole`: all of it."""
+    """What the choice of seeds adds: its variance (all of it if `whole`), and its deviation in every draw `[B]`."""
     seeds, draws = arm.draws.shape
     if seeds < 2:
         return 0.0, np.zeros(draws)
-    apart = arm.point - arm.point.mean()
-    between = float(apart @ apart) / (seeds - 1)
+    deviation = arm.point - arm.point.mean()
+    between = float(deviation @ deviation) / (seeds - 1)
     own = arm.draws - arm.draws.mean(0)
     by_image = float(np.nanvar(own, axis=1).mean()) * seeds / (seeds - 1) * units / (units - 1)
     pure = between if whole else max(0.0, between - by_image)
     times = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=draws)
     scale = math.sqrt(seeds / (seeds - 1) * pure / between) if between else 0.0
-    return pure / seeds, scale * (times @ apart) / seeds
+    return pure / seeds, scale * (times @ deviation) / seeds
 
 
 def _widening(parts: list[tuple[float, int]]) -> float:
@@ -214,6 +183,6 @@ def _verdict(lo: float, hi: float, higher_is_better: bool | None) -> Verdict:
 
 
 def _growth(distance: float, half_width: float, share: float) -> float | None:
-    """How many times the units would make `half_width` as small as `distance`, if that share of its square shrinks."""
+    """How many times the units would make `half_width` equal `distance`, if only that share of its square shrinks."""
     left = distance**2 - half_width**2 * (1 - share)
     return half_width**2 * share / left if left > 0 else None

@@ -1,18 +1,25 @@
-"""Paths to sources: the folder of a run (its dump of a step), of one dump, or of an evaluation."""
+"""What is compared: runs (a dump of each) and evaluations as labels and predictions, grouped into arms and aligned.
+
+Outcomes are computed again from the boxes by the code of `apiece evaluate`, so that dumps and evaluations have one
+meaning. Shapes: I images.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import compress, takewhile
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from apiece.dumps.beliefs import probe_ratios
 from apiece.dumps.folder import DUMPS, PROTOCOL_FILE, RECORDS_FILE, Dump, RunFolder, dumped_steps, open_run, read_dump
-from apiece.dumps.form import HiddenRow, ObjectRow, Record
+from apiece.dumps.form import Entry
 from apiece.errors import UserError
 from apiece.evaluate.answers import PREDICTIONS_FILE
 from apiece.evaluate.detections import (
@@ -25,54 +32,38 @@ from apiece.evaluate.detections import (
 )
 from apiece.evaluate.forms import Detections, GroundTruth
 from apiece.evaluate.metrics import METRICS_FILE
-from apiece.files import file_hash
+from apiece.files import file_hash, read_json_object
 from apiece.stats.ratio import Ratio
-from apiece.types import BoxXYXY, Detection, Instance, Sample
-
-# What is compared: one run at one step, or one evaluation, in the form that every figure is computed from.
-#
-# Shapes: I images.
+from apiece.types import BoxXYXY, Detection, Instance, IntArray, Sample
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RunBoxes:
-    """One run at one step, or one evaluation, with its labels and predictions.
-
-    Attributes:
-        path: As it was named.
-        kind: `panel` (a run's dump) or `evaluation` (what `apiece evaluate` wrote).
-        truth: Labels; the images' names are the sample ids.
-        protocol: What the figures depend on: must be equal in all that is compared.
-        min_score: Detections below it are left out of all but AP.
-        dropped: Dropped objects / objects seen, where it is known.
-        probes: Probe figures by key, such as `probes/a1/entropy`.
-        probe_protocol: What the figures of the `last` pass depend on; `None` where no probes were run.
-        config: The run's settings by dotted path, without seed, name and folder; `None` where they are not known.
-        telemetry: Variances of the run's telemetry by key (`window_var/...`): value by step.
-        telemetry_window: Steps that each of them is taken over.
-    """
+    """One run at one step, or one evaluation, with its labels and predictions."""
 
     name: str
     path: Path
-    kind: str
-    truth: GroundTruth
+    kind: str  # `panel` (a run's dump) or `evaluation` (what `apiece evaluate` wrote)
+    truth: GroundTruth  # labels; the images' names are the sample ids
     detections: Detections
-    protocol: Mapping[str, Any]
+    protocol: Mapping[str, Any]  # what the figures depend on: must be equal in all that is compared
     complete: GroundTruth | None = None
-    min_score: float = 0.0
-    dropped: Ratio | None = None
-    probes: Mapping[str, Ratio] = field(default_factory=dict)
+    min_score: float = 0.0  # detections below it are left out of all but AP
+    dropped: Ratio | None = None  # dropped objects / objects seen, where it is known
+    probes: Mapping[str, Ratio] = field(default_factory=dict)  # probe figures by key, such as `probes/a1/entropy`
+    # what the figures of the `last` pass depend on; `None` where no probes were run
     probe_protocol: Mapping[str, Any] | None = None
     step: int | None = None
     seed: int | None = None
+    # the run's settings by dotted path, without seed, name and folder; `None` where they are not known
     config: Mapping[str, Any] | None = None
+    # variances by key (`window_var/...`): value by step
     telemetry: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
-    telemetry_window: int | None = None
+    telemetry_window: int | None = None  # steps that each of them is taken over
     remarks: tuple[str, ...] = ()
 
     @property
     def ids(self) -> tuple[str, ...]:
-        """Sample ids in order."""
         return tuple(image.name for image in self.truth.images)
 
 
@@ -84,47 +75,26 @@ class Arm:
     sources: tuple[RunBoxes, ...]
 
 
-# A dump of a run as something that can be compared: its records as labels, predictions and probe figures.
-#
-# Outcomes are computed again from the boxes by the code of `apiece evaluate`, so that dumps and evaluations have one
-# meaning.
-#
-# Shapes: I images.
-
-
 _TELEMETRY = "window_var/"
-_OWN_SETTINGS = ("seed", "run.name", "run.dir")
-"""In which runs of one arm may differ."""
+_OWN_SETTINGS = ("seed", "run.name", "run.dir")  # in which runs of one arm may differ
 
 
 def dump_source(run: RunFolder, dump: Dump, path: Path) -> RunBoxes:
-    """The records of a dump, ready to be compared.
-
-    Args:
-        run: The run it belongs to.
-        dump: One of its dumps.
-        path: As it was named.
-
-    Raises:
-        UserError: There is no record in it, or a prediction has no score.
-    """
+    """A dump, ready to be compared; a `UserError` if no sample can be read or a prediction has no score."""
     panel = run.panel
     place = {name: i for i, name in enumerate(panel["ids"])} if panel else {}
-    records = sorted(dump.records, key=lambda record: place.get(record["id"], len(place)))
+    records = sorted(dump.entries, key=lambda record: place.get(record["id"], len(place)))
     if not records:
         raise UserError("expected records, found none that can be read", where=dump.folder, fix="; ".join(dump.gaps))
     protocol = dump.protocol
-    samples = [_sample(record, record["objects"]) for record in records]
-    truth, detections = predictions_to_detections(
-        samples_to_ground_truth(samples),
-        {record["id"]: _detections(record, dump.folder) for record in records},
-    )
+    predictions = {record["id"]: _detections(record, dump.folder) for record in records}
+    truth, detections = predictions_to_detections(samples_to_ground_truth(list(map(_sample, records))), predictions)
     complete = None
     if all(record["hidden"] is not None for record in records):
-        everything = [_sample(record, _everything(record)) for record in records]
+        everything = [_sample(record, everything=True) for record in records]
         truth, complete = align_complete(samples_to_ground_truth(everything), truth)
-    order = {record["id"]: record for record in records}
-    ordered = [order[image.name] for image in truth.images]
+    by_id = {record["id"]: record for record in records}
+    ordered = [by_id[image.name] for image in truth.images]
     settings = arm_settings(run.config)
     return RunBoxes(
         name=run.name,
@@ -174,34 +144,29 @@ def arm_settings(config: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def generation(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of generation that answers depend on; how many images are asked about at once is none of them."""
+    """Settings of generation that answers depend on: all but how many images are answered at once."""
     return {f"generate.{key}": value for key, value in settings.items() if key != "batch_size"}
 
 
 def dropped_ratio(answers: Sequence[tuple[int, Iterable[int]]]) -> Ratio:
-    """Dropped objects / objects seen, from how many each image kept, and dropped for each reason."""
+    """Dropped objects / objects seen, from how many objects of each image were kept and dropped (by reason)."""
     dropped = np.array([sum(reasons) for _, reasons in answers], dtype=np.float64)
     kept = np.array([count for count, _ in answers], dtype=np.float64)
     return Ratio(dropped, dropped + kept)
 
 
-def _sample(record: Record, objects: Iterable[ObjectRow]) -> Sample:
-    instances = tuple(
-        Instance(row["desc"], _box(row["bbox"]), row["iscrowd"], row["area"], row["id"]) for row in objects
-    )
-    return Sample(record["id"], Path(record["image"]), (record["width"], record["height"]), instances)
-
-
-def _everything(record: Record) -> list[ObjectRow]:
-    """The labels that are not crowd regions, and what is there but not labelled."""
-    hidden: list[HiddenRow] = record["hidden"] or []
-    return [row for row in record["objects"] if not row["iscrowd"]] + [
-        ObjectRow(desc=row["desc"], bbox=row["bbox"], iscrowd=False, area=None, id=None, fate=None, slots=None)
-        for row in hidden
+def _sample(record: Entry, *, everything: bool = False) -> Sample:
+    """The labels of an image; or everything: the labels that are not crowd regions, and the objects without a label."""
+    labels = [
+        Instance(row["desc"], _box(row["bbox"]), row["iscrowd"], row["area"], row["id"]) for row in record["objects"]
     ]
+    if everything:
+        hidden = [Instance(row["desc"], _box(row["bbox"])) for row in record["hidden"] or ()]
+        labels = [*(label for label in labels if not label.iscrowd), *hidden]
+    return Sample(record["id"], Path(record["image"]), (record["width"], record["height"]), tuple(labels))
 
 
-def _detections(record: Record, folder: Path) -> list[Detection]:
+def _detections(record: Entry, folder: Path) -> list[Detection]:
     found = []
     for number, row in enumerate(record["predictions"]):
         score = row["score"]
@@ -220,9 +185,6 @@ def _box(values: Sequence[float]) -> BoxXYXY:
     return x1, y1, x2, y2
 
 
-# A folder that `apiece evaluate` wrote as something that can be compared.
-
-
 COCO_FILE, RESULTS_FILE = "coco.json", "results.json"
 FILES = (METRICS_FILE, COCO_FILE, RESULTS_FILE, PREDICTIONS_FILE)
 _KEYS = {"image", "width", "height", "objects", "dropped"}
@@ -230,11 +192,7 @@ _FIX = "make one with: apiece evaluate CHECKPOINT --data X.jsonl --out DIR"
 
 
 def evaluation_source(folder: Path) -> RunBoxes:
-    """The labels, predictions and settings of an evaluation.
-
-    Raises:
-        UserError: A file of it is missing, or something in it cannot be scored.
-    """
+    """What `apiece evaluate` wrote, ready to be compared; a `UserError` if a file is missing or cannot be scored."""
     missing = [name for name in FILES if not (folder / name).is_file()]
     if missing:
         raise UserError(
@@ -243,11 +201,11 @@ def evaluation_source(folder: Path) -> RunBoxes:
             fix=_FIX,
             exit_code=2,
         )
-    metrics = _json((folder / METRICS_FILE).read_text(encoding="utf-8"), folder / METRICS_FILE)
+    metrics = read_json_object(folder / METRICS_FILE, "metrics")
     protocol = metrics.get("protocol")
     if not isinstance(protocol, dict):
         raise UserError(
-            "expected `protocol`, found none: what the figures depend on is not known",
+            "expected `protocol`, found none: the data and settings behind these figures are not known",
             where=folder / METRICS_FILE,
             fix=_FIX,
             exit_code=2,
@@ -290,28 +248,22 @@ def evaluation_protocol(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _answers(path: Path) -> dict[str, dict[str, Any]]:
-    """Lines of `predictions.jsonl` by sample id.
-
-    Raises:
-        UserError: A line is not an answer.
-    """
+    """Lines of `predictions.jsonl` by sample id."""
     answers = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
-        if not line.strip():
-            continue
-        row = _json(line, f"{path}:{number}")
-        if not isinstance(row.get("id"), str) or not row.keys() >= _KEYS:
-            raise UserError(f"expected an answer with id, {', '.join(sorted(_KEYS))}", where=f"{path}:{number}")
-        answers[row["id"]] = row
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise UserError(f"broken JSON: {error}", where=f"{path}:{number}") from error
+            if not isinstance(row, dict) or not isinstance(row.get("id"), str) or not row.keys() >= _KEYS:
+                raise UserError(f"expected an answer with id, {', '.join(sorted(_KEYS))}", where=f"{path}:{number}")
+            answers[row["id"]] = row
     return answers
 
 
 def _named(truth: GroundTruth, answers: Mapping[str, Mapping[str, Any]], folder: Path) -> GroundTruth:
-    """The labels with sample ids in place of file names.
-
-    Raises:
-        UserError: The two files are not of one evaluation.
-    """
+    """The labels with sample ids in place of file names."""
     samples = [Sample(name, Path(row["image"]), (row["width"], row["height"])) for name, row in answers.items()]
     images = samples_to_ground_truth(samples).images
     if [image.id for image in images] != [image.id for image in truth.images]:
@@ -326,7 +278,7 @@ def _named(truth: GroundTruth, answers: Mapping[str, Mapping[str, Any]], folder:
 def _complete(
     protocol: Mapping[str, Any], truth: GroundTruth, name: str
 ) -> tuple[GroundTruth, GroundTruth | None, tuple[str, ...]]:
-    """Labels, complete truth if the file that the evaluation names is still there and the same, and a remark if not."""
+    """Labels, complete truth if the file that the evaluation names is still there and unchanged; a remark if not."""
     named = protocol.get("complete")
     if not isinstance(named, str):
         return truth, None, ()
@@ -339,32 +291,17 @@ def _complete(
 
 
 def _config(protocol: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Settings of the run whose checkpoint was evaluated, if it is still there: by them seeds of one arm are known."""
+    """Settings of the run whose checkpoint was evaluated, if it still exists: they identify the seeds of one arm."""
     path = protocol.get("checkpoint_path")
     folders = Path(path).parents[:2] if isinstance(path, str) else ()
     run = next((folder for folder in folders if (folder / "config.yaml").is_file()), None)
     return {} if run is None else open_run(run).config
 
 
-def _json(text: str, where: str | Path) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"expected JSON, found text that is not: {error}", where=where) from error
-    if not isinstance(value, dict):
-        raise UserError("expected a JSON object", where=where)
-    return value
-
-
 def read_sources(paths: Sequence[Path], step: int | None = None) -> list[RunBoxes]:
-    """Read what is to be compared.
+    """Read folders of runs, of single dumps or of evaluations; a `UserError` if one is none of these.
 
-    Args:
-        paths: Folders of runs, of single dumps or of evaluations.
-        step: Of the runs' dumps; the newest that all of them have if `None`.
-
-    Raises:
-        UserError: A folder is none of these, or the runs have no dump in common.
+    Runs are read at their dump of `step`; if that is `None`, at the newest that all of them have.
     """
     kinds = {path: _kind(path) for path in paths}
     runs = [path for path in paths if kinds[path] == "run"]
@@ -429,3 +366,255 @@ def _common_step(runs: Sequence[Path], step: int | None) -> int:
     if step is not None and step not in common:
         raise UserError(f"not all runs have a dump of step {step} ({known})", exit_code=2)
     return max(common) if step is None else step
+
+
+def group_seeds(sources: Sequence[RunBoxes]) -> tuple[tuple[Arm, ...], tuple[str, ...]]:
+    """Runs that differ in `seed` alone as one arm, in the order of the first of each; and remarks for the reader.
+
+    If all would be one arm, each stays an arm of its own: the user then asks how much seeds differ.
+    """
+    arms: list[list[RunBoxes]] = []
+    for source in sources:
+        home = next((arm for arm in arms if _belongs(source, arm)), None)
+        if home is None:
+            arms.append([source])
+        else:
+            home.append(source)
+    if len(arms) > 1:
+        return _named_arms(arms), tuple(
+            f"{', '.join(source.name for source in arm)}: seeds of one arm, as only their seed differs"
+            for arm in arms
+            if len(arm) > 1
+        )
+    remark = "these runs differ in their seed alone: their differences are what a seed does"
+    return _named_arms([[source] for source in sources]), (remark,) if len(sources) > 1 else ()
+
+
+def _belongs(source: RunBoxes, arm: list[RunBoxes]) -> bool:
+    known = source.config is not None and source.seed is not None
+    return known and all(
+        other.config == source.config
+        and other.seed != source.seed
+        and other.step == source.step
+        and other.protocol.get("score_policy") == source.protocol.get("score_policy")
+        for other in arm
+    )
+
+
+def _named_arms(arms: list[list[RunBoxes]]) -> tuple[Arm, ...]:
+    """Arms with names of their own: of the run, or what the names of its runs begin with."""
+    names = [_common([source.name for source in arm]) for arm in arms]
+    steps = {source.step for arm in arms for source in arm}
+    named: list[Arm] = []
+    for i, (name, arm) in enumerate(zip(names, arms, strict=True)):
+        if names.count(name) > 1:
+            parent = arm[0].path.resolve().parent.name
+            name = f"{name}@{arm[0].step}" if len(steps) == len(arms) else f"{parent}/{name}"
+        if name in (other.name for other in named):
+            name = f"{name} ({i + 1})"
+        named.append(Arm(name, tuple(arm)))
+    return tuple(named)
+
+
+def _common(names: list[str]) -> str:
+    """What all names begin with, without a cut-off `_s` or `seed` at its end; the first name if nothing is left."""
+    if len(names) == 1:
+        return names[0]
+    alike = "".join(column[0] for column in takewhile(lambda column: len(set(column)) == 1, zip(*names, strict=False)))
+    return re.sub(r"(?i)([-_. ]+s|[-_. ]*seed)?[-_. ]*\d*$", "", alike, count=1) or names[0]
+
+
+def require_two(arms: Sequence[Arm]) -> None:
+    """Raise a `UserError` unless there are two arms or more, each with a name of its own."""
+    if len(arms) < 2:
+        raise UserError(
+            f"expected two arms or more, found {len(arms)}",
+            fix="apiece compare RUN_A RUN_B  or  apiece compare --arm A=RUN,RUN --arm B=RUN,RUN",
+            exit_code=2,
+        )
+    names = [arm.name for arm in arms]
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"two arms have the same name: {', '.join(repeated)}", exit_code=2)
+
+
+_WORDS = {
+    "data": "data (SHA-256)",
+    "complete": "complete truth (SHA-256)",
+    "panel": "panel",
+    "prompt_hash": "prompt (hash)",
+    "max_pixels": "max_pixels",
+    "num_bins": "num_bins",
+    "score_policy": "score policy",
+    "min_score": "--min-score",
+}
+_KINDS = {"panel": "a run with dumps", "evaluation": "an evaluation"}
+_LAST_PASS, _SIGMA = ("passes", "embed_mode", "temperature"), "sigma"
+_NEAR = ("own_mass", "cross_instance_mass", "chimera", "near_neighbour", "near_own", "elsewhere")
+"""Probe figures that depend on how near is near."""
+
+
+def require_comparable(sources: Sequence[RunBoxes], may_differ: Collection[str] = ()) -> None:
+    """Raise a `UserError` with every setting that differs, but for the keys in `may_differ`, and its two values."""
+    first = sources[0]
+    for other in sources[1:]:
+        if other.kind != first.kind:
+            raise UserError(
+                f"cannot be compared: {first.name} is {_KINDS[first.kind]}, {other.name} is {_KINDS[other.kind]}",
+                fix="compare runs with runs, or evaluations with evaluations",
+                exit_code=2,
+            )
+        keys = [*first.protocol, *(key for key in other.protocol if key not in first.protocol)]
+        lines = {
+            key: f"{_WORDS.get(key, key)}: {_both(key, first.protocol.get(key), other.protocol.get(key))}"
+            for key in keys
+            if key not in may_differ
+            and first.protocol.get(key) != other.protocol.get(key)
+            and not (key == "complete" and None in (first.protocol.get(key), other.protocol.get(key)))
+        }
+        if lines:
+            asked = (
+                "; or, to ask which scores rank better, add --score-policies" if [*lines] == ["score_policy"] else ""
+            )
+            raise UserError(
+                f"cannot be compared, these differ: {'; '.join(lines.values())}",
+                where=f"{first.name} and {other.name}",
+                fix="evaluate both on the same data, under the same settings (apiece evaluate RUN --data X.jsonl ...)"
+                + asked,
+                exit_code=2,
+            )
+
+
+def align(sources: Sequence[RunBoxes]) -> tuple[list[RunBoxes], tuple[str, ...]]:
+    """The sources with the same images in the same order and the same classes; and remarks for the reader.
+
+    Samples that one of them lacks (a line of its dump was broken) are left out of all; a `UserError` if none is left,
+    or the labels of one differ.
+    """
+    shared = set(sources[0].ids).intersection(*(source.ids for source in sources[1:]))
+    lost = sorted(set().union(*(source.ids for source in sources)) - shared)
+    if not shared:
+        raise UserError("no sample is in all of them", where=_names(sources), exit_code=2)
+    chosen = [_only(source, shared) if len(source.ids) > len(shared) else source for source in sources]
+    classes = sorted(set().union(*(source.truth.names for source in chosen)))
+    with_complete = all(source.complete is not None for source in chosen)
+    truth = chosen[0].truth.with_classes(classes)
+    complete = chosen[0].complete if with_complete else None
+    if complete is not None:
+        truth, complete = align_complete(complete, truth)
+    number = {name: i for i, name in enumerate(truth.names)}
+    aligned = []
+    for source in chosen:
+        of_class = np.array([number[name] for name in source.truth.names], dtype=np.int64)
+        _require_same_labels(chosen[0], source, truth, of_class)
+        detections = replace(source.detections, category=of_class[source.detections.category])
+        aligned.append(replace(source, truth=truth, complete=complete, detections=detections))
+    remarks = []
+    if lost:
+        some = ", ".join(lost[:5]) + (", ..." if len(lost) > 5 else "")
+        remarks.append(f"{len(lost)} samples that are not in all of them are left out: {some}")
+    if not with_complete and any(source.complete is not None for source in chosen):
+        without = _names([source for source in chosen if source.complete is None])
+        remarks.append(f"F1 on complete truth and `unlabelled` are left out: {without} was judged without it")
+    return aligned, tuple(remarks)
+
+
+def _require_same_labels(first: RunBoxes, source: RunBoxes, truth: GroundTruth, of_class: IntArray) -> None:
+    own = source.truth
+    pairs = (
+        (own.image, truth.image),
+        (of_class[own.category], truth.category),
+        (own.bbox_xywh, truth.bbox_xywh),
+        (own.iscrowd, truth.iscrowd),
+    )
+    if source.ids != first.ids or not all(np.array_equal(a, b) for a, b in pairs):
+        raise UserError(
+            "cannot be compared: the labels differ",
+            where=_names([first, source]),
+            fix="evaluate both on the same data",
+            exit_code=2,
+        )
+
+
+def _only(source: RunBoxes, names: set[str]) -> RunBoxes:
+    kept = np.array([name in names for name in source.ids])
+    rows = source.detections.image
+    detections = Detections(
+        image=_renumbered(rows, kept),
+        **{key: getattr(source.detections, key)[kept[rows]] for key in ("category", "bbox_xywh", "score")},
+    )
+    return replace(
+        source,
+        truth=_truth_of(source.truth, kept),
+        complete=None if source.complete is None else _truth_of(source.complete, kept),
+        detections=detections,
+        dropped=None if source.dropped is None else source.dropped.of(kept),
+        probes={key: ratio.of(kept) for key, ratio in source.probes.items()},
+    )
+
+
+def _truth_of(truth: GroundTruth, kept: NDArray[np.bool_]) -> GroundTruth:
+    images = tuple(compress(truth.images, kept))
+    return replace(truth.rows(kept[truth.image]), images=images, image=_renumbered(truth.image, kept))
+
+
+def _renumbered(image: IntArray, kept: NDArray[np.bool_]) -> IntArray:
+    number = np.cumsum(kept) - 1
+    return number[image[kept[image]]]
+
+
+def _both(key: str, a: Any, b: Any) -> str:
+    if key == "panel":
+        only_a, only_b = sorted(set(a) - set(b)), sorted(set(b) - set(a))
+        if not only_a and not only_b:
+            return "the same samples in another order"
+        return f"{_some(only_a)} only in the first, {_some(only_b)} only in the second"
+    return f"{_short(a)} and {_short(b)}"
+
+
+def _some(ids: Sequence[str]) -> str:
+    return f"{len(ids)} samples" + (f" ({', '.join(ids[:3])}{', ...' if len(ids) > 3 else ''})" if ids else "")
+
+
+def _short(value: Any) -> str:
+    text = "none" if value is None else str(value)
+    return text if len(text) <= 16 else f"{text[:12]}..."
+
+
+def _names(sources: Sequence[RunBoxes]) -> str:
+    return ", ".join(source.name for source in sources)
+
+
+def probes_in_common(sources: Sequence[RunBoxes]) -> tuple[set[str], tuple[str, ...]]:
+    """Keys of the probe figures that mean the same in all sources, and why the others are left out."""
+    have = [source.probes.keys() for source in sources]
+    if not any(have):
+        return set(), ()
+    shared = set(have[0]).intersection(*have[1:])
+    if not all(have):
+        missing = ", ".join(source.name for source, keys in zip(sources, have, strict=True) if not keys)
+        return set(), (f"probes are left out: none in {missing}",)
+    remarks = []
+    if len({_sigma(source) for source in sources}) > 1:
+        shared = {key for key in shared if key.rpartition("/")[2] not in _NEAR}
+        remarks.append("masses and chimeras are left out: the runs' target_sigma differ, and with it what is near")
+    if differ := _differing(sources, _LAST_PASS):
+        shared = {key for key in shared if key.startswith("probes/a1/") or key == "probes/flip"}
+        remarks.append(f"probes of the last pass are left out, as these differ: {differ}")
+    others = {key for source in sources for key in source.probe_protocol or {}} - {*_LAST_PASS, _SIGMA}
+    if differ := _differing(sources, sorted(others)):
+        remarks.append(f"probes were made under different settings: {differ}")
+    return shared, tuple(remarks)
+
+
+def _sigma(source: RunBoxes) -> Any:
+    """Width of the training target, which decides what counts as near."""
+    of_config = (source.config or {}).get("objective.coord_reg.config.target_sigma")
+    return (source.probe_protocol or {}).get(_SIGMA, of_config)
+
+
+def _differing(sources: Sequence[RunBoxes], keys: Sequence[str]) -> str:
+    """Settings of the probes that differ, with their values, as text."""
+    values = {
+        key: list(dict.fromkeys(str((source.probe_protocol or {}).get(key)) for source in sources)) for key in keys
+    }
+    return "; ".join(f"{key} {' and '.join(found)}" for key, found in values.items() if len(found) > 1)

@@ -1,16 +1,16 @@
-"""Arms to figures: draws of their images and seeds, differences with verdicts, and the form they are kept in.
+"""Arms to figures: draws of their images and seeds, differences with verdicts, and the form they are stored in.
 
 Both `apiece compare` and `apiece ladder` go this way: runs as `Measured`, all figures of an arm in the same draws
-(`Table`), the difference of two arms (`Row`), and all differences of a pair (`Comparison`, docs/comparing.md).
+(`Table`), the difference of two arms (`Row`), and all differences of a pair (`Comparison`, docs/guides/comparing.md).
 
-Shapes: I images that count, B draws, S seeds of an arm, R rows (logged steps).
+Shapes: I images that count, B draws, S seeds of an arm.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,54 +27,34 @@ from apiece.progress import track
 from apiece.stats.draws import DRAWS, RatioDraws, block_draws, draw_ratios, image_draws, seeds_rng
 from apiece.stats.interval import LEVEL, Difference, Drawn, Estimate, compare_drawn, estimate
 from apiece.stats.ratio import CROWDING, crowding_of_counts
-from apiece.study.align import align, probes_in_common, require_comparable, require_two
-from apiece.study.arms import Arm, RunBoxes
-from apiece.study.counts import FIGURES, TRUE, Counts, Figure, Side, count_split, figure_of, lenient_draws
+from apiece.study.arms import Arm, RunBoxes, align, probes_in_common, require_comparable, require_two
+from apiece.study.results import (
+    AP,
+    FIGURES,
+    TRUE,
+    Counts,
+    Figure,
+    Measured,
+    Side,
+    count_split,
+    figure_of,
+    lenient_draws,
+)
 from apiece.types import IntArray
 
 SCHEMA = 1
-CHANGED = 20
-"""How many of the images that changed most are kept, each way."""
-AP = ("coco/AP", "coco/AP50")
-ALL = "all"
-"""The scope of all images; others are rows of `CROWDING`."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Measured:
-    """One run as it is compared: what it is, and its counts by image.
-
-    Attributes:
-        path: Folder of the run, of one of its dumps, or of an evaluation.
-        counts: Of the images that it was judged on, and of further ones that it was probed on.
-        telemetry: Variances of the run's telemetry by key (`window_var/...`): value by step.
-        telemetry_window: Steps that each of them is taken over.
-    """
-
-    name: str
-    path: Path
-    step: int | None
-    seed: int | None
-    counts: tuple[Counts, ...]
-    telemetry: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
-    telemetry_window: int | None = None
+CHANGED = 20  # how many of the images that changed most are kept, each way
+ALL = "all"  # the scope of all images; others are rows of `CROWDING`
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One figure of two arms.
-
-    Attributes:
-        key: As in `metrics.json` where it is there.
-        found: Its values, difference and verdict.
-        n: Images (telemetry: blocks of steps) that it rests on.
-        images: How many images were drawn from; 0 where more of them would not help.
-    """
+    """One figure of two arms; `n`: images (telemetry: blocks of steps) that it rests on."""
 
     key: str
     found: Difference
     n: int
-    images: int
+    images: int  # drawn from; 0 where more of them would not help
 
     @property
     def figure(self) -> Figure:
@@ -88,7 +68,6 @@ class Row:
         return max(math.ceil(self.images * (self.found.growth - 1)), 1)
 
     def as_json(self) -> dict[str, Any]:
-        """Its line in `comparison.json`."""
         return {
             "key": self.key,
             "label": self.figure.label,
@@ -116,24 +95,17 @@ class Changed(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Comparison:
-    """Two arms compared: B minus A.
-
-    Attributes:
-        runs: Name of the arm and run, of all.
-        protocol: What the comparison and the figures depend on.
-        changed: Images whose F1 changed most, from the best change to the worst.
-    """
+    """B minus A."""
 
     a: str
     b: str
-    runs: tuple[tuple[str, Measured], ...]
+    runs: tuple[tuple[str, Measured], ...]  # name of the arm, and run
     rows: tuple[Row, ...]
     remarks: tuple[str, ...]
-    protocol: Mapping[str, Any]
-    changed: tuple[Changed, ...] = ()
+    protocol: Mapping[str, Any]  # what the comparison and the figures depend on
+    changed: tuple[Changed, ...] = ()  # images whose F1 changed most, from the best change to the worst
 
     def as_json(self) -> dict[str, Any]:
-        """One block of `comparison.json`."""
         return {
             "schema": SCHEMA,
             "a": self.a,
@@ -150,7 +122,7 @@ class Comparison:
 
 
 def comparison_json(comparisons: Sequence[Comparison]) -> dict[str, Any]:
-    """What `comparison.json` holds: one comparison, or for more than two arms one for each pair."""
+    """The document of `comparison.json`: one comparison, or for more than two arms one for each pair."""
     blocks = [comparison.as_json() for comparison in comparisons]
     if len(blocks) == 1:
         return blocks[0]
@@ -160,19 +132,12 @@ def comparison_json(comparisons: Sequence[Comparison]) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Table:
-    """All figures of all arms in the same draws of the images of one scope.
+    """All figures of all arms in the same draws of the images of one scope."""
 
-    Attributes:
-        images: `[I]` numbers of the images that count, of those that the runs were judged on.
-        seed: Of the draws.
-        drawn: Figures by arm and key.
-        bearing: By arm and key: `[I]` which images the figure rests on.
-    """
-
-    images: IntArray
-    seed: int
-    drawn: Mapping[str, Mapping[str, Drawn]]
-    bearing: Mapping[str, Mapping[str, NDArray[np.bool_]]]
+    images: IntArray  # `[I]` numbers of the images that count
+    seed: int  # of the draws
+    drawn: Mapping[str, Mapping[str, Drawn]]  # figures by arm and key
+    bearing: Mapping[str, Mapping[str, NDArray[np.bool_]]]  # by arm and key: `[I]` which images the figure rests on
 
     @classmethod
     def of(
@@ -202,19 +167,12 @@ class Table:
         return [key for key in self.drawn[arms[0]] if all(key in self.drawn[arm] for arm in arms)]
 
     def mean(self, arm: str, key: str) -> Estimate:
-        """A figure of an arm with its interval."""
         return estimate(self.drawn[arm][key], int(self.bearing[arm][key].sum()), seeds_rng(self.seed, key))
 
     def difference(self, a: str, b: str, key: str) -> Row:
-        """B minus A."""
         units = int((self.bearing[a][key] | self.bearing[b][key]).sum())
-        found = compare_drawn(
-            self.drawn[a][key],
-            self.drawn[b][key],
-            units,
-            seeds_rng(self.seed, key),
-            higher_is_better=figure_of(key).higher_is_better,
-        )
+        pair, better = (self.drawn[a][key], self.drawn[b][key]), figure_of(key).higher_is_better
+        found = compare_drawn(*pair, units, seeds_rng(self.seed, key), higher_is_better=better)
         return Row(key, found, units, len(self.images))
 
 
@@ -236,10 +194,8 @@ def _images_of(same: Sequence[Counts], scope: str) -> IntArray:
 
 
 def _draw(counts: Counts, rows: IntArray, weights: NDArray[np.uint16], with_ap: bool) -> dict[str, RatioDraws]:
-    """Every figure of one run, by key."""
-    found = dict(
-        zip(counts.ratios, draw_ratios([ratio.of(rows) for ratio in counts.ratios.values()], weights), strict=True)
-    )
+    drawn = draw_ratios((ratio.of(rows) for ratio in counts.ratios.values()), weights)
+    found = dict(zip(counts.ratios, drawn, strict=True))
     full = np.zeros((len(weights) + 1, counts.images), dtype=np.uint16)
     full[:-1, rows], full[-1, rows] = weights, 1  # the last draw is every image once: the figure itself
     if counts.side is not None:
@@ -253,14 +209,9 @@ def _draw(counts: Counts, rows: IntArray, weights: NDArray[np.uint16], with_ap: 
 
 
 def _stacked(runs: Sequence[RatioDraws], seeds: tuple[int, ...] | None) -> Drawn:
-    """A figure of all seeds of an arm."""
     parts = [run.part for run in runs if run.part is not None]
-    return Drawn(
-        np.array([run.point for run in runs]),
-        np.stack([run.draws for run in runs]),
-        np.stack(parts) if parts else None,
-        seeds,
-    )
+    points, draws = np.array([run.point for run in runs]), np.stack([run.draws for run in runs])
+    return Drawn(points, draws, np.stack(parts) if parts else None, seeds)
 
 
 def compare(
@@ -271,17 +222,12 @@ def compare(
     remarks: Sequence[str] = (),
     may_differ: Collection[str] = (),
 ) -> list[Comparison]:
-    """Compare every arm with the first.
+    """Compare every arm with the first; a `UserError` for fewer than two arms, or figures that do not mean the same.
 
     Args:
-        arms: Two or more.
-        draws: B, bootstrap draws.
+        draws: B.
         seed: Equal seeds give equal intervals.
-        remarks: Kept with those of the comparison.
-        may_differ: Keys of the protocols that are what is asked about (`score_policy`); others must be equal.
-
-    Raises:
-        UserError: There are fewer than two arms, or their figures do not mean the same.
+        may_differ: Keys of the protocols that may differ (`score_policy`); all others must be equal.
     """
     require_two(arms)
     sources = [source for arm in arms for source in arm.sources]
@@ -347,7 +293,7 @@ def _measured(source: RunBoxes, probes: Collection[str]) -> Measured:
 
 
 def _shared(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
-    """What both were made under; both values of what was allowed to differ."""
+    """Settings common to both; both values of one that was allowed to differ."""
     found: dict[str, Any] = {}
     for key, value in a.items():
         other = b.get(key)
@@ -374,10 +320,9 @@ def _changed(a: Sequence[Measured], b: Sequence[Measured], rows: IntArray, names
 
 def _seed_remarks(arms: Mapping[str, Sequence[Measured]]) -> list[str]:
     single = [name for name, group in arms.items() if len(group) == 1]
-    if not single:
-        return []
     verb = "is one run" if len(single) == 1 else "are one run each"
-    return [f"{' and '.join(single)} {verb}: the intervals do not say what another seed would give"]
+    note = f"{' and '.join(single)} {verb}: the intervals do not say what another seed would give"
+    return [note] if single else []
 
 
 # How steady the loss terms of two arms were: variances over a window of steps, compared step by step.
@@ -386,17 +331,15 @@ def _seed_remarks(arms: Mapping[str, Sequence[Measured]]) -> list[str]:
 # long as the window (circular block bootstrap, Politis and Romano 1992), the same blocks for both arms. Only the
 # later half of the steps is compared: before that, the variance is that of a loss still falling.
 
-LEAST_BLOCKS = 4
-"""Fewer give no interval."""
-DEFAULT_WINDOW = 100
-"""Where the config of a run is gone: the default of `train.telemetry_window`."""
+LEAST_BLOCKS = 4  # fewer give no interval
+DEFAULT_WINDOW = 100  # where the config of a run is gone: the default of `train.telemetry_window`
 LEFT_OUT = "variances that not all runs have are left out"
 
 
 def telemetry_rows(
     a: Sequence[Measured], b: Sequence[Measured], draws: int, seed: int
 ) -> tuple[list[Row], tuple[str, ...]]:
-    """Every variance that all runs of both arms have, and what the reader should know of them."""
+    """Every variance that all runs of both arms have, and remarks for the reader."""
     runs = (*a, *b)
     if not any(run.telemetry for run in runs) or len({_folder_of(run) for run in runs}) < 2:
         return [], ()
@@ -450,13 +393,14 @@ def _block(steps: list[int], window: int) -> int:
 # the change of that outcome is worth. Effects overlap, so they do not add up.
 
 
-_WORTH_NAMING = 0.5
-"""Share of the largest effect from which on a second outcome is named."""
+_WORTH_NAMING = 0.5  # share of the largest effect from which on a second outcome is named
 
 
 class _Effect(NamedTuple):
-    """What the change of one outcome is worth: how many there are in A and in B (means over the runs), and B's F1 and
-    AP less what they would be with these predictions as in A."""
+    """What the change of one outcome is worth.
+
+    `a`, `b`: how many there are (means over the runs); `f1`, `ap`: B's figure less what it would be with these as in A.
+    """
 
     outcome: Outcome
     a: float
@@ -468,7 +412,7 @@ class _Effect(NamedTuple):
 def _disagreement(
     rows: Sequence[Row], truth: GroundTruth, a: Sequence[Measured], b: Sequence[Measured]
 ) -> tuple[str, ...]:
-    """What accounts for it where F1 and AP move in opposite directions; nothing where they do not."""
+    """Which outcomes account for it where F1 and AP move in opposite directions; nothing where they do not."""
     found = {row.key: row.found for row in rows}
     f1, ap = found.get("f1/f1"), found.get("coco/AP")
     if f1 is None or ap is None or f1.b is None or ap.b is None:
@@ -486,7 +430,7 @@ def _disagreement(
 
 
 def _effects(truth: GroundTruth, a: Sequence[Side], b: Sequence[Side]) -> list[_Effect]:
-    """What the change of every outcome is worth, for runs paired in order (the shorter arm ends it)."""
+    """The change of every outcome and its effect, for runs paired in order (the shorter arm ends it)."""
     pairs = list(zip(a, b, strict=False))
     found = []
     for outcome in (o for o in Outcome if o is not Outcome.IGNORED):

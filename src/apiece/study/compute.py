@@ -1,8 +1,8 @@
-"""What the training of an arm costs, in FLOPs by count, and how many steps of one cost what those of another do.
+"""FLOPs of an arm's training by count, and how many steps of one arm cost as much as those of another.
 
 A step is counted by `apiece.planning` on samples of the training file, each by itself, so padding is left out; so are
 losses and the optimizer. A step of Channel-B is a rollout, forward alone, and one teacher-forced pass; both are taken
-to be as long as the labels' own answer, as nobody knows what the model will write.
+to be as long as the labels' own answer, as the model's answers are not known before.
 """
 
 from __future__ import annotations
@@ -17,15 +17,13 @@ import numpy as np
 from apiece.config.schema import Config
 from apiece.data.index import open_data
 from apiece.model.encode import Augmentation, PromptTokens, SampleEncoder
-from apiece.model.find import resolve_checkpoint
 from apiece.model.load import load_text_side
 from apiece.model.prompt import prompt_text
 from apiece.planning.flops import Recipe, Work, step_flops
 from apiece.planning.shapes import ModelShape
 from apiece.types import Role
 
-SAMPLES = 64
-"""How many training samples a step is counted on, spread over the file."""
+SAMPLES = 64  # how many training samples a step is counted on, spread over the file
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +34,6 @@ class StepCost:
     b: float
 
     def run(self, config: Config, steps: int) -> float:
-        """FLOPs of `steps` steps of a run."""
         of_b = int(steps * Fraction(repr(config.stage2_ab.b_ratio)))
         return config.train.batch_size * (of_b * self.b + (steps - of_b) * self.a)
 
@@ -74,11 +71,6 @@ def training_work(config: Config, count: int = SAMPLES) -> list[Work]:
             )
         )
     return found
-
-
-def shape_of(checkpoint: str) -> ModelShape:
-    """The sizes of a checkpoint's model."""
-    return ModelShape.read(resolve_checkpoint(checkpoint))
 
 
 def step_cost(config: Config, works: Sequence[Work], shape: ModelShape) -> StepCost:

@@ -1,13 +1,13 @@
-"""What a diagnosis is made from: a split with every box named, its probes, and figures of them with intervals.
+"""The input of a diagnosis: a split with every box named, its probes, and figures of them with intervals.
 
-Read from the newest dump of a run as it is, or made by running a checkpoint over a split.
+Read from the newest dump of a run, or made by running a checkpoint over a split.
 
 Shapes: I images, N predictions, M labels, O probed labels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -39,28 +39,19 @@ from apiece.stats.draws import ImageDraws
 from apiece.stats.interval import Estimate
 from apiece.stats.ratio import Ratio, mean_ratio, per_image
 from apiece.study.arms import dump_source
-from apiece.types import IntArray, Sample
+from apiece.types import IntArray
 
 if TYPE_CHECKING:
     from apiece.monitor.probing import ProbeSettings
 
-ENOUGH_IMAGES = 10
-"""Images with at least one of the items, below which a number decides nothing."""
+ENOUGH_IMAGES = 10  # images with at least one of the items, below which a number decides nothing
 _SAMPLES_AT_ONCE = 16  # probed together: their beliefs are a few MB each
 Probes = Mapping[str, Mapping[str, Any] | None]
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One number and how sure it is.
-
-    Attributes:
-        value: `None` where there was nothing to divide.
-        lo: Lower end of the 95 % interval; `None` without one.
-        hi: Upper end.
-        items: How many items it is made of.
-        images: In how many images they are.
-    """
+    """A number with its 95 % interval (`None` without one), and how many items in how many images it is made of."""
 
     value: float | None
     lo: float | None
@@ -70,11 +61,9 @@ class Figure:
 
     @classmethod
     def of(cls, found: Estimate, items: int) -> Self:
-        """From its estimate."""
         return cls(found.value, found.lo, found.hi, items, found.units)
 
     def as_dict(self, digits: int = 5) -> dict[str, float | int | None]:
-        """For JSON."""
         ends = (None if x is None else round(x, digits) for x in (self.value, self.lo, self.hi))
         return {**dict(zip(("value", "lo", "hi"), ends, strict=True)), "items": self.items, "images": self.images}
 
@@ -86,11 +75,11 @@ class Figure:
         return self.lo, self.hi
 
     def above(self, limit: float) -> bool:
-        """The whole interval is above `limit`, on enough images."""
+        """Whether the interval lies above `limit`, on enough images."""
         return self.interval is not None and self.interval[0] > limit
 
     def below(self, limit: float) -> bool:
-        """The whole interval is below `limit`, on enough images."""
+        """Whether the interval lies below `limit`, on enough images."""
         return self.interval is not None and self.interval[1] < limit
 
     def text(self, unit: str = "", digits: int = 2, percent: bool = False) -> str:
@@ -137,33 +126,20 @@ def contrast(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Evidence:
-    """All that a diagnosis is made from.
-
-    Attributes:
-        truth: Labels.
-        detections: Predictions.
-        complete: Everything that is on the images, where it is known.
-        outcomes: Of both.
-        beliefs: Probe figures by name; empty where none were run.
-        first: `[I]` first label of each image.
-        draws: Of the images.
-        long: `[N]` predictions to be explained: `group`, and strips that are no true positive.
-        under_long: `[M]` labels that one of them covers by half or more.
-        has_neighbour: `[M]` labels with another of their class in the image; crowd regions are none.
-        labelled_groups: `[M]` labels that hold two or more of their own class, as in `apiece data check`; among what
-            is there, where that is known.
-    """
+    """The split behind a diagnosis, its outcomes and its beliefs."""
 
     truth: GroundTruth
     detections: Detections
-    complete: GroundTruth | None
+    complete: GroundTruth | None  # all objects of the images, where they are known
     outcomes: Outcomes
-    beliefs: Mapping[str, Column]
-    first: IntArray
+    beliefs: Mapping[str, Column]  # probe figures by name; empty where none were run
+    first: IntArray  # `[I]` first label of each image
     draws: ImageDraws
-    long: NDArray[np.bool_]
-    under_long: NDArray[np.bool_]
-    has_neighbour: NDArray[np.bool_]
+    long: NDArray[np.bool_]  # `[N]` predictions to be explained: `group`, and strips that are no true positive
+    under_long: NDArray[np.bool_]  # `[M]` labels that one of them covers by half or more
+    has_neighbour: NDArray[np.bool_]  # `[M]` labels with another of their class in the image; crowd regions are none
+    # `[M]` labels that hold two or more of their own class, as in `apiece data check`; among all objects, where
+    # they are known
     labelled_groups: NDArray[np.bool_]
 
     @classmethod
@@ -175,7 +151,7 @@ class Evidence:
         complete: GroundTruth | None = None,
         seed: int = 0,
     ) -> Self:
-        """Name every box and match the probes (`PROBES` of docs/records.md by sample id) to the labels."""
+        """Name every box and match the probes (`PROBES` of docs/reference/records.md by sample id) to the labels."""
         hidden = None
         if complete is not None:
             truth, complete = align_complete(complete, truth)
@@ -224,7 +200,7 @@ class Evidence:
 
 
 def labelled_groups(truth: GroundTruth, hidden: GroundTruth | None = None) -> NDArray[np.bool_]:
-    """Which labels `[M]` hold two or more boxes of their own class: among the labels, and what is hidden if known."""
+    """Which labels `[M]` hold two or more boxes of their own class, of the labels and of hidden objects if known."""
     parts = [truth] if hidden is None else [truth, hidden]
     boxes = np.concatenate([part.bbox_xyxy for part in parts])
     classes = len(truth.categories)
@@ -250,73 +226,46 @@ def _covered(truth: GroundTruth, detections: Detections, rows: IntArray) -> NDAr
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Material:
-    """A split, what was predicted on it and the beliefs at its labels, before anything is named.
-
-    Attributes:
-        truth: Labels.
-        detections: Predictions.
-        complete: Everything that is on the images, where it is known.
-        probes: `PROBES` of docs/records.md by sample id.
-        policy: Name of the rule that the scores follow.
-        sigma: Width of the training target, bins.
-        training: JSONL that the model was trained on, as its run names it.
-        about: Where all this is from, for the JSON.
-        remarks: What the user should know of it.
-    """
+    """A split, its predictions and the beliefs at its labels, before anything is named."""
 
     truth: GroundTruth
     detections: Detections
-    complete: GroundTruth | None
-    probes: Probes
-    policy: str
-    sigma: float
-    training: Path | None
-    about: Mapping[str, Any]
-    remarks: tuple[str, ...] = ()
+    complete: GroundTruth | None  # all objects of the images, where they are known
+    probes: Probes  # `PROBES` of docs/reference/records.md by sample id
+    policy: str  # name of the rule that the scores follow
+    sigma: float  # width of the training target, bins
+    training: Path | None  # JSONL that the model was trained on, as its run names it
+    about: Mapping[str, Any]  # the source, for the JSON
+    remarks: tuple[str, ...] = ()  # warnings for the user
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What the user asked for.
+    """The options of `apiece diagnose`; with `None`, those of the run apply."""
 
-    Attributes:
-        target: Folder of a run or of a checkpoint, a Hugging Face id, or `tiny`.
-        data: JSONL of the split; the run's own if `None`.
-        complete: Complete truth of the same images.
-        samples: At most this many images of the split, a fixed choice.
-        order: In which labels are written; as the model was trained if `None`.
-        batch_size: Images at once; the run's if `None`.
-        max_objects: Of an answer; the run's if `None`.
-        device: `auto`, `cpu` or `cuda`.
-    """
-
-    target: str
+    target: str  # folder of a run or of a checkpoint, a Hugging Face id, or `tiny`
     data: Path | None = None
     complete: Path | None = None
-    samples: int | None = None
-    order: str | None = None
-    batch_size: int | None = None
-    max_objects: int | None = None
+    samples: int | None = None  # at most this many images of the split, a fixed choice
+    order: str | None = None  # in which labels are written when they are probed
+    batch_size: int | None = None  # images at once
+    max_objects: int | None = None  # of an answer
     device: str = "auto"
 
 
 def reads_dump(request: Request) -> bool:
-    """Whether a request is answered from a dump: a run that has one, and nothing asked that needs the model."""
+    """Whether a dump answers a request: the run has one, and nothing asked needs the model."""
     nothing_else = all(x is None for x in (request.data, request.complete, request.samples, request.order))
     return nothing_else and bool(dumped_steps(Path(request.target)))
 
 
 def from_dump(path: Path) -> Material:
-    """The newest dump of a run.
-
-    Raises:
-        UserError: It cannot be read.
-    """
+    """The newest dump of a run; a `UserError` if it cannot be read."""
     run = open_run(path)
     dump = run.dump()
     read = dump_source(run, dump, path)
     config = config_of(path)
-    probes = {record["id"]: record["probes"] for record in dump.records}
+    probes = {record["id"]: record["probes"] for record in dump.entries}
     remarks = list(dump.gaps)
     if not any(found is not None for found in probes.values()):
         remarks.append("the dump holds no probes: add --data to run the model")
@@ -346,25 +295,25 @@ def from_model(
 ) -> Material:
     """Answer and probe a split; the answers are written to `out/predictions.jsonl`.
 
-    Args:
-        request: What is asked for.
-        out: Folder; made if missing.
-        warn: Told what may be wrong.
-        tell: Told where files go, before anything is generated.
-
-    Raises:
-        UserError: There is no split, or something in it or in the checkpoint cannot be read.
+    `warn` receives warnings, `tell` a line that names the output folder, before anything is generated.
     """
     from apiece.evaluate.predict import answer_split, load_predictor, read_split
+    from apiece.monitor.probing import Prober
 
     config = config_of(Path(request.target))
     data, complete_path = _split(request, config)
-    samples = _chosen(read_split(data), request.samples)
+    samples = read_split(data)
+    if request.samples is not None and request.samples < len(samples):  # always the same ones, in the file's order
+        rows = np.random.default_rng(0).choice(len(samples), request.samples, replace=False)
+        samples = [samples[i] for i in sorted(rows)]
     truth = samples_to_ground_truth(samples)
     complete = None
     if complete_path is not None:
         truth, complete = load_complete(complete_path, truth)
-    predictor = load_predictor(request.target, _generation(request, config), device=request.device, warn=warn)
+    asked = {"batch_size": request.batch_size, "max_objects": request.max_objects}
+    generate = GenerateSection() if config is None else config.generate
+    generate = generate.model_copy(update={name: value for name, value in asked.items() if value is not None})
+    predictor = load_predictor(request.target, generate, device=request.device, warn=warn)
     settings, remarks = _probe_settings(request, config, predictor.encoder.side.card)
     tell(f"{len(samples):,} images to answer and probe; answers and diagnosis go to {out}/")
     protocol = {
@@ -375,13 +324,14 @@ def from_model(
         "samples": len(samples),
         "probes": settings.protocol(),
     }
-    # A finished diagnosis is there to be replaced; the answers of an interrupted one are kept.
+    # A finished diagnosis is replaced; the answers of an interrupted one are kept.
     resume = False if (out / "diagnosis.json").exists() else None
     answers = answer_split(predictor, samples, out, protocol=protocol, resume=resume)
     truth, detections = predictions_to_detections(truth, {a.sample.id: a.detections for a in answers})
-    probes = dict(_probed(predictor, settings, samples))
-    unfit = sum(found is None for found in probes.values())
-    if unfit:
+    prober = Prober(predictor.engine.model, predictor.encoder, settings)  # type: ignore[attr-defined]
+    probed = track(prober.iter_labels(samples), "probes", total=len(samples))
+    probes = {s.id: None if found is None else found.as_json() for s, found in zip(samples, probed, strict=True)}
+    if unfit := sum(found is None for found in probes.values()):
         remarks.append(f"{unfit} images have more labels than fit into the model's context: no probes of them")
     return Material(
         truth=truth,
@@ -401,16 +351,6 @@ def from_model(
     )
 
 
-def _probed(predictor: Any, settings: ProbeSettings, samples: Sequence[Sample]) -> Iterator[tuple[str, Any]]:
-    """Sample id and record of its probes; beliefs are dropped as soon as the figures are made."""
-    from apiece.monitor.probing import Prober
-
-    prober = Prober(predictor.engine.model, predictor.encoder, settings)
-    found = track(prober.iter_labels(samples), "probes", total=len(samples))
-    for sample, probes in zip(samples, found, strict=True):
-        yield sample.id, None if probes is None else probes.record()
-
-
 def _split(request: Request, config: Config | None) -> tuple[Path, Path | None]:
     """The JSONL and its complete truth: as asked for, else the run's own."""
     if request.data is not None:
@@ -424,20 +364,6 @@ def _split(request: Request, config: Config | None) -> tuple[Path, Path | None]:
         )
     own = config.data.complete
     return Path(config.data.eval), request.complete or (Path(own) if own else None)
-
-
-def _chosen(samples: list[Sample], count: int | None) -> list[Sample]:
-    """At most `count` samples, always the same ones, in the order of the file."""
-    if count is None or len(samples) <= count:
-        return samples
-    rows = np.random.default_rng(0).choice(len(samples), count, replace=False)
-    return [samples[i] for i in sorted(rows)]
-
-
-def _generation(request: Request, config: Config | None) -> GenerateSection:
-    settings = config.generate if config is not None else GenerateSection()
-    asked = {"batch_size": request.batch_size, "max_objects": request.max_objects}
-    return settings.model_copy(update={name: value for name, value in asked.items() if value is not None})
 
 
 def _probe_settings(

@@ -1,19 +1,27 @@
-"""A ladder's file as jobs: one arm and seed each, with its whole config, what it is made from, and what it costs."""
+"""A ladder's file as jobs, one for each arm and seed, and doing them one after another, each in its own process.
+
+Several processes may work on one ladder: each skips a job that another one is doing.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import shutil
+import signal
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from enum import StrEnum
+from multiprocessing import get_context
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from apiece.config.ladder import LadderFile, Match
 from apiece.config.reference import default_values, values, yaml_text
 from apiece.config.resolve import load_config, load_file
 from apiece.config.schema import Config
-from apiece.errors import UserError, require_file
-from apiece.files import file_hash
+from apiece.errors import INTERRUPTED, UserError, require_file
+from apiece.files import file_hash, locked
 from apiece.model.find import resolve_checkpoint
 from apiece.plugins import LADDER_DATA, load_plugin
 from apiece.study.results import stored_result
@@ -46,8 +54,7 @@ class LadderFiles:
     test_complete: Path | None
 
     def named(self) -> dict[str, Path]:
-        parts = {name: getattr(self, name) for name in ("train", "panel", "panel_complete", "test", "test_complete")}
-        return {name: path for name, path in parts.items() if path is not None}
+        return {name: path for name, path in asdict(self).items() if path is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,30 +68,21 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One arm and seed.
-
-    Attributes:
-        ladder: Name of the ladder.
-        arms: All arms of the ladder, in order.
-        references: Arms that the others are compared with.
-        reference: Config of the reference: every model is probed under its settings.
-        made_from: All that decides the result: settings, hashes of data and start, and the probes' settings.
-        match: What it has in common with the reference.
-        results: Folder of the result files.
-    """
+    """One arm and seed."""
 
     ladder: str
-    arms: tuple[str, ...]
-    references: tuple[str, ...]
+    arms: tuple[str, ...]  # all arms of the ladder, in order
+    references: tuple[str, ...]  # arms that the others are compared with
     arm: str
     seed: int
     config: Config
-    reference: Config
+    reference: Config  # config of the reference: every model is probed under its settings
     files: LadderFiles
+    # all that decides the result: settings, hashes of data and start, and the probes' settings
     made_from: Mapping[str, Any]
-    match: Match
+    match: Match  # whether its steps or its compute equal the reference's
     cost: Cost
-    results: Path
+    results: Path  # folder of the result files
 
     @property
     def name(self) -> str:
@@ -129,11 +127,7 @@ def load_ladder(path: Path, overrides: Sequence[str] = ()) -> LadderFile:
 
 
 def ladder_files(ladder: LadderFile, workers: int = 1, tell: Any = lambda _: None) -> LadderFiles:
-    """The data of a ladder; generated scenes are drawn if they are not there.
-
-    Raises:
-        UserError: A file is missing.
-    """
+    """The data of a ladder, which must exist; generated scenes are drawn if they are missing."""
     data = ladder.data
     if data.scenes is not None:
         way = (data.scenes.unlabelled, data.scenes.group_boxes)
@@ -142,29 +136,18 @@ def ladder_files(ladder: LadderFile, workers: int = 1, tell: Any = lambda _: Non
         train, panel, test = (splits[name] for name in ("train", "panel", "test"))
         return LadderFiles(train.observed, panel.observed, panel.complete, test.observed, test.complete)
     assert data.train is not None and data.test is not None, "checked when the file was read"
-    files = LadderFiles(
-        train=Path(data.train),
-        panel=Path(data.panel or data.test),
-        panel_complete=_path(data.panel_complete or (None if data.panel else data.test_complete)),
-        test=Path(data.test),
-        test_complete=_path(data.test_complete),
-    )
+    panel_complete = data.panel_complete or (None if data.panel else data.test_complete)
+    panel_whole, test_whole = (Path(name) if name else None for name in (panel_complete, data.test_complete))
+    files = LadderFiles(Path(data.train), Path(data.panel or data.test), panel_whole, Path(data.test), test_whole)
     for name, path in files.named().items():
         require_file(path, f"the ladder's data.{name}")
     return files
 
 
-def _path(name: str | None) -> Path | None:
-    return Path(name) if name else None
-
-
 def plan_jobs(ladder: LadderFile, files: LadderFiles) -> list[Job]:
-    """Every arm and seed, seed by seed, so that a ladder that is cut off has compared all arms.
-
-    Raises:
-        UserError: A config has mistakes, or the start is no checkpoint.
-    """
-    from apiece.study.compute import shape_of, step_cost, training_work
+    """Every arm and seed, seed by seed, so that a ladder that is cut off has compared all arms."""
+    from apiece.planning.shapes import ModelShape
+    from apiece.study.compute import step_cost, training_work
 
     folder = resolve_checkpoint(ladder.start)
     shared = {
@@ -174,7 +157,7 @@ def plan_jobs(ladder: LadderFile, files: LadderFiles) -> list[Job]:
     }
     configs = {arm: _config(ladder, files, arm) for arm in ladder.chosen}
     reference = configs[ladder.reference]
-    shape, works = shape_of(ladder.start), training_work(reference)
+    shape, works = ModelShape.read(folder), training_work(reference)
     costs = {arm: step_cost(config, works, shape) for arm, config in configs.items()}
     whole = costs[ladder.reference].run(reference, reference.train.steps)
     jobs = []
@@ -208,7 +191,7 @@ def plan_jobs(ladder: LadderFile, files: LadderFiles) -> list[Job]:
 
 
 def _config(ladder: LadderFile, files: LadderFiles, arm: str, *more: str) -> Config:
-    """The config of an arm with what the ladder decides on top."""
+    """The config of an arm with the ladder's own settings on top."""
     decided = {
         "model.checkpoint": ladder.start,
         "data.train": str(files.train),
@@ -242,7 +225,7 @@ def _probes(reference: Config) -> dict[str, Any]:
 
 
 def _made_from(path: Path) -> Any:
-    """What a result (its own file or in a packed one) or the note of a run that was begun says; `None` without one."""
+    """The `made_from` of a result, or of a run's note; `None` without one."""
     stored = stored_result(path)
     try:
         return None if stored is None else filled(stored["made_from"])
@@ -251,12 +234,12 @@ def _made_from(path: Path) -> Any:
 
 
 def filled(made_from: Mapping[str, Any]) -> dict[str, Any]:
-    """The same with settings that the package did not have then, at their defaults: those change nothing."""
+    """The same, with the defaults (which change nothing) of settings that the package did not have then."""
     return {**made_from, "settings": {**_flat(default_values()), **made_from["settings"]}}
 
 
 def differences(found: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """What differs between two such descriptions, `key: found here, wanted` each."""
+    """What differs between two such descriptions, as `key: old then, new now`."""
     lines = []
     for key in dict.fromkeys([*wanted, *found]):
         a, b = found.get(key), wanted.get(key)
@@ -273,11 +256,7 @@ def _short(value: Any) -> str:
 
 
 def chosen_jobs(jobs: Sequence[Job], arms: Sequence[str], seeds: Sequence[int]) -> list[Job]:
-    """The jobs of some arms and seeds; all where none are named.
-
-    Raises:
-        UserError: An arm or a seed is not one of the ladder's.
-    """
+    """The jobs of some arms and seeds, all where none are named; a `UserError` if the ladder lacks one of them."""
     for name, asked, known in (("arm", arms, {j.arm: 0 for j in jobs}), ("seed", seeds, {j.seed: 0 for j in jobs})):
         if unknown := [str(one) for one in asked if one not in known]:
             raise UserError(
@@ -286,3 +265,158 @@ def chosen_jobs(jobs: Sequence[Job], arms: Sequence[str], seeds: Sequence[int]) 
                 exit_code=2,
             )
     return [job for job in jobs if (not arms or job.arm in arms) and (not seeds or job.seed in seeds)]
+
+
+_SHOWN = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a call came."""
+
+    done: tuple[Job, ...]  # jobs done by this call
+    before: int  # how many were done before it
+    elsewhere: int  # how many another process is doing
+    left: int  # how many are not done
+    why: str | None = None  # why it stopped before the end; `None` if it did not
+    interrupted: bool = False
+    # jobs that failed, each with its error; the jobs after them were done nevertheless
+    failed: tuple[tuple[Job, UserError], ...] = ()
+
+
+def work(
+    jobs: Sequence[Job],
+    *,
+    redo: bool = False,
+    budget_minutes: float | None = None,
+    run: Callable[[Job], bool] | None = None,
+    tell: Callable[[str], None] = lambda _: None,
+) -> Progress:
+    """Do all jobs that are not done.
+
+    Args:
+        redo: Put aside what was made from something else, and begin it again; without it that is a `UserError`.
+        budget_minutes: No job is begun that would, by the mean of those before it, take longer in all.
+        run: Does a job; false if it was interrupted. In a process of its own by default.
+        tell: Receives a line about each job that begins, ends or fails.
+    """
+    refuse_changed(jobs, redo=redo)
+    started = time.monotonic()
+    seconds: list[float] = []
+    done: list[Job] = []
+    failed: list[tuple[Job, UserError]] = []
+    before = elsewhere = 0
+    for number, job in enumerate(jobs):
+        with locked(job.run.with_name(f".{job.name}.lock"), wait=False) as ours:
+            if not ours:
+                elsewhere += 1
+                continue
+            state, _ = job.state()
+            if state is State.DONE:
+                before += 1
+                continue
+            passed = time.monotonic() - started
+            expected = fmean(seconds) if seconds else 0.0
+            if budget_minutes is not None and passed + expected > 60 * budget_minutes:
+                return Progress(tuple(done), before, elsewhere, _left(jobs), f"{budget_minutes:g} minutes are spent")
+            if state is State.CHANGED:
+                tell(f"put aside the earlier {job.name}: {put_aside(job)}")
+            verb = "resumes" if state is State.BEGUN and job.run.exists() else "begins"
+            tell(f"[{number + 1}/{len(jobs)}] {job.name} {verb}: {job.config.train.steps} steps")
+            at = time.monotonic()
+            try:
+                finished = (run or in_a_process)(job)
+            except UserError as error:  # reported at the end: one arm that breaks must not cost a night
+                failed.append((job, error))
+                tell(f"[{number + 1}/{len(jobs)}] {error}")
+                continue
+            if not finished:
+                return Progress(tuple(done), before, elsewhere, _left(jobs), f"interrupted in {job.name}", True)
+            seconds.append(time.monotonic() - at)
+            done.append(job)
+            tell(f"[{number + 1}/{len(jobs)}] {job.name} done in {seconds[-1] / 60:.1f} min: {job.result}")
+    return Progress(tuple(done), before, elsewhere, _left(jobs), failed=tuple(failed))
+
+
+def _left(jobs: Sequence[Job]) -> int:
+    return sum(job.state()[0] is not State.DONE for job in jobs)
+
+
+def refuse_changed(jobs: Sequence[Job], *, redo: bool) -> None:
+    """Raise a `UserError` that names what has changed, unless `redo`."""
+    changed = [(job, what) for job in jobs for state, what in [job.state()] if state is State.CHANGED]
+    if not changed or redo:
+        return
+    lines = []
+    for job, what in changed[:_SHOWN]:
+        more = f"; and {len(what) - _SHOWN} more" if len(what) > _SHOWN else ""
+        lines.append(f"{job.name}: {'; '.join(what[:_SHOWN])}{more}")
+    if len(changed) > _SHOWN:
+        lines.append(f"and {len(changed) - _SHOWN} more")
+    raise UserError(
+        "\n  ".join([f"{len(changed)} of {len(jobs)} were made from something else", *lines]),
+        fix="undo the change, give the ladder another name, or do them again with --redo (the old ones are put aside)",
+    )
+
+
+def put_aside(job: Job) -> Path:
+    """Move a run that was made from something else out of the way; returns the folder that it is in now."""
+    parent = job.run.parent / "replaced"
+    number = 1
+    while (parent / f"{job.name}-{number}").exists():
+        number += 1
+    target = parent / f"{job.name}-{number}"
+    target.mkdir(parents=True)
+    for path, kind in ((job.run, "run"), (job.begun, "begun.json"), (job.result, "result.json")):
+        if path.exists():
+            shutil.move(path, target / kind)  # results may lie on another disk
+    return target
+
+
+def in_a_process(job: Job) -> bool:
+    """Do a job in a process of its own, which frees its memory; false if it was interrupted.
+
+    A stop signal reaches the job, which saves and ends; this process waits for it.
+    """
+    child = get_context("spawn").Process(target=_child, args=(job,), name=job.name)
+    asked = False
+
+    def ask(number: int, _: object) -> None:
+        nonlocal asked
+        asked = True
+        # From a terminal the signal has reached the child as well, and a second one would end it without saving.
+        if number == signal.SIGTERM and child.is_alive():
+            child.terminate()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        child.start()
+        child.join()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if child.exitcode == 0:
+        return True
+    if child.exitcode == INTERRUPTED or asked:
+        return False
+    raise UserError(
+        f"{job.name} failed (exit code {child.exitcode}); its output is above",
+        where=job.run,
+        fix="correct the cause and give the same command again: the run resumes from its newest checkpoint",
+    )
+
+
+def _child(job: Job) -> None:
+    import sys
+
+    from apiece.study.measure import do_job
+
+    try:
+        finished = do_job(job)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        finished = False
+    if not finished:
+        sys.exit(INTERRUPTED)

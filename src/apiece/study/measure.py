@@ -24,10 +24,9 @@ from apiece.evaluate.predict import Predictor, answer_split, evaluate_split, loa
 from apiece.files import write_json
 from apiece.monitor.probing import Prober, ProbeSettings
 from apiece.study.arms import dropped_ratio, evaluation_protocol
-from apiece.study.counts import TRUE, Counts, count_split
 from apiece.study.diagnosis import diagnose
 from apiece.study.jobs import Job
-from apiece.study.results import Result, write_result
+from apiece.study.results import TRUE, Counts, Result, count_split, write_result
 from apiece.train.loop import train
 from apiece.train.run import git_state
 
@@ -37,11 +36,11 @@ _PROBED_AT_ONCE = 16
 
 
 def do_job(job: Job) -> bool:
-    """Do what is left of a job; false if it was interrupted, and resumes from there the next time."""
+    """Do what is left of a job; false if it was interrupted: it resumes from there the next time."""
     job.run.parent.mkdir(parents=True, exist_ok=True)
     if not job.begun.is_file():
         if job.run.exists():
-            raise UserError("a run of this name is there that no ladder began", where=job.run, fix="move it away")
+            raise UserError("a run of this name exists that no ladder began", where=job.run, fix="move it away")
         write_json(job.begun, {"made_from": job.made_from})
     if job.step < job.config.train.steps:
         resumed = job.run if job.run.exists() else None
@@ -92,9 +91,9 @@ def measure(job: Job) -> Result:
 
 
 def _evaluated(job: Job, predictor: Predictor) -> tuple[Counts, dict[str, float], dict[str, Any]]:
-    """The test set by image, its figures (with those of AP on complete truth under `true/`), what they depend on.
+    """The test set by image, its figures (with those on complete truth under `true/`), what they depend on.
 
-    Everything that `apiece evaluate` writes lies in the run's `test` folder afterwards.
+    The run's `test` folder then holds everything that `apiece evaluate` writes.
     """
     out, data, whole = job.run / "test", job.files.test, job.files.test_complete
     samples = read_split(data)
@@ -102,11 +101,11 @@ def _evaluated(job: Job, predictor: Predictor) -> tuple[Counts, dict[str, float]
     complete = None if whole is None else load_complete(whole, labels)[1]
     metrics, answers = evaluate_split(predictor, samples, out, data, whole, complete, pictures=0, resume=None)
     truth, detections = predictions_to_detections(labels, {a.sample.id: a.detections for a in answers})
-    figures = {key: value for key, value in metrics.items() if isinstance(value, int | float)}
+    figures = _figures(metrics)
     if complete is not None:
         truth, complete = align_complete(complete, truth)  # with the classes that only answers name
         of_all = evaluate_detections(complete, detections, policy=metrics["score_policy"])
-        figures |= {f"{TRUE}{key}": v for key, v in of_all.items() if isinstance(v, int | float)}
+        figures |= {f"{TRUE}{key}": value for key, value in _figures(of_all).items()}
     by_id = {answer.sample.id: answer for answer in answers}
     in_order = [by_id[image.name] for image in truth.images]
     dropped = dropped_ratio([(len(a.detections), a.parsed.dropped.values()) for a in in_order])
@@ -114,16 +113,20 @@ def _evaluated(job: Job, predictor: Predictor) -> tuple[Counts, dict[str, float]
     return counts, figures, evaluation_protocol(metrics)
 
 
+def _figures(metrics: Mapping[str, Any]) -> dict[str, float]:
+    return {key: value for key, value in metrics.items() if isinstance(value, int | float) and key != "schema"}
+
+
 def _probed(job: Job, predictor: Predictor) -> tuple[Counts, dict[str, Any]]:
     """Beliefs at the labels of the panel, and what they say of long boxes there.
 
-    The run has dumped beliefs under its own settings; the reference's are one ruler for all arms.
+    The run has dumped beliefs under its own settings; the reference's make those of all arms comparable.
     """
     settings = replace(ProbeSettings.of(job.reference), seed=0, batch_size=_PROBED_AT_ONCE)
     samples = read_split(job.files.panel)
     prober = Prober(predictor.engine.model, predictor.encoder, settings)  # type: ignore[attr-defined]
     probes: dict[str, Any] = {
-        sample.id: None if found is None else found.record()
+        sample.id: None if found is None else found.as_json()
         for sample, found in zip(samples, prober.iter_labels(samples), strict=True)
     }
     truth, complete = samples_to_ground_truth(samples), None
@@ -152,7 +155,7 @@ def _probed(job: Job, predictor: Predictor) -> tuple[Counts, dict[str, Any]]:
 def variances(rows: Sequence[Mapping[str, Any]], config: Config) -> dict[str, dict[int, float]]:
     """Variances of the geometry terms by step; those of the pass that carries the losses are named `last`.
 
-    With one pass that is A1 itself, which then stands there under both names.
+    With one pass that is A1 itself, which then has both names.
     """
     last = f"a{config.stage2_ab.n_softctx_iter}"
     found: dict[str, dict[int, float]] = defaultdict(dict)
@@ -170,6 +173,6 @@ def variances(rows: Sequence[Mapping[str, Any]], config: Config) -> dict[str, di
 
 
 def _speed(rows: Sequence[Mapping[str, Any]]) -> float:
-    """Samples a second in training, on average over the logged lines but the first, in which everything starts."""
+    """Samples a second in training: the mean over the logged lines but the first, in which everything starts."""
     seen = [float(row[SPEED]) for row in rows if SPEED in row]
     return 1 / fmean(1 / speed for speed in seen[1:] or seen)

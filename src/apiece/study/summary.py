@@ -22,9 +22,7 @@ from apiece.study.jobs import differences, filled
 from apiece.study.results import Result, same_images
 
 SCOPES = (ALL, *CROWDING[1:])
-"""All images, and those with so many objects."""
-AP_SCOPES = (ALL, CROWDING[-1])
-"""Where AP is drawn: it takes longer than all else."""
+AP_SCOPES = (ALL, CROWDING[-1])  # where AP is drawn: it takes longer than all else
 SPEED = "speed/samples_per_s"
 
 
@@ -40,28 +38,20 @@ class Mean:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Summary:
-    """What a ladder's results say.
-
-    Attributes:
-        results: By arm, in the order of the arms, each in the order of seeds.
-        references: Arms that the others are compared with.
-        images: Of the test set, how many count, by scope.
-        means: By arm, scope and key.
-        differences: By reference, arm, scope and key: the arm minus the reference.
-        draws: B.
-    """
+    """The figures of a ladder."""
 
     ladder: str
-    results: Mapping[str, tuple[Result, ...]]
-    references: tuple[str, ...]
-    images: Mapping[str, int]
-    means: Mapping[tuple[str, str, str], Mean]
+    results: Mapping[str, tuple[Result, ...]]  # by arm, in the order of the arms, each in the order of seeds
+    references: tuple[str, ...]  # arms that the others are compared with
+    images: Mapping[str, int]  # how many images of the test set count, by scope
+    means: Mapping[tuple[str, str, str], Mean]  # by arm, scope and key
+    # by reference, arm, scope and key: the arm minus the reference
     differences: Mapping[tuple[str, str, str, str], Row]
-    draws: int
+    draws: int  # B
     remarks: tuple[str, ...]
 
     def as_json(self) -> dict[str, Any]:
-        """All of it, nested by arm, scope and key."""
+        """Nested by arm, scope and key."""
         arms: dict[str, Any] = {
             arm: {"seeds": [r.seed for r in rows], "steps": rows[0].steps, "flops": dict(rows[0].flops), "figures": {}}
             for arm, rows in self.results.items()
@@ -118,20 +108,14 @@ def summarise(
     seed: int = 0,
     scopes: Sequence[str] = SCOPES,
 ) -> Summary:
-    """Every figure of every arm, and every difference to the references.
+    """Every figure of every arm of one ladder, and every difference to the `references`, with B `draws`.
 
-    Args:
-        results: Of one ladder.
-        references: Arms that all others are compared with.
-        arms: Their order; others follow by name.
-        draws: B.
-        seed: Equal seeds give equal intervals.
-        scopes: Some of `SCOPES`.
-
-    Raises:
-        UserError: The results were made on different data or settings, or a reference has none.
+    `arms` gives their order; others follow by name. A `UserError` if results were made on different data or settings,
+    or a reference has none.
     """
-    grouped = _grouped(results, arms)
+    names = [*arms, *sorted({result.arm for result in results} - set(arms))]
+    by_arm = {name: tuple(sorted((r for r in results if r.arm == name), key=lambda r: r.seed)) for name in names}
+    grouped = {name: rows for name, rows in by_arm.items() if rows}
     for reference in references:
         if reference not in grouped:
             raise UserError(
@@ -140,7 +124,9 @@ def summarise(
                 f"there are {', '.join(grouped)}",
             )
     _require_comparable(grouped)
-    remarks = _few_seeds(grouped)
+    remarks = []
+    if single := [arm for arm, runs in grouped.items() if len(runs) == 1]:
+        remarks.append(f"one seed alone, so that intervals do not say what another one would give: {', '.join(single)}")
     arms_measured = {arm: [result.measured for result in group] for arm, group in grouped.items()}
     means: dict[tuple[str, str, str], Mean] = {}
     rows: dict[tuple[str, str, str, str], Row] = {}
@@ -175,14 +161,7 @@ def summarise(
     )
 
 
-def _grouped(results: Sequence[Result], arms: Sequence[str]) -> dict[str, tuple[Result, ...]]:
-    names = [*arms, *sorted({result.arm for result in results} - set(arms))]
-    found = {name: tuple(sorted((r for r in results if r.arm == name), key=lambda r: r.seed)) for name in names}
-    return {name: rows for name, rows in found.items() if rows}
-
-
 def _require_comparable(grouped: Mapping[str, Sequence[Result]]) -> None:
-    """Refuse results whose figures do not mean the same."""
     rows = [result for group in grouped.values() for result in group]
     first = rows[0]
     for other in rows[1:]:
@@ -200,13 +179,6 @@ def _require_comparable(grouped: Mapping[str, Sequence[Result]]) -> None:
         settings = [filled(result.made_from)["settings"] for result in group]
         if any(one != settings[0] for one in settings):
             raise UserError(f"the seeds of {arm} differ in more than their seed", fix="do them again with --redo")
-
-
-def _few_seeds(grouped: Mapping[str, Sequence[Result]]) -> list[str]:
-    single = [arm for arm, rows in grouped.items() if len(rows) == 1]
-    if not single:
-        return []
-    return [f"one seed alone, so that intervals do not say what another one would give: {', '.join(single)}"]
 
 
 def _plain_means(grouped: Mapping[str, Sequence[Result]]) -> dict[tuple[str, str, str], Mean]:

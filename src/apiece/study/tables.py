@@ -23,51 +23,43 @@ from apiece.stats.draws import unit_draws
 from apiece.stats.interval import LEVEL, Difference, Verdict
 from apiece.stats.ratio import CROWDING
 from apiece.study.comparison import ALL, Comparison, Row
-from apiece.study.counts import GROUPS, TRUE, figure_of
 from apiece.study.jobs import Job
+from apiece.study.results import GROUPS, TRUE, figure_of
 from apiece.study.summary import SPEED, Mean, Summary
-
-# A comparison on the terminal.
 
 _SHOWN = 5
 _STYLES = {Verdict.BETTER: "green", Verdict.WORSE: "red", Verdict.HIGHER: "bold", Verdict.LOWER: "bold"}
 
 
 def print_comparison(comparison: Comparison, console: Console | None = None) -> None:
-    """Print a comparison: coloured on a terminal, plain text elsewhere; it takes 100 columns."""
+    """Print a comparison, 100 columns wide or more."""
     console = _wide(console, 100)
     protocol = comparison.protocol
     for letter, name in zip("AB", (comparison.a, comparison.b), strict=True):
         runs = [run for arm, run in comparison.runs if arm == name]
         steps = ", ".join(dict.fromkeys(f"step {run.step}" for run in runs if run.step is not None))
         seeds = f"{len(runs)} seeds, " if len(runs) > 1 else ""
-        console.print(f"{letter}  [bold]{escape(name)}[/bold]  {seeds}{steps}", highlight=False)
-    console.print(
-        f"{protocol['images']:,} images, the same in both; B - A has a {protocol['level']:.0%} interval",
-        highlight=False,
-    )
+        console.print(f"{letter}  [bold]{escape(name)}[/bold]  {seeds}{steps}")
+    console.print(f"{protocol['images']:,} images, the same in both; B - A has a {protocol['level']:.0%} interval")
     console.print()
     rows = [row for row in comparison.rows if not row.found.a == 0 == row.found.b]
     console.print(_figures_of(rows))
     if hidden := len(comparison.rows) - len(rows):
-        console.print(f"figures that are 0 in both, not shown: {hidden}", style="dim", highlight=False)
+        console.print(f"figures that are 0 in both, not shown: {hidden}", style="dim")
     _print_changed(comparison, console)
     known = [row.found.verdict for row in rows if row.found.lo is not None]
     differ = sum(verdict not in (Verdict.CANNOT_TELL, Verdict.SAME) for verdict in known)
     chance = (1 - protocol["level"]) * len(known)
     console.print()
-    console.print(
-        f"{differ} of {len(known)} figures differ; by chance alone about {chance:.1f} would",
-        highlight=False,
-    )
+    console.print(f"{differ} of {len(known)} figures differ; by chance alone about {chance:.1f} would")
     for remark in comparison.remarks:
-        console.print(f"- {escape(remark)}", highlight=False)
+        console.print(f"- {escape(remark)}")
 
 
 def _wide(console: Console | None, width: int) -> Console:
-    """A console of at least so many columns: cut tables say nothing."""
-    console = console or Console()
-    return console if console.width >= width else Console(width=width)
+    """A console of at least so many columns: a table that is cut is useless."""
+    console = console or Console(highlight=False)
+    return console if console.width >= width else Console(width=width, highlight=False)
 
 
 def _figures_of(rows: Sequence[Row]) -> Table:
@@ -111,8 +103,7 @@ def _numbers(found: Difference) -> tuple[str, str, str, str]:
     return text(found.a), text(found.b), text(found.difference, "+"), interval
 
 
-# A ladder as Markdown. Every verdict comes with its interval.
-
+# A ladder as Markdown.
 
 HEADLINE = (f"{TRUE}f1/f1", f"{TRUE}coco/AP", "f1/f1", "coco/AP")
 SHAPES = (
@@ -125,21 +116,12 @@ PROBES = (
     *("probes/drift", "probes/a1/cross_instance_mass", "probes/a1/own_mass"),
 )
 CROWDED = CROWDING[-1]
-LEAST_ARMS = 8
-"""Fewer arms say nothing of what goes together over them."""
+LEAST_ARMS = 8  # for a correlation over arms
 _PERCENT = ("rates/", "miss_rate/", "shape/", "probes/chimera", "probes/flip", "f1/", "coco/")
 _POLICY = re.compile(r"coco_by_policy/(\w+)/AP")
-MARKS = {
-    Verdict.BETTER: "**better**",
-    Verdict.WORSE: "**worse**",
-    Verdict.HIGHER: "higher",
-    Verdict.LOWER: "lower",
-    Verdict.SAME: "same",
-    Verdict.CANNOT_TELL: "?",
-}
+MARKS = dict(zip(Verdict, ("**better**", "**worse**", "higher", "lower", "same", "?"), strict=True))
 
-Column = tuple[str, str]
-"""Scope and key of a figure."""
+Column = tuple[str, str]  # scope and key of a figure
 
 
 def to_markdown(summary: Summary) -> str:
@@ -196,7 +178,7 @@ def brief(summary: Summary) -> str:
 
 
 def headline_columns(summary: Summary) -> list[Column]:
-    """The figures that stand for all: F1 and AP, group boxes and duplicates in crowds, `follow`."""
+    """F1 and AP, group boxes and duplicates in crowds, and `follow`: the columns of short tables."""
     headline, shapes = _keys([summary])
     columns = [*((ALL, key) for key in headline), *((CROWDED, key) for key in shapes[:2]), (ALL, PROBES[0])]
     return [(s, k) for s, k in columns if any((arm, s, k) in summary.means for arm in summary.results)]
@@ -258,7 +240,6 @@ def _differences(summary: Summary, reference: str, arm: str, columns: Iterable[C
 
 
 def _about(summary: Summary) -> str:
-    """What the tables are made of."""
     rows = [result for group in summary.results.values() for result in group]
     first = rows[0]
     start = ", ".join(f"`{name}` {value[:12]}" for name, value in first.made_from["start"].items())
@@ -268,8 +249,9 @@ def _about(summary: Summary) -> str:
         f"{len(summary.results)} arms, {len(rows)} runs from one start ({start}); judged on {first.test.images} "
         f"images ({images} objects; {summary.images[ALL]} count), probed on {first.panel.images}. "
         f"Data (SHA-256): {data}.\n\n"
-        f"Intervals are {LEVEL:.0%}, over images and seeds ({summary.draws} draws; docs/comparing.md). A figure is "
-        "a mean over the seeds of its arm, `value [low, high]`. Rates are per prediction, `merged` per object; where "
+        f"Intervals are {LEVEL:.0%}, over images and seeds ({summary.draws} draws; docs/guides/comparing.md). "
+        "A figure is a mean over the seeds of its arm, `value [low, high]`. Rates are per prediction, `merged` per "
+        "object; where "
         "complete truth is known, all are judged on it. A difference is `arm - reference [low, high] verdict`; `?` is "
         "can't tell."
     )
@@ -294,7 +276,7 @@ def _arms(summary: Summary) -> str:
 
 
 def _explained(summary: Summary) -> list[str]:
-    """How the explanations of long boxes stand in each arm, seed by seed; nothing where none were asked for."""
+    """How many seeds of each arm support or refute each explanation of long boxes."""
     known = {arm: [run.diagnosis for run in runs if run.diagnosis] for arm, runs in summary.results.items()}
     if not any(known.values()):
         return []
@@ -308,12 +290,12 @@ def _explained(summary: Summary) -> list[str]:
     return [
         "### What explains the long boxes on the panel\n\n"
         "Group boxes, and strips that are no true positive, over predictions; then how many seeds support or refute "
-        f"each explanation (docs/diagnosing.md).\n\n{_grid(['arm', 'long boxes', *names, 'verdict'], rows)}"
+        f"each explanation (docs/guides/diagnosing.md).\n\n{_grid(['arm', 'long boxes', *names, 'verdict'], rows)}"
     ]
 
 
 def _over_arms(summary: Summary) -> list[str]:
-    """Which beliefs go with group boxes over the arms of a ladder; nothing for too few arms to say so."""
+    """Which beliefs correlate with group boxes over the arms of a ladder; nothing for too few arms."""
     outcome = _keys([summary])[1][0]
     rates = _by_arm(summary, outcome)
     if len(rates) < LEAST_ARMS:
@@ -333,7 +315,7 @@ def _over_arms(summary: Summary) -> list[str]:
 
 
 def _policies(summary: Summary) -> list[str]:
-    """What AP would be under other scores of the same boxes: differences within runs, over all runs of a ladder."""
+    """AP under other scores of the same boxes: differences within runs, over all runs of a ladder."""
     runs = [result for group in summary.results.values() for result in group]
     used = str(runs[0].protocol.get("score_policy"))
     found: dict[str, list[float]] = {}
@@ -401,7 +383,7 @@ def difference_text(row: Row | None, key: str) -> str:
 
 
 def number(value: float, key: str, *, sign: bool = False) -> str:
-    """With the digits that its kind of figure deserves."""
+    """A figure with the digits that its kind deserves."""
     form = "+" if sign else ""
     if key.startswith("window_var/"):
         return f"{value:{form}.2e}"
@@ -412,13 +394,10 @@ def number(value: float, key: str, *, sign: bool = False) -> str:
 
 
 def put_in(path: Path, name: str, text: str, short: str = "") -> str:
-    """A Markdown file with a ladder's tables in their places.
+    """A Markdown file with a ladder's tables in their places; a `UserError` if it has none.
 
     A place goes from `<!-- ladder NAME -->`, or from `<!-- ladder NAME brief -->` for the short ones, to
     `<!-- end NAME -->`.
-
-    Raises:
-        UserError: The file has no such place.
     """
     old = path.read_text(encoding="utf-8")
     end = f"<!-- end {name} -->"
@@ -434,21 +413,11 @@ def put_in(path: Path, name: str, text: str, short: str = "") -> str:
     return new
 
 
-# A ladder on the terminal: one row an arm, its headline figures, and how it differs from the reference.
-
-
-_SIGNS = {
-    Verdict.BETTER: "[green]+[/]",
-    Verdict.WORSE: "[red]-[/]",
-    Verdict.HIGHER: "^",
-    Verdict.LOWER: "v",
-    Verdict.SAME: "=",
-    Verdict.CANNOT_TELL: "?",
-}
+_SIGNS = dict(zip(Verdict, ("[green]+[/]", "[red]-[/]", "^", "v", "=", "?"), strict=True))
 
 
 def print_summary(summary: Summary, console: Console | None = None) -> None:
-    """Print a summary: coloured on a terminal, plain text elsewhere; it takes 160 columns."""
+    """Print a summary, one row an arm, 160 columns wide or more."""
     console = _wide(console, 160)
     columns = headline_columns(summary)
     heads = [
@@ -471,7 +440,7 @@ def print_summary(summary: Summary, console: Console | None = None) -> None:
         style="dim",
     )
     for remark in summary.remarks:
-        console.print(f"- {escape(remark)}", highlight=False)
+        console.print(f"- {escape(remark)}")
 
 
 def write_page(jobs: Sequence[Job], comparison: dict[str, Any], out: Path) -> Built | None:

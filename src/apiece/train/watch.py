@@ -18,8 +18,9 @@ from apiece.data.jsonl import read_jsonl
 from apiece.evaluate.answers import DEFAULT_POLICY, Answer, under_one_policy, write_answers
 from apiece.evaluate.detections import load_complete, samples_to_ground_truth
 from apiece.evaluate.forms import GroundTruth
-from apiece.evaluate.metrics import METRICS_FILE, write_metrics
+from apiece.evaluate.metrics import METRICS_FILE
 from apiece.evaluate.predict import AHEAD, Predictor, answer_split, score_answers
+from apiece.files import write_json
 from apiece.model.encode import SampleEncoder
 from apiece.monitor.dump import Monitor
 from apiece.monitor.panel import ChosenPanel, choose_panel, panel_again
@@ -79,7 +80,7 @@ def evaluate_step(
     out = run / "eval" / f"step_{step:06d}"
     write_answers(out, answers)
     metrics = score_answers(samples, answers, policy=DEFAULT_POLICY, complete=complete)
-    write_metrics(out / METRICS_FILE, metrics)
+    write_json(out / METRICS_FILE, metrics)
     figures = {f"eval/{key}": float(value) for key in LOGGED if (value := metrics.get(key)) is not None}
     return figures, under_one_policy(answers, DEFAULT_POLICY)
 

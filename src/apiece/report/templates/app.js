@@ -206,7 +206,7 @@
     } catch {
       // as above
     }
-    apiece.index = (await apiece.load("index")).value;
+    apiece.index = await apiece.load("index");
     apiece.style.init(apiece.index.styles);
     document.getElementById("theme").addEventListener("click", turn);
     document.getElementById("help").addEventListener("click", openHelp);

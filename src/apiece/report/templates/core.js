@@ -1,33 +1,16 @@
-// Loading packed data, making elements, and where the reader is. Text is only ever set as text, never as HTML.
+// Loading data files, making elements, and where the reader is. Text is only ever set as text, never as HTML.
 "use strict";
 
 window.apiece = (() => {
-  const FIRST = 0x3400; // as in payload.py
-  const arrived = new Map(); // name -> packed bytes of a script that has run
-  const promised = new Map(); // name -> promise of {value, blob}
+  const arrived = new Map(); // name -> base64 of a script that has run
+  const promised = new Map(); // name -> promise of the value
 
   // Called by every data file.
-  function put(name, length, text) {
-    const bytes = new Uint8Array(length);
-    let bits = 0, held = 0, at = 0;
-    for (let i = 0; i < text.length && at < length; i++) {
-      held = (held << 15) | (text.charCodeAt(i) - FIRST);
-      bits += 15;
-      while (bits >= 8 && at < length) {
-        bits -= 8;
-        bytes[at++] = (held >> bits) & 255;
-      }
-      held &= (1 << bits) - 1;
-    }
-    arrived.set(name, bytes);
-  }
+  const put = (name, text) => arrived.set(name, text);
 
-  async function unpack(bytes) {
-    const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
-    const data = await new Response(stream).arrayBuffer();
-    const end = 4 + new DataView(data).getUint32(0, true);
-    const value = JSON.parse(new TextDecoder().decode(data.slice(4, end)));
-    return { value, blob: data.slice(end) };
+  async function unpack(text) {
+    const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+    return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).json();
   }
 
   // Data by name, once; a page from disk may load scripts but nothing else.
@@ -37,10 +20,10 @@ window.apiece = (() => {
         const script = document.createElement("script");
         script.src = `data/${name}.js`;
         script.onload = () => {
-          const bytes = arrived.get(name);
+          const text = arrived.get(name);
           arrived.delete(name);
           script.remove();
-          if (bytes) unpack(bytes).then(resolve, reject);
+          if (text) unpack(text).then(resolve, reject);
           else reject(new Error(`data/${name}.js holds no data`));
         };
         script.onerror = () => reject(new Error(`data/${name}.js is missing`));

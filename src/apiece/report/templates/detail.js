@@ -5,7 +5,7 @@
   const { h, number } = apiece;
   let close = false; // distributions: whole axis, or close up
 
-  // side: {frame, details, curves, at, bins}; act: {pick(mark), guide(coordinate, share), redraw()}
+  // side: {frame, details, at, bins}; act: {pick(mark), guide(coordinate, share), redraw()}
   function draw(box, mark, side, act) {
     if (!mark) return box.replaceChildren(h("p", { class: "hint" }, "Point at a box, or tap it, to see what it is. A tap holds it through the steps."));
     const style = apiece.scene.styleOf(mark);
@@ -76,16 +76,17 @@
   }
 
   function slots(mark, side, act, own) {
-    const { details, curves, frame, bins } = side;
+    const { details, frame, bins } = side;
     if (!details) return h("p", { class: "hint" }, "Loading the distributions…");
-    const kept = mark.kind === "prediction" ? curves.predictions[mark.index] : curves.labels[mark.index];
+    const kept = (mark.kind === "prediction" ? details.curves : details.label_curves)[mark.index];
     if (!kept) return h("p", { class: "hint" }, "No distributions were kept for this box.");
     const written = mark.kind === "prediction" ? details.bins[mark.index] : null;
     const others = frame.labels.filter((label) => !label.crowd && label.desc === mark.desc && label !== own);
+    const { unpacked } = apiece.slots;
     const toggle = h("button", { type: "button", class: "chip", "aria-pressed": String(close), onclick: () => { close = !close; act.redraw(); } }, "close up");
     const rows = apiece.index.coordinates.map((title, c) => apiece.slots.plot({
       title, bins, close, colour: apiece.scene.styleOf(mark).colour,
-      sources: written ? { filled: kept[c] } : { filled: kept.a1[c], line: kept.last[c] },
+      sources: written ? { filled: unpacked(kept[c]) } : { filled: unpacked(kept.a1[c]), line: unpacked(kept.last[c]) },
       marks: { written: written ? written[c] : -1, own: own ? own.bins[c] : -1, others: others.map((label) => label.bins[c]) },
       note: written ? `bin ${written[c]}` : probeNote(details.probes, mark.index, c),
       read: (share) => act.guide(share === null ? null : c, share),
@@ -103,7 +104,7 @@
     const i = probes.object.findIndex((o, k) => o === object && probes.coordinate[k] === coordinate);
     if (i < 0) return "";
     const pair = (key, digits) => `${number(probes.a1[key][i], digits)}→${number(probes.last[key][i], digits)}`;
-    return `own ${pair("own", 2)} · others ${pair("cross", 2)} · gap ${pair("gap", 0)}`;
+    return `own ${pair("own_mass", 2)} · others ${pair("cross_instance_mass", 2)} · gap ${pair("exp_argmax_gap", 0)}`;
   }
 
   apiece.detail = { draw };

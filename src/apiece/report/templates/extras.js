@@ -48,7 +48,7 @@
       const cell = (key, pick, digits) => h("td", { class: "num" }, `${number(worst("a1", key, object, pick), digits)} → ${number(worst("last", key, object, pick), digits)}`);
       return label && h("tr", {},
         h("td", {}, h("button", { type: "button", class: "link", onclick: () => act.pick(label) }, apiece.style.swatch(apiece.scene.styleOf(label)), `${object + 1} `, apiece.name(label.desc, 18))),
-        cell("own", Math.min, 2), cell("cross", Math.max, 2), cell("gap", Math.max, 0), cell("entropy", Math.max, 1),
+        cell("own_mass", Math.min, 2), cell("cross_instance_mass", Math.max, 2), cell("exp_argmax_gap", Math.max, 0), cell("entropy", Math.max, 1),
         h("td", {}, [probes.flip[i] && "flip", probes.chimera[i] && "chimera"].filter(Boolean).join(", ")));
     };
     return [h("p", { class: "hint" }, "Of each label's four slots the worst; A1 → last pass."),

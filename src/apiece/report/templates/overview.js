@@ -62,7 +62,7 @@
     apiece.forgetCharts();
     const curves = await Promise.all(index.runs.map((_, run) => apiece.load(`run${run}/curves`)));
     const figures = new Map(); // key -> one curve a run
-    curves.forEach(({ value }, run) => {
+    curves.forEach((value, run) => {
       for (const [key, steps, values] of value.series) {
         if (!figures.has(key)) figures.set(key, []);
         figures.get(key).push({ run, label: index.runs[run].name, steps, values });

@@ -54,8 +54,8 @@
     const step = apiece.currentStep();
     const at = apiece.stepIndex(run, step);
     const other = grids[1] && want.other !== want.run
-      ? { grid: grids[1].value, at: apiece.stepIndex(index.runs[want.other], step) } : null;
-    const list = chosen(index.samples, grids[0].value, other, want, at);
+      ? { grid: grids[1], at: apiece.stepIndex(index.runs[want.other], step) } : null;
+    const list = chosen(index.samples, grids[0], other, want, at);
     const total = index.samples.filter((sample) => sample.panel !== want.elsewhere).length;
     main.replaceChildren(
       h("h1", { class: "sr" }, "Images"),
@@ -126,7 +126,7 @@
       ...(want.outcome || want.desc ? [figure("hit", `×${found}`)] : []));
     picture.paint = async () => {
       if (gap || !sample.runs.includes(want.run)) return picture.replaceChildren(apiece.scene.thumbnail(sample, []));
-      const { value } = await apiece.load(`run${want.run}/boxes_${String(n).padStart(4, "0")}`);
+      const value = await apiece.load(`run${want.run}/boxes_${String(n).padStart(4, "0")}`);
       const frame = apiece.scene.frame(value, at);
       return picture.replaceChildren(apiece.scene.thumbnail(sample, frame ? marks(frame, want) : []));
     };

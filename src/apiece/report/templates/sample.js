@@ -62,8 +62,8 @@
   async function pane(made, run, side) {
     const { index } = apiece, { sample } = made;
     const has = sample.runs.includes(run);
-    const data = has ? (await apiece.load(`run${run}/boxes_${padded(made.at)}`)).value : null;
-    const one = { run, side, sample, data, frame: null, at: -1, details: null, curves: null, name: index.runs[run].name, bins: index.runs[run].num_bins };
+    const data = has ? await apiece.load(`run${run}/boxes_${padded(made.at)}`) : null;
+    const one = { run, side, sample, data, frame: null, at: -1, details: null, name: index.runs[run].name, bins: index.runs[run].num_bins };
     one.tip = h("div", { class: "tip", hidden: true });
     one.scene = apiece.scene.scene(sample, `${sample.id}, run ${one.name}`, {
       hover: (mark, event) => hover(one, mark, event), pick: (mark) => hold(one, mark), zoom: setView,
@@ -220,15 +220,13 @@
   async function fetchDetails(one) {
     if (one.loaded || one.loading || !one.data) return;
     one.loading = true;
-    const packed = await apiece.load(`run${one.run}/details_${padded(sight.at)}`);
-    one.loaded = { value: packed.value, curves: apiece.slots.curves(packed) };
+    one.loaded = await apiece.load(`run${one.run}/details_${padded(sight.at)}`);
     useDetails(one);
     if (sight.panes.includes(one)) paint();
   }
 
   function useDetails(one) {
-    one.details = one.loaded.value.steps[one.at] || null;
-    one.curves = one.loaded.curves[one.at] || null;
+    one.details = one.loaded.steps[one.at] || null;
   }
 
   // ----- zoom and keys -----

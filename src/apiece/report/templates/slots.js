@@ -1,45 +1,17 @@
-// The distributions at the four slots of a box: unpacked from the blob and drawn over the bins.
+// The distributions at the four slots of a box: drawn over the bins.
 "use strict";
 
 (() => {
   const { h, svg, number } = apiece;
-  const HEAD = 7, LEVELS = 31; // as in payload.py
   const HIGH = 46;
 
-  // All curves of the blob in order; `cells` are masses.
-  function unpackBlob(blob, counts) {
-    const view = new DataView(blob);
-    let at = 0;
-    return counts.map((count) => {
-      const heads = Array.from({ length: count }, (_, i) => ({
-        start: view.getUint16(at + i * HEAD, true), step: view.getUint16(at + i * HEAD + 2, true),
-        length: view.getUint8(at + i * HEAD + 4), peak: view.getUint16(at + i * HEAD + 5, true) / 65535,
-      }));
-      at += count * HEAD;
-      return heads.map(({ start, step, length, peak }) => {
-        const levels = new Uint8Array(blob, at, length);
-        at += length;
-        return length ? { start, step, cells: Array.from(levels, (v) => (v / LEVELS) ** 2 * peak) } : null;
-      });
-    });
+  // A curve as page_curve() in payload.py writes it; `cells` are masses.
+  function unpacked(curve) {
+    if (!curve) return null;
+    const [start, step, peak, digits] = curve;
+    return { start, step, cells: Array.from(digits, (digit) => (parseInt(digit, 32) / 31) ** 2 * peak) };
   }
 
-  // Curves by box: {predictions: [[4]|null], labels: [{a1: [4], last: [4]}|null]} for every step.
-  function curves({ value, blob }) {
-    const count = (step) => (step ? 4 * sum(step.curves) + 8 * sum(step.label_curves) : 0);
-    const lists = unpackBlob(blob, value.steps.map(count));
-    return value.steps.map((step, i) => {
-      if (!step) return null;
-      let at = 0;
-      const four = () => lists[i].slice(at, (at += 4));
-      return {
-        predictions: step.curves.map((has) => (has ? four() : null)),
-        labels: step.label_curves.map((has) => (has ? { a1: four(), last: four() } : null)),
-      };
-    });
-  }
-
-  const sum = (values) => values.reduce((a, b) => a + b, 0);
   const end = (curve) => curve.start + curve.step * curve.cells.length;
 
   function domain(sources, marks, bins, close) {
@@ -106,5 +78,5 @@
     return Math.round(curve.start + (best + 0.5) * curve.step - 0.5);
   }
 
-  apiece.slots = { curves, plot, mode };
+  apiece.slots = { unpacked, plot, mode };
 })();

@@ -1,4 +1,4 @@
-"""Runs and dumps made by hand, in the form that docs/records.md describes."""
+"""Runs and dumps made by hand, in the form of `apiece.dumps.form`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def example_probes() -> dict[str, Any]:
     }
 
 
-def example_record(sample_id: str = "000044", step: int = 300, **changes: Any) -> dict[str, Any]:
+def example_entry(sample_id: str = "000044", step: int = 300, **changes: Any) -> dict[str, Any]:
     """A record with every kind of row: a matched label, a crowd region, a hidden instance, a group box, probes."""
     return {
         "schema": 1,
@@ -150,5 +150,5 @@ def write_run(run: Path, steps: tuple[int, ...] = (0, 300), ids: tuple[str, ...]
     rows = [{"step": 10, "loss/total": 2.0}, {"step": 20, "loss/total": 1.0}, {"step": 20, "eval/f1/f1": 0.25}]
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     for step in steps:
-        write_dump(run, step, [example_record(name, step) for name in ids])
+        write_dump(run, step, [example_entry(name, step) for name in ids])
     return run

@@ -70,7 +70,7 @@ def test_a_curve_holds_every_cell_to_half_a_level(mass: np.ndarray) -> None:
     [
         ({"values": "&&"}, "not a curve"),
         ({"start": None}, "not a curve"),
-        ({"start": -1}, "not a curve over 1000 bins: start -1"),
+        ({"start": -1}, "not a curve: start -1"),
         ({"start": 999}, "not a curve over 1000 bins: start 999, step 1, 2 values"),
         ({"values": base64.b64encode(b"a" * 65).decode()}, "65 values .at most 64"),
         ({"peak": float("nan")}, "peak of a curve must be a finite mass, got nan"),

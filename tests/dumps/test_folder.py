@@ -6,10 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
-from made import example_record, write_dump, write_run
+from made import example_entry, write_dump, write_run
 
-from apiece.dumps.folder import dumped_steps, find_image, open_run, picture_name, read_dump
+from apiece.dumps.folder import Dump, dumped_steps, find_image, open_run, picture_name, read_dump
 from apiece.errors import UserError
+
+
+def ids(dump: Dump) -> list[str]:
+    return [entry["id"] for entry in dump.entries]
 
 
 def test_a_whole_run_is_read(tmp_path: Path) -> None:
@@ -23,11 +27,9 @@ def test_a_whole_run_is_read(tmp_path: Path) -> None:
     assert run.series("no such figure") == []
     assert run.steps == (0, 300)
     assert run.gaps == ()
-    dumps, gaps = run.dumps()
-    assert [dump.step for dump in dumps] == [0, 300]
-    assert gaps == []
+    assert [run.dump(step).step for step in run.steps] == [0, 300]
     assert run.dump().step == 300
-    assert list(run.dump(0).by_id) == ["a", "b"]
+    assert ids(run.dump(0)) == ["a", "b"]
     assert run.dump().gaps == ()
 
 
@@ -49,7 +51,7 @@ def test_a_missing_file_is_a_gap(tmp_path: Path, name: str) -> None:
     run = open_run(folder)
     assert len(run.gaps) == 1
     assert f"{name}: cannot be read: No such file" in run.gaps[0]
-    assert [dump.step for dump in run.dumps()[0]] == [0, 300]
+    assert [run.dump(step).step for step in run.steps] == [0, 300]
 
 
 def test_half_written_last_lines_are_named_and_the_rest_is_read(tmp_path: Path) -> None:
@@ -61,19 +63,19 @@ def test_half_written_last_lines_are_named_and_the_rest_is_read(tmp_path: Path) 
     assert run.series("loss/total") == [(10, 2.0), (20, 1.0)]
     assert run.gaps == (f"{folder}/metrics.jsonl:3: left out: the last line is half-written",)
     dump = run.dump()
-    assert list(dump.by_id) == ["a"]
+    assert ids(dump) == ["a"]
     assert dump.gaps == (f"{dump.folder}/records.jsonl:2: left out: the last line is half-written",)
 
 
 def test_broken_and_repeated_lines_are_left_out(tmp_path: Path) -> None:
-    folder = write_dump(tmp_path, 5, [example_record("a", 5), {"schema": 1}, example_record("a", 5)])
+    folder = write_dump(tmp_path, 5, [example_entry("a", 5), {"schema": 1}, example_entry("a", 5)])
     with (folder / "records.jsonl").open("ab") as file:
-        file.write(b"\n\xff\n" + json.dumps(example_record("c\u2028", 5), ensure_ascii=False).encode())
+        file.write(b"\n\xff\n" + json.dumps(example_entry("c\u2028", 5), ensure_ascii=False).encode())
     (folder / "0000_a.png").touch()
     (folder / picture_name(4, "c\u2028")).touch()
     (folder / "0009_gone.png").touch()
     dump = read_dump(folder)
-    assert list(dump.by_id) == ["a", "c\u2028"]
+    assert ids(dump) == ["a", "c\u2028"]
     assert dump.pictures == {"a": folder / "0000_a.png", "c\u2028": folder / "0004_c_.png"}
     assert [gap.removeprefix(f"{folder}/records.jsonl:")[:14] for gap in dump.gaps] == [
         "2: left out: s",
@@ -83,7 +85,7 @@ def test_broken_and_repeated_lines_are_left_out(tmp_path: Path) -> None:
 
 
 def test_pictures_of_ids_that_look_alike_in_file_names_keep_their_order(tmp_path: Path) -> None:
-    folder = write_dump(tmp_path, 5, [example_record(name, 5) for name in ("a b", "x", "a:b")])
+    folder = write_dump(tmp_path, 5, [example_entry(name, 5) for name in ("a b", "x", "a:b")])
     names = [picture_name(0, "a b"), picture_name(2, "a:b")]
     assert names == ["0000_a_b.png", "0002_a_b.png"]
     for name in names:
@@ -91,21 +93,18 @@ def test_pictures_of_ids_that_look_alike_in_file_names_keep_their_order(tmp_path
     assert read_dump(folder).pictures == {"a b": folder / names[0], "a:b": folder / names[1]}
 
 
-def test_a_dump_of_another_schema_is_a_gap_and_the_others_are_read(tmp_path: Path) -> None:
+def test_a_dump_of_another_schema_is_refused_and_the_others_are_read(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", steps=(0, 300))
     write_dump(folder, 100, [], schema=0)
     run = open_run(folder)
     assert run.steps == (0, 100, 300)
-    dumps, gaps = run.dumps()
-    assert [dump.step for dump in dumps] == [0, 300]
-    assert len(gaps) == 1
-    assert "step_000100/protocol.json: expected a dump of schema 1, found 0" in gaps[0]
-    with pytest.raises(UserError, match="expected a dump of schema 1, found 0"):
+    assert [run.dump(step).step for step in (0, 300)] == [0, 300]
+    with pytest.raises(UserError, match=r"step_000100/protocol\.json: expected a dump of schema 1, found 0"):
         run.dump(100)
 
 
 def test_a_record_of_another_schema_stops_its_dump(tmp_path: Path) -> None:
-    folder = write_dump(tmp_path, 5, [example_record("a", 5), example_record("b", 5, schema=2)])
+    folder = write_dump(tmp_path, 5, [example_entry("a", 5), example_entry("b", 5, schema=2)])
     with pytest.raises(UserError, match=r"records.jsonl:2: expected a dump of schema 1, found 2"):
         read_dump(folder)
 
@@ -126,7 +125,7 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
 
 def test_a_run_without_dumps_says_how_to_get_some(tmp_path: Path) -> None:
     run = open_run(write_run(tmp_path / "run", steps=()))
-    assert run.dumps() == ([], [])
+    assert run.steps == ()
     with pytest.raises(UserError, match=r"expected dumps, found none\n  fix: set monitor.every_steps"):
         run.dump()
 
@@ -149,7 +148,7 @@ def test_a_dump_without_protocol_is_none(tmp_path: Path) -> None:
 
 def test_an_image_is_found_where_it_was_or_in_the_run(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run")
-    record = open_run(folder).dump().records[0]
+    record = open_run(folder).dump().entries[0]
     assert find_image(record, folder) is None
     (folder / "images").mkdir()
     (folder / "images" / "a.png").touch()
