@@ -50,7 +50,7 @@ def pick_device(name: str, *, cpu: str = "--device cpu") -> torch.device:
     return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
 
 
-# Weights in a file for each process that trained them, joined: safetensors are read, no processes are needed.
+# Weights written as one file per process, joined: reading them needs no processes.
 
 
 PATTERN = "shard-*.safetensors"

@@ -68,12 +68,13 @@ class ImageEncoder:
         width, height = self.size_for(size_wh)
         return (width // self.factor) * (height // self.factor)
 
+    def resized(self, image: Image.Image) -> Image.Image:
+        target = self.size_for(image.size)
+        return image if image.size == target else image.resize(target, Image.Resampling.BICUBIC)
+
     def encode(self, image: Image.Image) -> tuple[NDArray[np.float32], tuple[int, int, int]]:
         """Patches of an RGB image, `[P, 3 * 2 * patch^2]` float32, and the grid `(1, rows, columns)` in patches."""
-        target = self.size_for(image.size)
-        if image.size != target:
-            image = image.resize(target, Image.Resampling.BICUBIC)
-        out = self.processor(images=[image], do_resize=False, return_tensors="np")
+        out = self.processor(images=[self.resized(image)], do_resize=False, return_tensors="np")
         t, h, w = (int(v) for v in out["image_grid_thw"][0])
         return np.asarray(out["pixel_values"], dtype=np.float32), (t, h, w)
 

@@ -297,12 +297,9 @@ class PhotoEncoder(SampleEncoder):
 
     def _prefix(self, sample: Sample, image: Image.Image) -> EncodedSample:
         images = self.side.images
-        target = images.size_for(image.size)
-        if image.size != target:
-            image = image.resize(target, Image.Resampling.BICUBIC)
-        ids = self.prompt.prefix_ids(images.num_tokens(target), self.side.image_token_id)
-        patch = images.processor.patch_size
-        grid = (1, target[1] // patch, target[0] // patch)
+        image, patch = images.resized(image), images.processor.patch_size
+        ids = self.prompt.prefix_ids(images.num_tokens(image.size), self.side.image_token_id)
+        grid = (1, image.height // patch, image.width // patch)
         return PhotoQuestion(sample.id, ids, np.zeros((0, 0), dtype=np.float32), grid, image=image)
 
 
