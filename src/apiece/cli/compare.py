@@ -11,6 +11,7 @@ import typer
 from apiece.cli import app
 from apiece.cli.options import Overwrite
 from apiece.errors import UserError
+from apiece.stats import DRAWS
 
 _FORMS = "apiece compare RUN_A RUN_B [...]  or  apiece compare --arm A=RUN[,RUN] --arm B=RUN[,RUN]"
 _FILE = "comparison.json"
@@ -25,7 +26,7 @@ def compare(
         list[str] | None, typer.Option(metavar="NAME=RUN,RUN", help="An arm of several seeds, instead of RUNs.")
     ] = None,
     step: Annotated[int | None, typer.Option(help="Of the runs' dumps; the newest that all have by default.")] = None,
-    draws: Annotated[int, typer.Option(min=100, help="Bootstrap draws.")] = 1000,
+    draws: Annotated[int, typer.Option(min=100, help="Bootstrap draws.")] = DRAWS,
     seed: Annotated[int, typer.Option(min=0, help="Of the draws; equal seeds give equal intervals.")] = 0,
     score_policies: Annotated[
         bool, typer.Option("--score-policies", help="Ask which score policy is better: those may differ then.")

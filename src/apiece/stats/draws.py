@@ -16,10 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apiece.boxes import FloatArray
+from apiece.stats import DRAWS
 from apiece.stats.interval import Drawn, Estimate, compare_drawn, estimate
 from apiece.stats.ratio import Ratio
-
-DRAWS = 1000
 
 
 def image_draws(images: int, draws: int = DRAWS, seed: int = 0) -> NDArray[np.uint16]:

@@ -83,17 +83,17 @@ def dump_source(run: RunFolder, dump: Dump, path: Path) -> RunBoxes:
     """A dump, ready to be compared; a `UserError` if no sample can be read or a prediction has no score."""
     panel = run.panel
     place = {name: i for i, name in enumerate(panel["ids"])} if panel else {}
-    records = sorted(dump.entries, key=lambda record: place.get(record["id"], len(place)))
-    if not records:
+    entries = sorted(dump.entries, key=lambda entry: place.get(entry["id"], len(place)))
+    if not entries:
         raise UserError("expected records, found none that can be read", where=dump.folder, fix="; ".join(dump.gaps))
     protocol = dump.protocol
-    predictions = {record["id"]: _detections(record, dump.folder) for record in records}
-    truth, detections = predictions_to_detections(samples_to_ground_truth(list(map(_sample, records))), predictions)
+    predictions = {entry["id"]: _detections(entry, dump.folder) for entry in entries}
+    truth, detections = predictions_to_detections(samples_to_ground_truth(list(map(_sample, entries))), predictions)
     complete = None
-    if all(record["hidden"] is not None for record in records):
-        everything = [_sample(record, everything=True) for record in records]
+    if all(entry["hidden"] is not None for entry in entries):
+        everything = [_sample(entry, everything=True) for entry in entries]
         truth, complete = align_complete(samples_to_ground_truth(everything), truth)
-    by_id = {record["id"]: record for record in records}
+    by_id = {entry["id"]: entry for entry in entries}
     ordered = [by_id[image.name] for image in truth.images]
     settings = arm_settings(run.config)
     return RunBoxes(
@@ -105,7 +105,7 @@ def dump_source(run: RunFolder, dump: Dump, path: Path) -> RunBoxes:
         protocol={
             "data": protocol["data_sha256"] or protocol["data"],
             "complete": protocol["complete_sha256"],
-            "panel": tuple(panel["ids"]) if panel else tuple(record["id"] for record in records),
+            "panel": tuple(panel["ids"]) if panel else tuple(entry["id"] for entry in entries),
             "prompt_hash": protocol["prompt_hash"],
             "max_pixels": protocol["max_pixels"],
             "num_bins": protocol["num_bins"],
@@ -114,7 +114,7 @@ def dump_source(run: RunFolder, dump: Dump, path: Path) -> RunBoxes:
         },
         complete=complete,
         dropped=dropped_ratio([(len(r["predictions"]), r["answer"]["dropped"].values()) for r in ordered]),
-        probes=probe_ratios([(record["objects"], record["probes"]) for record in ordered]),
+        probes=probe_ratios([(entry["objects"], entry["probes"]) for entry in ordered]),
         probe_protocol=protocol["probes"],
         step=dump.step,
         seed=run.config.get("seed", protocol["seed"]),
@@ -155,24 +155,24 @@ def dropped_ratio(answers: Sequence[tuple[int, Iterable[int]]]) -> Ratio:
     return Ratio(dropped, dropped + kept)
 
 
-def _sample(record: Entry, *, everything: bool = False) -> Sample:
+def _sample(entry: Entry, *, everything: bool = False) -> Sample:
     """The labels of an image; or everything: the labels that are not crowd regions, and the objects without a label."""
     labels = [
-        Instance(row["desc"], _box(row["bbox"]), row["iscrowd"], row["area"], row["id"]) for row in record["objects"]
+        Instance(row["desc"], _box(row["bbox"]), row["iscrowd"], row["area"], row["id"]) for row in entry["objects"]
     ]
     if everything:
-        hidden = [Instance(row["desc"], _box(row["bbox"])) for row in record["hidden"] or ()]
+        hidden = [Instance(row["desc"], _box(row["bbox"])) for row in entry["hidden"] or ()]
         labels = [*(label for label in labels if not label.iscrowd), *hidden]
-    return Sample(record["id"], Path(record["image"]), (record["width"], record["height"]), tuple(labels))
+    return Sample(entry["id"], Path(entry["image"]), (entry["width"], entry["height"]), tuple(labels))
 
 
-def _detections(record: Entry, folder: Path) -> list[Detection]:
+def _detections(entry: Entry, folder: Path) -> list[Detection]:
     found = []
-    for number, row in enumerate(record["predictions"]):
+    for number, row in enumerate(entry["predictions"]):
         score = row["score"]
         if score is None:
             raise UserError(
-                f"sample {record['id']}, prediction {number}: expected a score, found none (or NaN)",
+                f"sample {entry['id']}, prediction {number}: expected a score, found none (or NaN)",
                 where=folder,
                 fix="AP ranks by score: choose a score policy that can be computed, such as `constant`",
             )

@@ -24,7 +24,8 @@ from apiece.evaluate.forms import Detections, GroundTruth
 from apiece.evaluate.rates import f1_of
 from apiece.outcomes import Outcome
 from apiece.progress import track
-from apiece.stats.draws import DRAWS, RatioDraws, block_draws, draw_ratios, image_draws, seeds_rng
+from apiece.stats import DRAWS
+from apiece.stats.draws import RatioDraws, block_draws, draw_ratios, image_draws, seeds_rng
 from apiece.stats.interval import LEVEL, Difference, Drawn, Estimate, compare_drawn, estimate
 from apiece.stats.ratio import CROWDING, crowding_of_counts
 from apiece.study.arms import Arm, RunBoxes, align, probes_in_common, require_comparable, require_two

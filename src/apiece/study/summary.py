@@ -14,7 +14,7 @@ import numpy as np
 
 from apiece.errors import UserError
 from apiece.progress import track
-from apiece.stats.draws import DRAWS
+from apiece.stats import DRAWS
 from apiece.stats.interval import LEVEL
 from apiece.stats.ratio import CROWDING
 from apiece.study.comparison import ALL, LEFT_OUT, Comparison, Row, Table, ordered, telemetry_rows
