@@ -11,28 +11,20 @@ import io
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from apiece.evaluate.ap import FIGURES, ap_range, coco_scores
+from apiece.evaluate.ap import FIGURES, coco_scores
 from apiece.evaluate.detections import to_coco, to_coco_results
 from apiece.evaluate.forms import Category, Detections, GroundTruth, ImageInfo
-from apiece.evaluate.metrics import fix_figures
-from apiece.evaluate.rates import (
-    Bootstrap,
-    by_position,
-    match_split,
-    near_duplicates,
-    outcome_rates,
-    strips,
-    total_scores,
-)
+from apiece.evaluate.metrics import fix_figures, outcome_row
+from apiece.evaluate.rates import by_position, counted_images, match_split, near_duplicates, strips, total_scores
 from apiece.files import write_json
 from apiece.outcomes import label_outcomes
+from apiece.stats.draws import ImageDraws
 
 SIZE = (640, 480)
 
@@ -97,14 +89,14 @@ def measure(truth: GroundTruth, detections: Detections, repeats: int) -> dict[st
     every = np.arange(len(detections))
 
     def rates() -> None:
-        outcome_rates(truth, detections, outcomes, Bootstrap(len(truth.images)))
+        draws = ImageDraws(counted_images(truth, detections, None))
+        outcome_row(truth, detections, outcomes, np.ones(len(detections), dtype=bool), draws)
         by_position(detections, outcomes)
 
     def shapes() -> None:
         near_duplicates(truth, detections, every)
         strips(truth, detections)
 
-    rounded = replace(detections, score=detections.score.round(3))  # as many files have them
     theirs = time.perf_counter()
     expected = pycocotools_figures(truth, detections)
     theirs = time.perf_counter() - theirs
@@ -122,7 +114,6 @@ def measure(truth: GroundTruth, detections: Detections, repeats: int) -> dict[st
         "match, outcomes, rates, shapes": sum(seconds.values()),
         "AP, hotcoco": seconds_of(lambda: coco_scores(truth, detections), repeats),
         "AP, pycocotools": theirs,
-        "AP over orders of ties": seconds_of(lambda: ap_range(truth, rounded, found["AP"]), repeats),
         "fixes, each with its AP": seconds_of(lambda: fix_figures(truth, detections, outcomes, scores, 0.0), 1),
     }
 
