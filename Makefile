@@ -41,6 +41,7 @@ lint: $(INSTALLED) ## Check style, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	MYPYPATH=src:benchmarks:tests $(BIN)/mypy benchmarks tools
 
 docs: $(INSTALLED) ## Write the generated pages: docs/dev/code.md, docs/reference/config.md
 	$(BIN)/python tools/code_map.py

@@ -205,9 +205,9 @@ def peak_mb(arm: str, sizes: tuple[int, int], device: torch.device) -> float:
         step().backward()
         return (torch.cuda.max_memory_allocated(device) - before) / 1e6
     Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark (Linux)
-    before = _status("VmRSS")
+    resident = _status("VmRSS")
     step().backward()
-    return (_status("VmHWM") - before) / 1e3
+    return (_status("VmHWM") - resident) / 1e3
 
 
 def _status(name: str) -> float:

@@ -196,10 +196,11 @@ def encode_batches(
         samples, encoder, Augmentation(flip=True), plan,
         start=0, stop=count, rank=0, world=1, micro=case.batch_size, workers=0,
     )  # fmt: skip
-    batches, times = [], []
+    batches: list[Batch] = []
+    times: list[float] = []
     for _ in range(count):
         before = time.perf_counter()
-        batches += next(stream)
+        batches += [batch for batch in next(stream) if isinstance(batch, Batch)]
         times.append(time.perf_counter() - before)
     return batches, median(times)
 

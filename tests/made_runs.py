@@ -13,7 +13,7 @@ import numpy as np
 import yaml
 
 from apiece.codec.bins import Bins
-from apiece.dumps.form import SCHEMA, encode_curve, json_line
+from apiece.dumps.form import SCHEMA, Curve, encode_curve, json_line
 from apiece.evaluate.detections import predictions_to_detections, samples_to_ground_truth
 from apiece.evaluate.rates import match_split
 from apiece.outcomes import NONE, Fate, Outcome, label_outcomes
@@ -118,7 +118,7 @@ def write_dump(run: Path, step: int, name: str, records: Sequence[dict[str, Any]
     """Write `dumps/step_*/` with pictures of one pixel."""
     folder = run / "dumps" / f"step_{step:06d}"
     folder.mkdir(parents=True)
-    protocol = {
+    protocol: dict[str, Any] = {
         **{"schema": SCHEMA, "step": step, "run": name, "data": "val.jsonl", "data_sha256": "0" * 64, "complete": None},
         **{"complete_sha256": None, "prompt_hash": "1", "max_pixels": 50176, "num_bins": 1000, "generate": {}},
         **{"score_policy": "coord_logprob", "seed": 0, "probes": None},
@@ -236,7 +236,7 @@ def _curves(
     size_wh: tuple[int, int],
     skill: float,
     rng: np.random.Generator,
-) -> list[dict[str, Any] | None]:
+) -> list[Curve | None]:
     """Beliefs at the four slots: mass at the own coordinate, some at neighbours' of the class, and a noisy floor."""
     own = BINS.to_bins([box.bbox_xyxy], size_wh)[0]
     others = [BINS.to_bins([x.bbox_xyxy], size_wh)[0] for x in labels if x.desc == box.desc][:4]
