@@ -288,7 +288,8 @@ def _head(count: ForwardFlops, work: Work, recipe: Recipe) -> tuple[float, float
     table, rows = recipe.trained[Part.COORD] + learnt, (recipe.trained[Part.COORD] or recipe.rows) + learnt
     slots = count.coordinates(work.slots)
     read = float(work.text_rows + work.slots * recipe.gate)
-    narrow = 0.0 if recipe.gate else slots
+    # In bf16 coordinate logits are made once more, in float32: beliefs must not tie (`channels/answer.py`).
+    narrow = 0.0 if recipe.gate and not recipe.half else slots
     between = 0.0
     if recipe.passes > 1:
         read += work.text_rows - work.name_rows
