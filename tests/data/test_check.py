@@ -172,6 +172,7 @@ def test_the_numbers(tmp_path: Path) -> None:
     assert kinds(report.problems) == ["many_objects", "broken_json"]
 
 
+@pytest.mark.slow
 def test_ten_thousand_objects_take_seconds_and_little_memory(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     low = rng.random((10_000, 2)) * 900
@@ -296,6 +297,7 @@ def test_how_many_images_are_opened_together_changes_nothing(
     assert check_jsonl(tmp_path / "x.jsonl").as_dict() == expected
 
 
+@pytest.mark.slow
 def test_a_check_holds_no_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it keeps of each is a few numbers."""
     monkeypatch.setattr(jsonl, "_LONG_BYTES", 0)

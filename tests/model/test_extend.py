@@ -112,6 +112,7 @@ def test_extend_weights_in_several_files(tiny_checkpoint, tmp_path, tied) -> Non
         extend_checkpoint(str(source), tmp_path / "again")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_extend_the_published_shapes(tiny_checkpoint, tmp_path, name) -> None:
     """Layers, heads, deep-stack levels, tied or separate tables as published; only widths are narrowed."""

@@ -30,6 +30,7 @@ def same_bits(one: Path, two: Path) -> bool:
     return before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize(("shuffle", "more"), ORDERS, ids=[name for name, _ in ORDERS])
 def test_a_run_goes_on_with_the_sample_at_which_it_stopped(

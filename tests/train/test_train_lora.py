@@ -96,6 +96,7 @@ def test_what_a_run_with_adapters_leaves(run: Path) -> None:
     assert list((run / "eval").glob("step_*/metrics.json"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [LORA, LORA_BOTH], ids=["stage 1", "both channels"])
 def test_resumed_run_ends_with_the_same_bits(
     tmp_path: Path,

@@ -87,6 +87,7 @@ def _overrides(config: Any, *more: str) -> list[str]:
     return [f"{key}={json.dumps(value)}" for key, value in config.model_dump(mode="json").items()] + list(more)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [1, 4])
 def test_a_resumed_run_has_the_dumps_of_an_unbroken_one(
     tmp_path: Path, tiny_checkpoint: Path, scenes: Path, monkeypatch: pytest.MonkeyPatch, stop: int
