@@ -43,9 +43,10 @@ lint: $(INSTALLED) ## Check style, format and types
 	$(BIN)/mypy
 	MYPYPATH=src:benchmarks:tests $(BIN)/mypy benchmarks tools
 
-docs: $(INSTALLED) ## Write the generated pages: docs/dev/code.md, docs/reference/config.md
+docs: $(INSTALLED) ## Write what is generated: docs/dev/code.md, docs/reference/config.md and the tables of records.md
 	$(BIN)/python tools/code_map.py
 	$(BIN)/apiece config --reference --out docs/reference/config.md --overwrite
+	APIECE_PIN=1 $(BIN)/python -m pytest tests/dumps/test_entry.py -k page_shows_this_form
 
 bench: $(INSTALLED) ## Run every benchmark with short settings
 	@set -e; for script in $(filter-out benchmarks/common.py benchmarks/dictated.py benchmarks/proportions.py,$(sort $(wildcard benchmarks/*.py))); do echo "== $$script"; $(BIN)/python $$script --quick; done

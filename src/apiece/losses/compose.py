@@ -138,7 +138,7 @@ class Objective:
         text = token_ce(logits.text_RV, logits.text_target_R, logits.text_role_R)
         slot_SK = at_least_float32(logits.slot_SK)
         geo = self._bbox_geo(slot_SK, target_bin_S)
-        reg = self._coord_reg(slot_SK, target_bin_S, logits.slot_log_mass_S)
+        reg = self._coord_reg(slot_SK, target_bin_S)
         terms = [
             LossTerm("token_ce/struct", weights.struct, text[Role.STRUCT], Per.TOKENS),
             LossTerm("token_ce/desc", weights.desc, text[Role.DESC], Per.TOKENS),
@@ -169,7 +169,7 @@ class Objective:
             "ciou": (1 - box.ciou(boxes, truth)).sum(),
         }
 
-    def _coord_reg(self, slot_SK: Tensor, target_bin_S: Tensor, log_mass_S: Tensor | None) -> dict[str, Tensor]:
+    def _coord_reg(self, slot_SK: Tensor, target_bin_S: Tensor) -> dict[str, Tensor]:
         c = self.config.coord_reg.config
         logits_SK = slot_SK / c.temperature
         targets = coord.soft_targets(self.num_bins, c.target_sigma, c.target_truncate, slot_SK.device, slot_SK.dtype)
